@@ -1,0 +1,49 @@
+# Two commands set up everything on a fresh machine: `make demo` and `make test`.
+# Needed beforehand: Python >= 3.11 with venv, gcc/g++ >= 12, git, make. CMake and Ninja come as wheels.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
+
+.PHONY: help demo test build lint types format wheel-test docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(STAMP): pyproject.toml $(NATIVE_SOURCES) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+build: $(STAMP)  ## create the environment and build the operator library
+
+demo: build  ## compress a trained model and print size, speed and accuracy before and after
+	$(BIN)/python models/demo.py
+
+test: build  ## run the tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lint: build  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: build  ## mypy on the package
+	$(BIN)/mypy
+
+format: build  ## rewrite the sources in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel-test: build  ## build the wheel and test it installed, away from the checkout; then one built without a compiler
+	$(BIN)/python tests/wheel_check.py
+
+docs: build  ## regenerate the pages made from code
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove everything that was built
+	rm -rf $(VENV) build dist out runtime/lib

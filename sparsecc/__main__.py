@@ -1,0 +1,7 @@
+"""``python -m sparsecc``."""
+
+from __future__ import annotations
+
+from sparsecc.cli.main import main
+
+main()
