@@ -1,0 +1,29 @@
+"""Patterns of zeros, exact-count masks and the packed weight format. Knows NumPy only, no ONNX.
+
+A weight is always a matrix ``[N, K]``: N outputs by K inputs, the reduction running along K.
+*Pattern* is about which entries are zero, *layout* is about bytes; density = kept / total and
+sparsity = 1 - density.
+"""
+
+from __future__ import annotations
+
+from sparsecc.sparse.detect import BLOCK_WORTH, GROUP_WORTH, density, detect, matches
+from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
+from sparsecc.sparse.mask import Scope, keep_mask
+from sparsecc.sparse.pattern import Pattern
+from sparsecc.sparse.tensor import LAYOUT_VERSION, SparseTensor
+
+__all__ = [
+    "BLOCK_WORTH",
+    "GROUP_WORTH",
+    "LAYOUT_VERSION",
+    "Pattern",
+    "Scope",
+    "SparseTensor",
+    "density",
+    "detect",
+    "keep_mask",
+    "matches",
+    "pack_gaps",
+    "unpack_gaps",
+]
