@@ -1,0 +1,153 @@
+"""The names of the sparse operators, and the making of their nodes.
+
+Only what a rewriting pass needs to write a node down; what the operators mean (function bodies, shape
+rule, reference) is in ``sparsecc.emit.schema``, which takes its names from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from sparsecc.ir.geometry import ConvGeometry
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
+
+__all__ = [
+    "ACTIVATIONS",
+    "DOMAIN",
+    "DOMAIN_VERSION",
+    "FAMILIES",
+    "family_name",
+    "sparse_op_node",
+]
+
+DOMAIN = "ai.sparsecc"
+DOMAIN_VERSION = 1
+
+FAMILIES = ("SparseMatMul", "SparseConv", "BlockSparseMatMul", "BlockSparseConv")
+"""Operator families; the operator's name is the family's followed by the activation's."""
+
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "Relu": (),
+    "LeakyRelu": ("alpha",),
+    "Clip": ("lo", "hi"),
+    "Sigmoid": (),
+    "Tanh": (),
+    "Gelu": (),
+    "GeluTanh": (),
+    "Silu": (),
+    "HardSwish": (),
+}
+"""Fused activations by name suffix, with the parameters each takes."""
+
+
+def family_name(pattern: Pattern, *, conv: bool) -> str:
+    """Return which operator family stores a weight of ``pattern``."""
+    return ("Block" if pattern.kind == "block" else "") + ("SparseConv" if conv else "SparseMatMul")
+
+
+def sparse_op_node(
+    graph: ir.Graph,
+    x: ir.Value | None,
+    weight: SparseTensor,
+    *,
+    name: str,
+    bias: NDArray[np.float32] | None = None,
+    activation: str = "",
+    parameters: Mapping[str, float] | None = None,
+    weight_shape: Sequence[int] | None = None,
+    conv: ConvGeometry | None = None,
+    share: ir.Node | None = None,
+) -> ir.Node:
+    """Return a new operator node, not yet in ``graph``, whose constants are initializers of ``graph``.
+
+    ``y = activation(x W^T + bias)``; with ``conv`` a convolution of ``x`` by W.
+
+    Args:
+        graph: the graph (or subgraph) which the node will be put into. onnxruntime hands a kernel only the
+            constants of the node's own graph, so the packed weight goes there too.
+        x: float32, ``[..., K]``, or ``[B, C, H, W]`` or ``[B, C, L]`` with ``conv``.
+        weight: the packed matrix ``[N, K]``; K runs over (Cin / group, kernel...) with ``conv``.
+        name: name of the node and prefix of its initializers.
+        bias: ``[N]``; ``None`` is zeros.
+        activation: a key of ``ACTIVATIONS``.
+        parameters: exactly the numbers that ``ACTIVATIONS`` lists for it.
+        weight_shape: the original ``[Cout, Cin / group, kernel...]``; needed with ``conv``.
+        conv: geometry of a convolution; ``None`` makes a matrix multiplication.
+        share: an operator node of the same graph with the same weight, whose packed tensors are used again.
+
+    Raises:
+        ValueError: the arguments do not fit together (a mistake of the calling pass).
+    """
+    wanted = ACTIVATIONS[activation]
+    parameters = parameters or {}
+    if set(parameters) != set(wanted):
+        raise ValueError(f"activation '{activation}' takes {wanted}, got {tuple(parameters)}")
+    shape = tuple(weight.shape if conv is None else weight_shape or ())
+    if len(shape) < 2 or (shape[0], int(np.prod(shape[1:]))) != weight.shape:
+        raise ValueError(f"weight_shape {shape} is no shape of a packed weight {weight.shape}")
+    bias = np.zeros(shape[0], np.float32) if bias is None else bias.astype(np.float32, copy=False)
+    if bias.shape != shape[:1]:
+        raise ValueError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
+
+    if share is not None:
+        constants = list(share.inputs[1:4])
+    else:
+        constants = [
+            _initializer(graph, f"{name}.values", weight.values),
+            _initializer(graph, f"{name}.indices", weight.indices),
+            _initializer(graph, f"{name}.shape", np.array(shape, np.int64)),
+        ]
+    constants.append(_initializer(graph, f"{name}.bias", bias))
+    if activation == "Clip":
+        constants += [
+            _initializer(graph, f"{name}.{bound}", np.array(parameters[bound], np.float32))
+            for bound in ("lo", "hi")
+        ]
+    attributes = [
+        ir.AttrString("layout", str(weight.pattern)),
+        ir.AttrInt64("layout_version", LAYOUT_VERSION),
+    ]
+    if activation == "LeakyRelu":
+        attributes.append(ir.AttrFloat32("alpha", parameters["alpha"]))
+    if conv is not None:
+        attributes += _conv_attributes(conv)
+    return ir.Node(
+        DOMAIN,
+        family_name(weight.pattern, conv=conv is not None) + activation,
+        [x, *constants],
+        attributes,
+        name=name,
+        version=DOMAIN_VERSION,
+    )
+
+
+def _conv_attributes(conv: ConvGeometry) -> list[ir.Attr]:
+    if conv.pads is None:
+        raise ValueError("a sparse convolution needs explicit pads")
+    return [
+        ir.AttrInt64s("strides", list(conv.strides)),
+        ir.AttrInt64s("pads", list(conv.pads)),
+        ir.AttrInt64s("dilations", list(conv.dilations)),
+        ir.AttrInt64("group", conv.group),
+    ]
+
+
+def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    unique = name
+    number = 1
+    while unique in graph.initializers:
+        unique = f"{name}.{number}"
+        number += 1
+    value = ir.Value(
+        name=unique,
+        const_value=ir.Tensor(array, name=unique),
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+    )
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,121 @@
+"""From an operand back to the constant it reads, and from a constant to all its readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir
+
+__all__ = ["QUANTISED_LATER", "RefusedError", "all_readers", "refuse_matmul", "trace_back"]
+
+QUANTISED_LATER = "quantised weights: later"
+
+
+class RefusedError(Exception):
+    """A node or weight is no site; the text is the reason."""
+
+
+def refuse_matmul(node: onnx_ir.Node) -> None:
+    """Say it better for a MatMul, whose operands are both data as a rule (attention)."""
+    left, right = node.inputs[0], node.inputs[1]
+    try:
+        trace_back(left)
+    except RefusedError:
+        producer = right.producer() if right is not None else None
+        if producer is not None and not _is_constant(producer):
+            raise RefusedError("both operands are computed at run time") from None
+        return
+    raise RefusedError("the constant is the left operand; only weights on the right are supported")
+
+
+def trace_back(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, bool]:
+    """Return the constant that ``value`` hands on, and whether a Transpose flips it on the way.
+
+    Raises:
+        RefusedError: it is no constant, or not plainly one.
+    """
+    flipped = False
+    while value is not None and (producer := value.producer()) is not None:
+        if producer.domain == "" and producer.op_type == "Constant":
+            attr = producer.attributes.get("value")
+            if attr is None or attr.is_ref():
+                raise RefusedError("weight is a Constant without a fixed tensor")
+            return value, flipped
+        if not _passes_through(producer):
+            raise RefusedError(_why_computed(producer))
+        flipped ^= producer.op_type == "Transpose"
+        value = producer.inputs[0]
+    if value is None:
+        raise RefusedError("weight is missing")
+    if value.const_value is None:
+        raise RefusedError(
+            "weight is an input of the graph or function: make it constant, or inline the function"
+        )
+    if value.is_graph_input():
+        raise RefusedError(
+            "weight is also a graph input, so a caller may override it: remove it from the inputs"
+        )
+    return value, flipped
+
+
+def _why_computed(producer: onnx_ir.Node) -> str:
+    if not _is_constant(producer):
+        return f"weight is computed at run time by {producer.op_type}"
+    if producer.op_type == "DequantizeLinear":
+        return QUANTISED_LATER
+    return f"weight is a constant that goes through {producer.op_type}: fold constants first (pass tidy)"
+
+
+def _is_constant(producer: onnx_ir.Node) -> bool:
+    """Whether the node's result depends on constants only."""
+    pending, seen = [producer], {producer}
+    while pending:
+        node = pending.pop()
+        for value in node.inputs:
+            if value is None or value.const_value is not None:
+                continue
+            if (before := value.producer()) is None:
+                return False
+            if before not in seen:
+                seen.add(before)
+                pending.append(before)
+    return True
+
+
+def _passes_through(node: onnx_ir.Node) -> bool:
+    """Whether the node hands a matrix on as it is, or transposed."""
+    if node.domain != "":
+        return False
+    if node.op_type == "Identity":
+        return True
+    perm = node.attributes.get("perm")
+    return node.op_type == "Transpose" and (
+        tuple(perm.as_ints()) == (1, 0) if perm is not None else _rank(node.inputs[0]) == 2
+    )
+
+
+def _rank(value: onnx_ir.Value | None) -> int | None:
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return len(value.const_value.shape)
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+        return len(producer.attributes["value"].as_tensor().shape)
+    return len(value.shape) if value.shape is not None else None
+
+
+def all_readers(weight: onnx_ir.Value) -> Iterator[tuple[onnx_ir.Node, int]]:
+    """Yield every (node, input) the constant ends up in, beyond Identity and Transpose."""
+    pending = [weight]
+    while pending:
+        value = pending.pop()
+        if value.is_graph_output():
+            raise RefusedError(f"weight {weight.name!r} is also an output of the graph")
+        for node, index in value.uses():
+            if node.graph is None:
+                continue  # removed from its graph without being detached
+            if _passes_through(node):
+                pending.append(node.outputs[0])
+            else:
+                yield node, index
