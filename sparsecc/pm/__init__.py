@@ -1,0 +1,53 @@
+"""The pass manager: passes, pipelines, registry, context, instruments, reports."""
+
+from __future__ import annotations
+
+from sparsecc.pm.base import OptionInfo, Pass, summary_of
+from sparsecc.pm.context import (
+    CalibrationSource,
+    CostSource,
+    PassContext,
+    Progress,
+    SiteOverride,
+    SiteSettings,
+    no_progress,
+)
+from sparsecc.pm.instruments import (
+    DumpInstrument,
+    Instrument,
+    StopAfterInstrument,
+    TimingInstrument,
+    VerifyEachInstrument,
+)
+from sparsecc.pm.pipeline import Pipeline
+from sparsecc.pm.registry import PassInfo, get_pass, list_passes, pass_names
+from sparsecc.pm.report import Change, Number, PassReport, Skip
+from sparsecc.pm.sites import select_sites
+
+__all__ = [
+    "CalibrationSource",
+    "Change",
+    "CostSource",
+    "DumpInstrument",
+    "Instrument",
+    "Number",
+    "OptionInfo",
+    "Pass",
+    "PassContext",
+    "PassInfo",
+    "PassReport",
+    "Pipeline",
+    "Progress",
+    "SiteOverride",
+    "SiteSettings",
+    "Skip",
+    "StopAfterInstrument",
+    "TimingInstrument",
+    "VerifyEachInstrument",
+    "get_pass",
+    "list_passes",
+    "no_progress",
+    "pass_names",
+    "select_sites",
+    "summary_of",
+]

@@ -1,0 +1,169 @@
+"""What is around a run: target, calibration, costs, seed, overrides, instruments. Passed, never global."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import SpecError
+from sparsecc.sparse import Pattern
+from sparsecc.target import Target
+
+if TYPE_CHECKING:
+    from sparsecc.ir import Model, Site
+    from sparsecc.pm.base import Pass
+    from sparsecc.pm.instruments import Instrument
+
+__all__ = [
+    "CalibrationSource",
+    "CostSource",
+    "PassContext",
+    "Progress",
+    "SiteOverride",
+    "SiteSettings",
+    "no_progress",
+]
+
+
+class Progress(Protocol):
+    """Told how far long work is; a command line draws a bar, a library ignores it."""
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """``done`` of ``total`` steps are finished; ``done == total`` ends the bar."""
+
+
+def no_progress(description: str, done: int, total: int) -> None:
+    """Ignore progress."""
+
+
+class CalibrationSource(Protocol):
+    """Statistics of what each site reads, measured on calibration inputs.
+
+    ``X`` is the matrix of reduction vectors a site sees: rows of its input for MatMul and Gemm, unfolded
+    patches (order cin, kh, kw) for Conv, hidden states for the recurrent weight of LSTM and GRU.
+    """
+
+    def mean_square(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
+        """Return by site name the mean of ``X**2`` by column: ``[K]``, ``[groups, K]`` for a grouped Conv.
+
+        A site that cannot be measured (inside a subgraph, never executed) is left out.
+        """
+
+    def gram(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
+        """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
+
+
+class CostSource(Protocol):
+    """Times measured on the target; what was measured before is not measured again."""
+
+    def site_times_ms(self, model: Model, site: Site, patterns: Sequence[Pattern]) -> Mapping[str, float]:
+        """Return the milliseconds of one run of the site, by ``dense`` and by ``str`` of each pattern."""
+
+    def relative_time(self, model: Model, sites: frozenset[str]) -> float:
+        """Return time of the model with the named sites lowered / time of the dense model."""
+
+
+@dataclass(frozen=True)
+class SiteOverride:
+    """Settings for the sites whose name matches; fields left ``None`` keep what the pass says.
+
+    Attributes:
+        match: glob on the site name, or ``re:`` and a regular expression searched in it.
+        pattern: pattern to prune to.
+        sparsity: fraction to remove, in [0, 1).
+        skip: leave the site alone.
+    """
+
+    match: str
+    pattern: Pattern | None = None
+    sparsity: float | None = None
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise SpecError(f"override '{self.match}': sparsity must be in [0, 1), got {self.sparsity}")
+        if not self.skip and self.pattern is None and self.sparsity is None:
+            raise SpecError(f"override '{self.match}' changes nothing; give pattern, sparsity or skip = true")
+        self.applies_to("")  # a bad regular expression is refused here, before the slow part
+
+    def applies_to(self, name: str) -> bool:
+        """Whether ``match`` selects the site of this name."""
+        from sparsecc.ir import name_matches
+
+        return name_matches(self.match, name)
+
+
+def _implies_sparsity(pattern: Pattern | None) -> bool:
+    return pattern is not None and pattern.kind in ("nm", "dense")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """What a pass should do with one site, after overrides."""
+
+    pattern: Pattern | None
+    sparsity: float | None
+    skip: bool = False
+
+
+@dataclass
+class PassContext:
+    """Everything a pass may use beside the model and its own options.
+
+    Attributes:
+        seed: root of all randomness; use ``rng``.
+        calibration: statistics source, or ``None`` when the caller gave no data.
+        costs: measured times, or ``None``.
+        target: the machine the model is for.
+        threads: threads the model will run on, 0 for all cores of the target.
+        overrides: per-site settings; where two match, the later wins field by field.
+        instruments: called around every pass.
+        progress: told how far long work is.
+    """
+
+    seed: int = 0
+    calibration: CalibrationSource | None = None
+    costs: CostSource | None = None
+    target: Target = field(default_factory=Target)
+    threads: int = 0
+    overrides: tuple[SiteOverride, ...] = ()
+    instruments: list[Instrument] = field(default_factory=list)
+    progress: Progress = no_progress
+
+    def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
+        """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.
+
+        An override to a pattern that implies its own sparsity (N:M, dense) drops the sparsity of the pass.
+
+        Raises:
+            SpecError: an override asks a sparsity of a site whose pattern implies another.
+        """
+        name = site if isinstance(site, str) else site.name
+        pattern: Pattern | None = getattr(pass_, "pattern", None)
+        sparsity: float | None = getattr(pass_, "sparsity", None)
+        skip = False
+        for override in self.overrides:
+            if not override.applies_to(name):
+                continue
+            if override.pattern is not None:
+                pattern = override.pattern
+                sparsity = None if _implies_sparsity(pattern) else sparsity
+            if override.sparsity is not None:
+                sparsity = override.sparsity
+                if _implies_sparsity(pattern):
+                    raise SpecError(
+                        f"override '{override.match}' asks sparsity {sparsity} of '{name}', whose pattern "
+                        f"{pattern} implies its own; give the override another pattern or no sparsity"
+                    )
+            skip = override.skip
+        return SiteSettings(pattern, sparsity, skip)
+
+    def rng(self, *key: str) -> np.random.Generator:
+        """Return the generator of this seed for this key, the same whatever ran before."""
+        digest = hashlib.sha256("\x00".join(key).encode()).digest()
+        return np.random.default_rng([self.seed, int.from_bytes(digest[:8], "little")])

@@ -1,0 +1,96 @@
+"""Recipes on disk: TOML with the pipeline as a list of specs and per-site overrides.
+
+pipeline = ["tidy", "prune-magnitude{pattern=2:4}"]
+
+[[override]]
+match = "re:.*classifier.*"
+skip = true
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+from sparsecc.errors import SpecError
+from sparsecc.pm.context import SiteOverride
+from sparsecc.sparse import Pattern
+from sparsecc.target.spec import suggestion
+
+__all__ = ["format_recipe", "parse_recipe"]
+
+
+_OVERRIDE_TYPES: dict[str, tuple[type, ...]] = {
+    "match": (str,),
+    "pattern": (str,),
+    "sparsity": (float, int),
+    "skip": (bool,),
+}
+
+
+def parse_recipe(text: str, source: str) -> tuple[list[str], tuple[SiteOverride, ...]]:
+    """Return the pass specs and overrides of a recipe; ``source`` names it in errors.
+
+    Raises:
+        SpecError: not TOML, an unknown key, or a value of the wrong type.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{source}: not a TOML recipe: {error}") from error
+    _refuse_unknown(document, ("pipeline", "override"), source)
+    specs = document.get("pipeline")
+    if not isinstance(specs, list) or not all(isinstance(item, str) for item in specs):
+        raise SpecError(f'{source}: needs pipeline = ["tidy", ...], a list of pass specs')
+    overrides = document.get("override", [])
+    if not isinstance(overrides, list):
+        raise SpecError(f"{source}: override must be a list of tables; write [[override]] with two brackets")
+    return specs, tuple(
+        _parse_override(table, f"{source}: override {i + 1}") for i, table in enumerate(overrides)
+    )
+
+
+def format_recipe(specs: Sequence[str], overrides: Sequence[SiteOverride]) -> str:
+    """Return the TOML text that ``parse_recipe`` reads back."""
+    lines = ["pipeline = ["] + [f"  {_basic_string(spec)}," for spec in specs] + ["]"]
+    for item in overrides:
+        lines += ["", "[[override]]", f"match = {_basic_string(item.match)}"]
+        if item.pattern is not None:
+            lines.append(f"pattern = {_basic_string(str(item.pattern))}")
+        if item.sparsity is not None:
+            lines.append(f"sparsity = {float(item.sparsity)!r}")
+        if item.skip:
+            lines.append("skip = true")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_override(table: dict[str, Any], where: str) -> SiteOverride:
+    _refuse_unknown(table, _OVERRIDE_TYPES, where)
+    if "match" not in table:
+        raise SpecError(f'{where}: needs match = "GLOB" or match = "re:EXPRESSION"')
+    for key, value in table.items():
+        if not isinstance(value, _OVERRIDE_TYPES[key]) or (isinstance(value, bool) and key != "skip"):
+            wanted = {"sparsity": "a number", "skip": "true or false"}.get(key, "text in quotes")
+            raise SpecError(f"{where}: {key} must be {wanted}, got {value!r}")
+    pattern = Pattern.parse(table["pattern"]) if "pattern" in table else None
+    sparsity = float(table["sparsity"]) if "sparsity" in table else None
+    return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False))
+
+
+def _refuse_unknown(table: dict[str, Any], known: Sequence[str] | dict[str, Any], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise SpecError(
+                f"{where}: unknown key '{key}'{suggestion(key, known)}; known: {', '.join(known)}"
+            )
+
+
+def _basic_string(text: str) -> str:
+    """Return a TOML basic string; control characters and the two specials are escaped."""
+    named = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    escaped = [
+        named.get(char) or (f"\\u{ord(char):04X}" if ord(char) < 32 or ord(char) == 127 else char)
+        for char in text
+    ]
+    return '"' + "".join(escaped) + '"'

@@ -1,0 +1,7 @@
+"""Targets: what the machine that will run the model can do. Knows no ONNX."""
+
+from __future__ import annotations
+
+from sparsecc.target.target import TARGET_NAMES, Target
+
+__all__ = ["TARGET_NAMES", "Target"]
