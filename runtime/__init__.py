@@ -1,0 +1,20 @@
+"""The native operator library: finding it, registering it with onnxruntime, calling it directly.
+
+A machine that only runs models needs this package and the library, nothing else of sparsecc.
+"""
+
+from __future__ import annotations
+
+from sparsecc.runtime.capi import ConvGeometry, NativeConv, NativeMatMul, isas, library_version
+from sparsecc.runtime.native import get_library_path, load, register
+
+__all__ = [
+    "ConvGeometry",
+    "NativeConv",
+    "NativeMatMul",
+    "get_library_path",
+    "isas",
+    "library_version",
+    "load",
+    "register",
+]

@@ -1,0 +1,315 @@
+"""The operator library's C interface from Python: packed weights run on NumPy arrays, without onnxruntime.
+
+The interface is ``runtime/csrc/include/sparsecc/c_api.h``; the structures here mirror it field by field.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import ModelError, RuntimeMissingError, UsageError
+from sparsecc.runtime.native import get_library_path
+
+__all__ = [
+    "ACTIVATION_CODES",
+    "ConvGeometry",
+    "NativeConv",
+    "NativeMatMul",
+    "isas",
+    "library_version",
+]
+
+_ERROR_SIZE = 512
+
+ACTIVATION_CODES: Mapping[str, int] = {
+    name: code
+    for code, name in enumerate(
+        ("", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish")
+    )
+}
+"""``sparsecc_activation`` by operator name suffix."""
+
+
+class _WeightDesc(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("layout_version", ctypes.c_int32),
+        ("layout", ctypes.c_char_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("value_count", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("index_bytes", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("activation", ctypes.c_int),
+        ("alpha", ctypes.c_float),
+        ("beta", ctypes.c_float),
+        ("isa", ctypes.c_char_p),
+    )
+
+
+class _Geometry(ctypes.Structure):
+    _fields_ = (
+        ("groups", ctypes.c_int64),
+        ("kernel", ctypes.c_int64 * 2),
+        ("stride", ctypes.c_int64 * 2),
+        ("dilation", ctypes.c_int64 * 2),
+        ("pad_begin", ctypes.c_int64 * 2),
+        ("pad_end", ctypes.c_int64 * 2),
+    )
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Geometry of a 2-D convolution, (height, width) pairs."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    pad_begin: tuple[int, int] = (0, 0)
+    pad_end: tuple[int, int] = (0, 0)
+    groups: int = 1
+
+
+@cache
+def _library(path: str) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise RuntimeMissingError(
+            f"the operator library cannot be loaded: {error} (rebuild with `make build`)"
+        ) from error
+    pointer, count, error_text = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "sparsecc_isas": (ctypes.c_char_p, ()),
+        "sparsecc_version": (ctypes.c_char_p, ()),
+        "sparsecc_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
+        "sparsecc_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
+        "sparsecc_matmul_kernel": (ctypes.c_char_p, (pointer, count)),
+        "sparsecc_matmul_destroy": (None, (pointer,)),
+        "sparsecc_conv_create": (ctypes.c_int, (pointer, pointer, pointer, *error_text)),
+        "sparsecc_conv_output_size": (ctypes.c_int, (pointer, pointer, pointer, *error_text)),
+        "sparsecc_conv_run": (
+            ctypes.c_int,
+            (pointer, pointer, count, count, count, count, pointer, pointer, *error_text),
+        ),
+        "sparsecc_conv_kernel": (ctypes.c_char_p, (pointer,)),
+        "sparsecc_conv_destroy": (None, (pointer,)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def isas() -> tuple[str, ...]:
+    """Return the instruction sets that the library has kernels for and this machine can run, best first.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+    return tuple(_library(get_library_path()).sparsecc_isas().decode().split())
+
+
+def library_version() -> str:
+    """Return the version of the library, such as ``0.1.0``.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+    return str(_library(get_library_path()).sparsecc_version().decode())
+
+
+class _NativeOp:
+    """One packed weight in the library's own form. Use as a context manager, or call ``close``."""
+
+    _family: str
+
+    def __init__(
+        self,
+        layout: str,
+        shape: tuple[int, int],
+        values: NDArray[np.float32],
+        indices: NDArray[np.uint8],
+        *,
+        bias: NDArray[np.float32] | None,
+        activation: str,
+        alpha: float,
+        beta: float,
+        isa: str | None,
+        layout_version: int,
+        geometry: _Geometry | None = None,
+    ) -> None:
+        self._handle = ctypes.c_void_p()
+        self._library = _library(get_library_path())
+        if bias is not None and bias.shape != shape[:1]:
+            raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
+        # Everything is copied by the library; these only have to live until it returns.
+        held_values = np.ascontiguousarray(values, np.float32)
+        held_indices = np.ascontiguousarray(indices, np.uint8)
+        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        desc = _WeightDesc(
+            ctypes.sizeof(_WeightDesc), layout_version, layout.encode(), *shape,
+            held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
+            None if held_bias is None else held_bias.ctypes.data,
+            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
+        )  # fmt: skip
+        arguments = [desc] if geometry is None else [desc, geometry]
+        self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)
+
+    def _call(self, function: str, *arguments: Any, fault: type[Exception] = UsageError) -> None:
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        if getattr(self._library, f"sparsecc_{self._family}_{function}")(*arguments, error, _ERROR_SIZE):
+            raise fault(error.value.decode(errors="replace"))
+
+    def close(self) -> None:
+        """Free the packed weight. Calling it again does nothing."""
+        if self._handle:
+            getattr(self._library, f"sparsecc_{self._family}_destroy")(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class NativeMatMul(_NativeOp):
+    """``y = act(x W^T + bias)`` by the library's kernel, on the calling thread, without onnxruntime.
+
+    Args:
+        layout: ``unstructured``, ``N:M`` or ``RxC``.
+        shape: (N outputs, K inputs).
+        values: float32, the kept values (``[blocks, R, C]`` or flat).
+        indices: uint8, the gap stream.
+        bias: ``[N]`` or ``None``.
+        activation: a key of ``ACTIVATION_CODES``.
+        alpha: slope of LeakyRelu, lower bound of Clip.
+        beta: upper bound of Clip.
+        isa: one of ``isas()``; ``None`` is the best (or ``SPARSECC_ISA``).
+        layout_version: version of the packed format.
+
+    Raises:
+        ModelError: the packed weight is malformed; the message is the library's.
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+
+    _family = "matmul"
+
+    def __init__(
+        self,
+        layout: str,
+        shape: tuple[int, int],
+        values: NDArray[np.float32],
+        indices: NDArray[np.uint8],
+        *,
+        bias: NDArray[np.float32] | None = None,
+        activation: str = "",
+        alpha: float = 0.0,
+        beta: float = 0.0,
+        isa: str | None = None,
+        layout_version: int = 1,
+    ) -> None:
+        self.shape = shape
+        super().__init__(
+            layout, shape, values, indices, bias=bias, activation=activation, alpha=alpha, beta=beta,
+            isa=isa, layout_version=layout_version,
+        )  # fmt: skip
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return y, ``[..., N]``, of x, float32 ``[..., K]``.
+
+        Raises:
+            UsageError: x does not fit.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            raise UsageError(f"x has shape {x.shape}, expected a last dimension of {self.shape[1]}")
+        y = np.empty((*x.shape[:-1], self.shape[0]), np.float32)
+        rows = x.size // self.shape[1]
+        self._call("run", self._handle, x.ctypes.data, rows, y.ctypes.data, None)
+        return y
+
+    def kernel(self, rows: int) -> str:
+        """Return the name of the kernel that would run for that many rows of x."""
+        return str(self._library.sparsecc_matmul_kernel(self._handle, rows).decode())
+
+
+class NativeConv(_NativeOp):
+    """A convolution by the library's kernel, on the calling thread, without onnxruntime.
+
+    Args:
+        layout: as in ``NativeMatMul``.
+        shape: (Cout, Cin / groups * kh * kw).
+        values: as in ``NativeMatMul``.
+        indices: as in ``NativeMatMul``.
+        geometry: kernel, strides, pads, dilations, groups.
+        bias: ``[Cout]`` or ``None``.
+        activation: as in ``NativeMatMul``.
+        alpha: as in ``NativeMatMul``.
+        beta: as in ``NativeMatMul``.
+        isa: as in ``NativeMatMul``.
+        layout_version: as in ``NativeMatMul``.
+
+    Raises:
+        ModelError: the packed weight or the geometry is malformed; the message is the library's.
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+
+    _family = "conv"
+
+    def __init__(
+        self,
+        layout: str,
+        shape: tuple[int, int],
+        values: NDArray[np.float32],
+        indices: NDArray[np.uint8],
+        geometry: ConvGeometry,
+        *,
+        bias: NDArray[np.float32] | None = None,
+        activation: str = "",
+        alpha: float = 0.0,
+        beta: float = 0.0,
+        isa: str | None = None,
+        layout_version: int = 1,
+    ) -> None:
+        self.shape = shape
+        self.channels = shape[1] // (geometry.kernel[0] * geometry.kernel[1]) * geometry.groups
+        super().__init__(
+            layout, shape, values, indices, bias=bias, activation=activation, alpha=alpha, beta=beta,
+            isa=isa, layout_version=layout_version,
+            geometry=_Geometry(geometry.groups, geometry.kernel, geometry.stride, geometry.dilation,
+                               geometry.pad_begin, geometry.pad_end),
+        )  # fmt: skip
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return y, ``[B, Cout, H', W']``, of x, float32 ``[B, C, H, W]``.
+
+        Raises:
+            UsageError: x does not fit.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise UsageError(f"x has shape {x.shape}, expected [B,{self.channels},H,W]")
+        size = (ctypes.c_int64 * 2)()
+        self._call("output_size", self._handle, (ctypes.c_int64 * 2)(*x.shape[2:]), size)
+        y = np.empty((x.shape[0], self.shape[0], *size), np.float32)
+        self._call("run", self._handle, x.ctypes.data, *x.shape, y.ctypes.data, None)
+        return y
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that runs."""
+        return str(self._library.sparsecc_conv_kernel(self._handle).decode())

@@ -1,0 +1,98 @@
+#include "sparsecc/c_api.h"
+
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "common.h"
+#include "isa.h"
+#include "operator.h"
+
+namespace {
+
+int fail(char* error, size_t error_size, const char* message) {
+  if (error != nullptr && error_size > 0) std::snprintf(error, error_size, "%s", message);
+  return 1;
+}
+
+// Runs a body that may throw and turns what it throws into the C convention.
+template <class Body>
+int guard(char* error, size_t error_size, const Body& body) noexcept {
+  if (error != nullptr && error_size > 0) error[0] = '\0';
+  try {
+    body();
+    return 0;
+  } catch (const sparsecc::Failure& failure) {
+    return fail(error, error_size, failure.message.c_str());
+  } catch (const std::bad_alloc&) {
+    return fail(error, error_size, "out of memory");
+  } catch (const std::exception& other) {
+    return fail(error, error_size, other.what());
+  }
+}
+
+void require(bool good, const char* message) {
+  if (!good) throw sparsecc::Failure{message};
+}
+
+}  // namespace
+
+int sparsecc_matmul_create(const sparsecc_weight_desc* weight, sparsecc_matmul** out, char* error,
+                           size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(weight != nullptr && out != nullptr, "weight and out must not be null");
+    *out = nullptr;
+    *out = new sparsecc_matmul(*weight);
+  });
+}
+
+int sparsecc_matmul_run(const sparsecc_matmul* op, const float* x, int64_t rows, float* y,
+                        const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(op != nullptr, "op must not be null");
+    require(rows >= 0 && rows <= (int64_t{1} << 40), "rows is negative or too large");
+    require(rows == 0 || (y != nullptr && (x != nullptr || op->inputs() == 0)), "x and y must not be null");
+    op->run(x, rows, y, executor);
+  });
+}
+
+void sparsecc_matmul_destroy(sparsecc_matmul* op) { delete op; }
+
+int sparsecc_conv_create(const sparsecc_weight_desc* weight, const sparsecc_conv_geometry* geometry,
+                         sparsecc_conv** out, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(weight != nullptr && geometry != nullptr && out != nullptr,
+            "weight, geometry and out must not be null");
+    *out = nullptr;
+    *out = new sparsecc_conv(*weight, *geometry);
+  });
+}
+
+int sparsecc_conv_output_size(const sparsecc_conv* op, const int64_t in_hw[2], int64_t out_hw[2], char* error,
+                              size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(op != nullptr && in_hw != nullptr && out_hw != nullptr, "op, in_hw and out_hw must not be null");
+    op->output_size(in_hw, out_hw);
+  });
+}
+
+int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch, int64_t channels, int64_t height,
+                      int64_t width, float* y, const sparsecc_executor* executor, char* error,
+                      size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(op != nullptr, "op must not be null");
+    require(batch == 0 || (x != nullptr && y != nullptr), "x and y must not be null");
+    op->run(x, batch, channels, height, width, y, executor);
+  });
+}
+
+void sparsecc_conv_destroy(sparsecc_conv* op) { delete op; }
+
+const char* sparsecc_isas(void) { return sparsecc::isa_list(); }
+
+const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows) { return op->kernel(rows); }
+
+const char* sparsecc_conv_kernel(const sparsecc_conv* op) { return op->kernel(); }
+
+const char* sparsecc_version(void) { return SPARSECC_VERSION; }

@@ -1,0 +1,276 @@
+// NCHW convolution as a sparse product over flattened output pixels: for a chunk of pixels, the
+// values of every (channel, kernel row, kernel column) are laid side by side in a panel that stays in
+// cache (never the whole im2col matrix), and the matmul kernels run on that panel.
+#include <algorithm>
+#include <climits>
+#include <cstring>
+#include <string>
+
+#include "common.h"
+#include "operator.h"
+#include "schedule.h"
+
+using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies outside the namespace
+
+namespace {
+
+constexpr int64_t kMaxGeometry = int64_t{1} << 20;
+constexpr int64_t kPanelBytes = 256 * 1024;
+constexpr int64_t kSumOutputs = 1024;
+constexpr int64_t kSlack = 64;  // floats that may be read past the end of padded input
+
+std::string show(int64_t number) { return std::to_string(number); }
+
+void require(bool good, const char* what, int64_t value) {
+  if (!good) throw Failure{std::string("convolution ") + what + " is out of range: " + show(value)};
+}
+
+void check_geometry(const sparsecc_conv_geometry& g, const Weight& weight) {
+  require(g.groups >= 1 && weight.outputs % g.groups == 0, "groups (must divide outputs)", g.groups);
+  for (int i = 0; i < 2; ++i) {
+    require(g.kernel[i] >= 1 && g.kernel[i] <= kMaxGeometry, "kernel", g.kernel[i]);
+    require(g.stride[i] >= 1 && g.stride[i] <= kMaxGeometry, "stride", g.stride[i]);
+    require(g.dilation[i] >= 1 && g.dilation[i] <= kMaxGeometry, "dilation", g.dilation[i]);
+    require(g.pad_begin[i] >= 0 && g.pad_begin[i] <= kMaxGeometry, "pad_begin", g.pad_begin[i]);
+    require(g.pad_end[i] >= 0 && g.pad_end[i] <= kMaxGeometry, "pad_end", g.pad_end[i]);
+  }
+  require(weight.inputs >= 1 && weight.inputs % (g.kernel[0] * g.kernel[1]) == 0,
+          "weight columns (must be channels * kernel)", weight.inputs);
+  if (weight.layout.kind == Layout::kBlock && g.groups > 1 &&
+      weight.outputs / g.groups % weight.layout.rows != 0)
+    throw Failure{"blocks of " + show(weight.layout.rows) + " outputs cross the convolution's groups of " +
+                  show(weight.outputs / g.groups) + " outputs"};
+}
+
+// Blocks go through the block kernel only if no register group of outputs crosses a conv group.
+bool blocks_fit(const Weight& weight, int64_t groups) {
+  return has_block_kernel(weight.layout) && (groups == 1 || weight.outputs / groups % weight.layout.rows == 0);
+}
+
+}  // namespace
+
+struct sparsecc_conv::Frame {
+  int64_t batch, in[2], out[2];
+  int64_t pixels;      // of one output plane
+  bool direct;         // x can be read as it is
+  int64_t padded[2];   // size of a plane as it is read
+  int64_t plane() const { return padded[0] * padded[1]; }
+};
+
+sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry)
+    : sparsecc_conv(desc, geometry, read_weight(desc)) {}
+
+sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry,
+                             Weight weight)
+    : geometry_(geometry), linear_(desc, weight) {
+  check_geometry(geometry, weight);
+  channels_ = weight.inputs / (geometry.kernel[0] * geometry.kernel[1]) * geometry.groups;
+  if (blocks_fit(weight, geometry.groups)) {
+    block_.emplace(weight);
+    return;
+  }
+  const Rows rows = expand_rows(weight);
+  const int64_t outputs = weight.outputs / geometry.groups;
+  for (int64_t group = 0; group < geometry.groups; ++group)
+    element_.emplace_back(rows, group * outputs, outputs, element_block_inputs(linear_.kernels));
+}
+
+const char* sparsecc_conv::kernel() const {
+  const size_t isa = static_cast<size_t>(linear_.isa);
+  static constexpr const char* kBlock[] = {"block-generic", "block-avx2", "block-avx512"};
+  static constexpr const char* kElement[] = {"element-generic", "element-avx2", "element-avx512"};
+  return block_.has_value() ? kBlock[isa] : kElement[isa];
+}
+
+void sparsecc_conv::output_size(const int64_t in[2], int64_t out[2]) const {
+  const sparsecc_conv_geometry& g = geometry_;
+  for (int i = 0; i < 2; ++i) {
+    require(in[i] >= 1 && in[i] <= INT_MAX, i == 0 ? "input height" : "input width", in[i]);
+    const int64_t reach = (g.kernel[i] - 1) * g.dilation[i] + 1;
+    const int64_t room = in[i] + g.pad_begin[i] + g.pad_end[i];
+    if (reach > room)
+      throw Failure{"convolution kernel covers " + show(reach) + " of an input of " + show(room) +
+                    " with its padding"};
+    out[i] = (room - reach) / g.stride[i] + 1;
+  }
+}
+
+sparsecc_conv::Frame sparsecc_conv::frame(int64_t batch, int64_t height, int64_t width) const {
+  const sparsecc_conv_geometry& g = geometry_;
+  Frame f{};
+  f.batch = batch;
+  f.in[0] = height;
+  f.in[1] = width;
+  output_size(f.in, f.out);
+  f.pixels = f.out[0] * f.out[1];
+  f.direct = true;
+  for (int i = 0; i < 2; ++i) {
+    f.direct &= g.kernel[i] == 1 && g.stride[i] == 1 && g.pad_begin[i] == 0 && g.pad_end[i] == 0;
+    // Only what is read: the right and bottom padding may be longer than any kernel position reaches.
+    f.padded[i] = (f.out[i] - 1) * g.stride[i] + (g.kernel[i] - 1) * g.dilation[i] + 1;
+  }
+  if (f.padded[0] > INT_MAX / f.padded[1] || f.pixels > INT_MAX)
+    throw Failure{"convolution plane of " + show(f.padded[0]) + " x " + show(f.padded[1]) +
+                  " has more than 2^31 pixels"};
+  return f;
+}
+
+void sparsecc_conv::pad(const Frame& f, const float* x, float* padded, const sparsecc_executor* executor) const {
+  const int64_t top = geometry_.pad_begin[0], left = geometry_.pad_begin[1];
+  const int64_t height = f.padded[0], width = f.padded[1];
+  const int64_t copied = std::clamp<int64_t>(width - left, 0, f.in[1]);
+  const int64_t planes = f.batch * channels_, tasks = std::min(planes, thread_count(executor) * 4);
+  run_tasks(executor, tasks, [&](int64_t task) {
+    for (int64_t plane = planes * task / tasks; plane < planes * (task + 1) / tasks; ++plane) {
+      float* to = padded + plane * height * width;
+      const float* from = x + plane * f.in[0] * f.in[1];
+      for (int64_t h = 0; h < height; ++h, to += width) {
+        const int64_t source = h - top;
+        if (source < 0 || source >= f.in[0] || copied == 0) {
+          std::fill_n(to, width, 0.0f);
+          continue;
+        }
+        std::fill_n(to, left, 0.0f);
+        std::memcpy(to + left, from + source * f.in[1], static_cast<size_t>(copied) * sizeof(float));
+        std::fill_n(to + left + copied, width - left - copied, 0.0f);
+      }
+    }
+  });
+  std::fill_n(padded + planes * height * width, kSlack, 0.0f);
+}
+
+void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width, float* y,
+                        const sparsecc_executor* executor) const {
+  if (channels != channels_)
+    throw Failure{"convolution got " + show(channels) + " channels, its weight has " + show(channels_)};
+  require(batch >= 0 && batch <= INT_MAX, "batch", batch);
+  if (batch == 0) return;
+  const Frame f = frame(batch, height, width);
+  Scratch<2> padded(f.direct ? 0 : batch * channels_ * f.plane() + kSlack);
+  if (!f.direct) pad(f, x, padded.data(), executor);
+  const float* from = f.direct ? x : padded.data();
+  if (block_.has_value()) {
+    run_block(f, from, y, executor);
+  } else {
+    run_element(f, from, y, executor);
+  }
+}
+
+namespace {
+
+// Offset of every input of one conv group: channel, kernel row, kernel column.
+std::vector<int64_t> input_offsets(const sparsecc_conv_geometry& g, int64_t inputs, int64_t plane, int64_t width) {
+  std::vector<int64_t> offsets;
+  offsets.reserve(static_cast<size_t>(inputs));
+  const int64_t channels = inputs / (g.kernel[0] * g.kernel[1]);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t h = 0; h < g.kernel[0]; ++h)
+      for (int64_t w = 0; w < g.kernel[1]; ++w)
+        offsets.push_back(c * plane + h * g.dilation[0] * width + w * g.dilation[1]);
+  return offsets;
+}
+
+void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_width, int64_t first, int64_t count,
+                   int64_t lanes, int32_t* offsets) {
+  for (int64_t i = 0; i < lanes; ++i) {
+    const int64_t pixel = first + std::min(i, count - 1);
+    offsets[i] = static_cast<int32_t>(pixel / out_width * g.stride[0] * width + pixel % out_width * g.stride[1]);
+  }
+}
+
+}  // namespace
+
+void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+  const int64_t outputs = linear_.outputs / geometry_.groups;
+  const int64_t group_channels = channels_ / geometry_.groups;
+  const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
+  const int64_t wide = element_width(f.pixels, linear_.kernels.element_wide), lanes = wide * kGroup;
+  const int64_t pixel_chunks = ceil_div(f.pixels, lanes);
+  const int64_t outer = f.batch * geometry_.groups * pixel_chunks;
+  const int64_t threads = thread_count(executor);
+  const int64_t parts = std::clamp(ceil_div(threads == 1 ? 1 : 2 * threads, outer), ceil_div(outputs, kSumOutputs),
+                                   element_[0].chunks);
+  std::vector<std::vector<int64_t>> cuts;
+  for (const ElementPack& weight : element_)
+    cuts.push_back(cut_by_weight(weight.chunk_start.data(), weight.chunks, parts, ElementPack::kChunk));
+  run_tasks(executor, outer * parts, [&](int64_t task) {
+    const int64_t part = task % parts, chunk_index = task / parts % pixel_chunks;
+    const int64_t plane = task / parts / pixel_chunks;  // image and conv group
+    const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
+    const ElementPack& weight = element_[static_cast<size_t>(group)];
+    const int64_t first = cuts[static_cast<size_t>(group)][static_cast<size_t>(part)];
+    const int64_t last = cuts[static_cast<size_t>(group)][static_cast<size_t>(part) + 1];
+    if (first == last) return;
+    const int64_t pixel = chunk_index * lanes, count = std::min(lanes, f.pixels - pixel);
+    const int64_t output = first * ElementPack::kChunk;
+    const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
+    int32_t offsets[kMaxWide * kGroup];
+    pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, count, lanes, offsets);
+    Scratch<0> panel(weight.block_inputs * lanes);
+    Scratch<1> sums(output_count * lanes);
+    const float* bias = linear_.epilogue.bias + group * outputs + output;
+    for (int64_t n = 0; n < output_count; ++n) std::fill_n(sums.data() + n * lanes, lanes, bias[n]);
+    const float* base = x + (image * channels_ + group * group_channels) * f.plane();
+    for (int64_t block = 0; block < weight.blocks; ++block) {
+      const int64_t k = block * weight.block_inputs;
+      const PixelJob pixels{base,  inputs.data() + k, std::min(weight.block_inputs, linear_.inputs - k), offsets,
+                            lanes, !f.direct,         panel.data()};
+      linear_.kernels.pack_pixels(&pixels);
+      for (int64_t chunk = first; chunk < last; ++chunk) {
+        const ElementJob job{weight.cell(chunk, block), panel.data(),
+                             sums.data() + (chunk - first) * ElementPack::kChunk * lanes, static_cast<int>(wide)};
+        linear_.kernels.element(&job);
+      }
+    }
+    float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
+    linear_.kernels.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
+  });
+}
+
+void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+  const BlockView weight = block_->view();
+  const int64_t groups = block_->groups / geometry_.groups;  // of outputs, in one conv group
+  const int64_t group_groups = geometry_.groups == 1 ? block_->groups : groups;
+  const int64_t group_channels = channels_ / geometry_.groups;
+  const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
+  const int64_t tiles = ceil_div(f.pixels, kTileRows);
+  const int64_t threads = thread_count(executor);
+  const int64_t fit = std::clamp<int64_t>(kPanelBytes / (linear_.inputs * kTileRows * 4), 1, tiles);
+  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
+  const int64_t chunk_tiles = std::min(fit, ceil_div(tiles * f.batch * geometry_.groups, wanted));
+  const int64_t pixel_chunks = ceil_div(tiles, chunk_tiles);
+  const int64_t outer = f.batch * geometry_.groups * pixel_chunks;
+  const int64_t parts = std::clamp<int64_t>(ceil_div(wanted, outer), 1, group_groups);
+  run_tasks(executor, outer * parts, [&](int64_t task) {
+    const int64_t part = task % parts, pixel_chunk = task / parts % pixel_chunks;
+    const int64_t plane = task / parts / pixel_chunks;
+    const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
+    const auto cuts = cut_by_weight(block_->start.data() + group * group_groups, group_groups, parts, 4);
+    const int64_t first = group * group_groups + cuts[static_cast<size_t>(part)];
+    const int64_t last = group * group_groups + cuts[static_cast<size_t>(part) + 1];
+    const int64_t begin = pixel_chunk * chunk_tiles * kTileRows;
+    const int64_t end = std::min(f.pixels, begin + chunk_tiles * kTileRows);
+    const float* base = x + (image * channels_ + group * group_channels) * f.plane();
+    Scratch<0> panel((end - begin) * linear_.inputs);
+    const auto height = [&](int64_t pixel) { return std::min<int64_t>(kTileRows, end - pixel); };
+    for (int64_t pixel = begin; pixel < end; pixel += kTileRows) {
+      int32_t offsets[kTileRows];
+      pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, height(pixel), height(pixel), offsets);
+      const PixelJob pixels{base,          inputs.data(), linear_.inputs, offsets,
+                            height(pixel), !f.direct,     panel.data() + (pixel - begin) * linear_.inputs};
+      linear_.kernels.pack_pixels(&pixels);
+    }
+    for (int64_t g = first; g < last; g += 8)
+      for (int64_t pixel = begin; pixel < end; pixel += kTileRows) {
+        const BlockJob job{&weight,
+                           g,
+                           std::min(last, g + 8),
+                           panel.data() + (pixel - begin) * linear_.inputs,
+                           height(pixel),
+                           static_cast<int>(height(pixel)),
+                           Target{y + image * linear_.outputs * f.pixels + pixel, 1, f.pixels},
+                           &linear_.epilogue};
+        linear_.kernels.block(&job);
+      }
+  });
+}

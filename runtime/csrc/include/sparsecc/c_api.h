@@ -1,0 +1,119 @@
+/* sparsecc operator library: the C interface.
+ *
+ * The kernels know nothing of onnxruntime or TVM; those are thin shims over this file.
+ * Packed weights come from an untrusted model file: *_create validates every length and
+ * every index before anything is read, and reports the first violation as text.
+ *
+ * Packed weight format, version 1 (the same bytes as sparsecc/sparse in Python)
+ * ---------------------------------------------------------------------------
+ * A weight is a matrix W of `outputs` rows by `inputs` columns (y = x W^T + b). For a convolution
+ * W is [Cout, Cin/groups * kh * kw], column order (cin, kh, kw).
+ *
+ *   layout "unstructured"  one stored value per kept weight, in row-major order
+ *   layout "N:M"           as above, and every row keeps exactly N of each M consecutive columns
+ *                          (the short last group of length r keeps min(N, r)); zeros may be stored
+ *   layout "RxC"           blocks of R rows by C columns; grid = ceil(outputs/R) x ceil(inputs/C),
+ *                          block order row-major in the grid, values [blocks][R][C]; what lies
+ *                          beyond the edge of W is stored as zero and ignored
+ *
+ * `indices` is a stream of 4-bit gaps, low half of each byte first. A cursor starts at -1.
+ * Token 15 moves the cursor by 15 and stores nothing; a token t < 15 moves it by t and places the
+ * next value (block) at the cursor. t = 0 is legal only directly after a token 15. A stream of odd
+ * length is completed with one token 15. Positions are linear in the grid (W itself for the first
+ * two layouts), so they strictly increase; the last must lie inside the grid, and the number of
+ * placed positions must equal the number of stored values (blocks).
+ */
+#ifndef SPARSECC_C_API_H_
+#define SPARSECC_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define SPARSECC_API __declspec(dllexport)
+#else
+#define SPARSECC_API __attribute__((visibility("default")))
+#endif
+
+#define SPARSECC_LAYOUT_VERSION 1
+
+typedef enum {
+  SPARSECC_ACT_NONE = 0,
+  SPARSECC_ACT_RELU = 1,
+  SPARSECC_ACT_LEAKY_RELU = 2, /* alpha: slope below zero */
+  SPARSECC_ACT_CLIP = 3,       /* alpha: lower bound, beta: upper bound */
+  SPARSECC_ACT_SIGMOID = 4,
+  SPARSECC_ACT_TANH = 5,
+  SPARSECC_ACT_GELU = 6,      /* 0.5 x (1 + erf(x / sqrt 2)) */
+  SPARSECC_ACT_GELU_TANH = 7, /* tanh approximation */
+  SPARSECC_ACT_SILU = 8,      /* x sigmoid(x) */
+  SPARSECC_ACT_HARD_SWISH = 9 /* x max(0, min(1, x / 6 + 0.5)) */
+} sparsecc_activation;
+
+typedef struct {
+  size_t struct_size;     /* sizeof(sparsecc_weight_desc): lets the structure grow */
+  int32_t layout_version; /* SPARSECC_LAYOUT_VERSION */
+  const char* layout;
+  int64_t outputs, inputs;
+  const float* values;
+  int64_t value_count; /* floats, i.e. blocks * R * C for block layouts */
+  const uint8_t* indices;
+  int64_t index_bytes;
+  const float* bias; /* [outputs] or NULL */
+  sparsecc_activation activation;
+  float alpha, beta;
+  const char* isa; /* "generic" | "avx2" | "avx512" | NULL: $SPARSECC_ISA, else the best here */
+} sparsecc_weight_desc;
+
+typedef struct {
+  int64_t groups;
+  int64_t kernel[2], stride[2], dilation[2];
+  int64_t pad_begin[2], pad_end[2];
+} sparsecc_conv_geometry;
+
+/* How the caller lends threads: run fn(arg, 0..tasks-1), in any order, and return when all are done.
+ * NULL executor: the calling thread does everything. */
+typedef struct {
+  void* context;
+  int32_t threads; /* how many can run at once; a hint for cutting the work */
+  void (*parallel_for)(void* context, int64_t tasks, void (*fn)(void* arg, int64_t task), void* arg);
+} sparsecc_executor;
+
+typedef struct sparsecc_matmul sparsecc_matmul; /* immutable after creation: safe to share */
+typedef struct sparsecc_conv sparsecc_conv;
+
+/* Each returns 0, or non-zero with a one-line message in error (always terminated). */
+SPARSECC_API int sparsecc_matmul_create(const sparsecc_weight_desc* weight, sparsecc_matmul** out,
+                                        char* error, size_t error_size);
+/* y[rows, outputs] = act(x[rows, inputs] W^T + bias); rows may be 0. x and y row-major, no overlap. */
+SPARSECC_API int sparsecc_matmul_run(const sparsecc_matmul* op, const float* x, int64_t rows, float* y,
+                                     const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API void sparsecc_matmul_destroy(sparsecc_matmul* op);
+
+SPARSECC_API int sparsecc_conv_create(const sparsecc_weight_desc* weight,
+                                      const sparsecc_conv_geometry* geometry, sparsecc_conv** out,
+                                      char* error, size_t error_size);
+/* out_hw[2] of an input height and width; error if the kernel does not fit. */
+SPARSECC_API int sparsecc_conv_output_size(const sparsecc_conv* op, const int64_t in_hw[2],
+                                           int64_t out_hw[2], char* error, size_t error_size);
+/* NCHW in, NCHW out. channels must be groups * inputs / (kh * kw). */
+SPARSECC_API int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch,
+                                   int64_t channels, int64_t height, int64_t width, float* y,
+                                   const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API void sparsecc_conv_destroy(sparsecc_conv* op);
+
+/* Space-separated names usable on this machine, best first, e.g. "avx512 avx2 generic". */
+SPARSECC_API const char* sparsecc_isas(void);
+/* The kernel an op would run for that many rows (matmul) or pixels (conv), for reports and tests. */
+SPARSECC_API const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows);
+SPARSECC_API const char* sparsecc_conv_kernel(const sparsecc_conv* op);
+SPARSECC_API const char* sparsecc_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,18 @@
+// Which instruction sets the kernels were compiled for and which of them this machine can run.
+#ifndef SPARSECC_ISA_H_
+#define SPARSECC_ISA_H_
+
+namespace sparsecc {
+
+enum class Isa { kGeneric, kAvx2, kAvx512 };
+
+const char* isa_name(Isa isa);
+bool isa_usable(Isa isa);
+// The wanted one by name; null: $SPARSECC_ISA, else the best. Throws Failure for a name that is
+// unknown or not usable here.
+Isa choose_isa(const char* wanted);
+// Usable names, best first, separated by spaces.
+const char* isa_list();
+
+}  // namespace sparsecc
+#endif

@@ -1,0 +1,129 @@
+// What one instruction set offers. Plain data only: this header is compiled with several sets of
+// compiler flags, so nothing in it may produce code that the linker could pick for another set.
+#ifndef SPARSECC_KERNELS_H_
+#define SPARSECC_KERNELS_H_
+
+#include <stdint.h>
+
+namespace sparsecc {
+
+constexpr int kGroup = 16;     // outputs (or pixels, or rows of x) that share a vector, on every ISA
+constexpr int kMaxWide = 8;    // vectors of 16 in one element panel, at most
+constexpr int kTileRows = 16;  // rows of x in one block panel
+
+struct Epilogue {
+  const float* bias;  // padded with zeros to whole groups of outputs
+  int activation;     // sparsecc_activation
+  float alpha, beta;
+};
+
+// Where results go: element (row of x or pixel r, output n) at y[r * row_stride + n * output_stride].
+// One of the two strides is 1: output_stride for row-major matrices, row_stride for NCHW planes.
+struct Target {
+  float* y;
+  int64_t row_stride, output_stride;
+};
+
+// Blocks of 16 * wide outputs by one input. Group g owns blocks [start[g], start[g + 1]).
+struct BlockView {
+  const int64_t* start;
+  const uint32_t* index;  // input of each block
+  const float* values;    // [blocks][16 * wide]
+  int wide;
+  int64_t outputs;
+};
+
+struct BlockJob {
+  const BlockView* weight;
+  int64_t group_begin, group_end;
+  const float* panel;  // [inputs][stride]: rows of x side by side
+  int64_t stride;
+  int rows;  // 1..kTileRows
+  Target target;
+  const Epilogue* epilogue;
+};
+
+// Rows that hold the same number of weights within one block of inputs.
+struct ElementRun {
+  uint32_t rows, count;
+};
+
+// Single weights of up to 2^16 outputs within one block of at most 2^16 inputs.
+struct ElementView {
+  const ElementRun* runs;
+  int64_t run_count;
+  const uint16_t* row;    // local output of each row, in run order
+  const uint16_t* index;  // local input of each weight
+  const float* value;
+};
+
+struct ElementJob {
+  ElementView weight;
+  const float* panel;  // [block of inputs][16 * wide]
+  float* sums;         // [outputs][16 * wide], added to
+  int wide;
+};
+
+// Weights of groups of 16 outputs cut in slices of 16 inputs. A slot holds at most one weight of
+// each output: 16 positions of four bits (lane 2j at bit 4j of the low half, lane 2j + 1 at bit 4j
+// of the high half) and a mask of the lanes that are used.
+struct SliceView {
+  const int64_t* slot_start;   // per group: first slot
+  const int64_t* value_start;  // per group: first value
+  const uint8_t* slots;        // [groups][slices]
+  const uint64_t* positions;   // per slot
+  const uint16_t* masks;       // per slot
+  const float* values;         // expand: only used lanes; else 16 per slot, zero where unused
+  int64_t slices, inputs, outputs;
+  bool expand;
+};
+
+struct SliceJob {
+  const SliceView* weight;
+  int64_t group_begin, group_end;
+  const float* x;
+  int64_t row_stride;
+  int rows;
+  Target target;
+  const Epilogue* epilogue;
+};
+
+struct PixelJob {
+  const float* base;      // first channel of this group of one (padded) image
+  const int64_t* inputs;  // offset of each input (channel, kernel row, kernel column)
+  int64_t input_count;
+  const int32_t* pixels;  // [stride] offsets of each output pixel; the tail repeats a valid one
+  int64_t stride;
+  bool slack;    // at least 64 floats may be read after the last pixel
+  float* panel;  // [input_count][stride]
+};
+
+struct KernelSet {
+  int block_rows[2];  // rows of x in one register tile, for wide = 1 and 2
+  int element_wide;   // vectors of 16 in the widest element panel
+  bool expand;        // whether slice kernels can read packed values
+  int slice_rows;     // rows of x up to which slices beat panels
+  void (*block)(const BlockJob* job);
+  void (*element)(const ElementJob* job);
+  void (*slice)(const SliceJob* job);
+  // panel[k * stride + r] = x[r * row_stride + k]; rows..stride are filled with zeros.
+  void (*pack_rows)(const float* x, int64_t row_stride, int64_t rows, int64_t inputs, float* panel,
+                    int64_t stride);
+  void (*pack_pixels)(const PixelJob* job);
+  // sums[outputs][stride] -> activation -> target, for `rows` of the stride.
+  void (*finish)(float* sums, int64_t stride, int64_t outputs, int64_t rows, Target target,
+                 const Epilogue* epilogue);
+};
+
+namespace generic {
+extern const KernelSet kKernels;
+}
+namespace avx2 {
+extern const KernelSet kKernels;
+}
+namespace avx512 {
+extern const KernelSet kKernels;
+}
+
+}  // namespace sparsecc
+#endif

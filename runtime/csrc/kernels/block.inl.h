@@ -1,0 +1,114 @@
+// Blocks of 16 or 32 outputs by one input: outputs in the lanes, a tile of rows of x in registers.
+#pragma once
+
+// Register tile: at most 16 sums of 512 bits, 12 of 256, 8 of 128 (16 with 32 registers).
+template <int Wide>
+constexpr int kBlockRows = kParts == 1 ? 16 / Wide : kParts == 2 ? 6 / Wide : kManyRegisters ? 4 / Wide : 2 / Wide;
+
+// Few rows would leave the FMA units waiting for their own results: several blocks go to separate sums.
+template <int Rows, int Wide>
+constexpr int kChains = Rows * Wide * kParts >= 8 ? 1 : Rows * Wide * kParts >= 4 ? 2 : 4;
+
+template <int Rows, int Wide>
+SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* panel, int64_t stride,
+                                F16 (&sum)[Rows][Wide]) {
+  constexpr int chains = kChains<Rows, Wide>;
+  F16 part[chains][Rows][Wide];
+  SPARSECC_UNROLL
+  for (int c = 0; c < chains; ++c)
+    SPARSECC_UNROLL
+    for (int r = 0; r < Rows; ++r)
+      SPARSECC_UNROLL
+      for (int v = 0; v < Wide; ++v) part[c][r][v] = broadcast(0.0f);
+  int64_t i = w.start[group];
+  const int64_t end = w.start[group + 1];
+  const float* values = w.values + i * kGroup * Wide;
+  const auto one = [&](int c) __attribute__((always_inline)) {
+    const float* x = panel + (int64_t)w.index[i + c] * stride;
+    __asm__("" : "+r"(x));  // one address per block, not one per row
+    SPARSECC_UNROLL
+    for (int v = 0; v < Wide; ++v) {
+      const F16 weight = load(values + (c * Wide + v) * kGroup);
+      SPARSECC_UNROLL
+      for (int r = 0; r < Rows; ++r) part[c][r][v] = multiply_add(part[c][r][v], broadcast(x[r]), weight);
+    }
+  };
+  for (; i + chains <= end; i += chains, values += chains * Wide * kGroup)
+    SPARSECC_UNROLL
+    for (int c = 0; c < chains; ++c) one(c);
+  for (; i < end; ++i, values += Wide * kGroup) one(0);
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r)
+    SPARSECC_UNROLL
+    for (int v = 0; v < Wide; ++v) {
+      sum[r][v] = part[0][r][v];
+      SPARSECC_UNROLL
+      for (int c = 1; c < chains; ++c) sum[r][v] = add(sum[r][v], part[c][r][v]);
+    }
+}
+
+// Rows in the order of the target: straight to a row-major matrix, through a transpose to planes.
+template <int Rows, int Wide>
+SPARSECC_INLINE void block_store(const BlockJob& job, int64_t group, int64_t first_row, F16 (&sum)[Rows][Wide]) {
+  const Target& to = job.target;
+  SPARSECC_UNROLL
+  for (int v = 0; v < Wide; ++v) {
+    const int64_t output = (group * Wide + v) * kGroup;
+    const int64_t left = job.weight->outputs - output;
+    if (left <= 0) return;
+    const int64_t n = left < kGroup ? left : kGroup;
+    const F16 bias = load(job.epilogue->bias + output);
+    float* y = to.y + first_row * to.row_stride + output * to.output_stride;
+    if (job.epilogue->activation == SPARSECC_ACT_NONE && to.output_stride == 1) {
+      SPARSECC_UNROLL
+      for (int r = 0; r < Rows; ++r) store_first(y + r * to.row_stride, add(sum[r][v], bias), n);
+      continue;
+    }
+    float tile[Rows * kGroup] __attribute__((aligned(64)));
+    SPARSECC_UNROLL
+    for (int r = 0; r < Rows; ++r) store(tile + r * kGroup, add(sum[r][v], bias));
+    activate(tile, Rows, *job.epilogue);
+    if (to.output_stride == 1) {
+      SPARSECC_UNROLL
+      for (int r = 0; r < Rows; ++r) store_first(y + r * to.row_stride, load(tile + r * kGroup), n);
+    } else {
+      transpose_tile(tile, kGroup, Rows, n, y, to.output_stride);
+    }
+  }
+}
+
+template <int Rows, int Wide>
+static void block_tile(const BlockJob& job, int64_t first_row) {
+  for (int64_t group = job.group_begin; group < job.group_end; ++group) {
+    F16 sum[Rows][Wide];
+    block_sums<Rows, Wide>(*job.weight, group, job.panel + first_row, job.stride, sum);
+    block_store<Rows, Wide>(job, group, first_row, sum);
+  }
+}
+
+// Calls the tile of exactly `rows` rows, 1 <= rows <= Rows.
+template <int Rows, int Wide>
+static void block_tile_of(const BlockJob& job, int64_t first_row, int rows) {
+  if (rows == Rows) return block_tile<Rows, Wide>(job, first_row);
+  if constexpr (Rows > 1) block_tile_of<Rows - 1, Wide>(job, first_row, rows);
+}
+
+template <int Wide>
+static void block_panel(const BlockJob& job) {
+  constexpr int most = kBlockRows<Wide> > 0 ? kBlockRows<Wide> : 1;
+  const int tiles = (job.rows + most - 1) / most;
+  int first = 0;
+  for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
+    const int rows = (job.rows - first + tiles - t - 1) / (tiles - t);
+    block_tile_of<most, Wide>(job, first, rows);
+    first += rows;
+  }
+}
+
+static void block(const BlockJob* job) {
+  if (job->weight->wide == 1) {
+    block_panel<1>(*job);
+  } else {
+    block_panel<2>(*job);
+  }
+}

@@ -1,0 +1,54 @@
+// Single weights: 16 * Wide rows of x (or pixels) in the lanes, one broadcast weight per step.
+#pragma once
+
+template <int Wide>
+constexpr int kElementChains = Wide * kParts >= 8 ? 1 : 2;
+
+template <int Wide>
+static void element_wide(const ElementJob& job) {
+  constexpr int64_t stride = Wide * kGroup;
+  const ElementView& w = job.weight;
+  const uint16_t* row = w.row;
+  const uint16_t* index = w.index;
+  const float* value = w.value;
+  for (int64_t run = 0; run < w.run_count; ++run) {
+    const uint32_t count = w.runs[run].count;
+    for (uint32_t r = 0; r < w.runs[run].rows; ++r) {
+      float* sums = job.sums + *row++ * stride;
+      F16 sum[kElementChains<Wide>][Wide];
+      SPARSECC_UNROLL
+      for (int v = 0; v < Wide; ++v) sum[0][v] = load(sums + v * kGroup);
+      SPARSECC_UNROLL
+      for (int c = 1; c < kElementChains<Wide>; ++c)
+        for (int v = 0; v < Wide; ++v) sum[c][v] = broadcast(0.0f);
+      const auto one = [&](uint32_t i, int c) __attribute__((always_inline)) {
+        const float* x = job.panel + index[i] * stride;
+        __asm__("" : "+r"(x));
+        const F16 weight = broadcast(value[i]);
+        SPARSECC_UNROLL
+        for (int v = 0; v < Wide; ++v) sum[c][v] = multiply_add(sum[c][v], weight, load(x + v * kGroup));
+      };
+      uint32_t i = 0;
+      for (; i + kElementChains<Wide> <= count; i += kElementChains<Wide>)
+        SPARSECC_UNROLL
+        for (int c = 0; c < kElementChains<Wide>; ++c) one(i + c, c);
+      for (; i < count; ++i) one(i, 0);
+      SPARSECC_UNROLL
+      for (int v = 0; v < Wide; ++v) {
+        SPARSECC_UNROLL
+        for (int c = 1; c < kElementChains<Wide>; ++c) sum[0][v] = add(sum[0][v], sum[c][v]);
+        store(sums + v * kGroup, sum[0][v]);
+      }
+      index += count;
+      value += count;
+    }
+  }
+}
+
+template <int Wide>
+static void element_of(const ElementJob& job) {
+  if (job.wide == Wide) return element_wide<Wide>(job);
+  if constexpr (Wide > 1) element_of<Wide - 1>(job);
+}
+
+static void element(const ElementJob* job) { element_of<kElementWide>(*job); }

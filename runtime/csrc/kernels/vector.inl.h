@@ -1,0 +1,78 @@
+// Sixteen floats as one value on every instruction set: one 512-bit, two 256-bit or four 128-bit
+// registers. Arithmetic is GCC vector extensions; `a * b + c` is contracted to FMA where there is one.
+#pragma once
+
+#define SPARSECC_INLINE static inline __attribute__((always_inline))
+// For loops over registers: left rolled they would keep the array in memory.
+#define SPARSECC_UNROLL _Pragma("GCC unroll 32")
+
+constexpr int kParts = kGroup / kLanes;
+
+typedef float Vec __attribute__((vector_size(kLanes * 4)));
+typedef int32_t VecInt __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t VecUint __attribute__((vector_size(kLanes * 4)));
+typedef float VecLoose __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+struct F16 {
+  Vec part[kParts];
+};
+
+// x - 0 is x, also for -0: folds to one broadcast.
+SPARSECC_INLINE Vec splat(float s) { return s - Vec{}; }
+
+SPARSECC_INLINE F16 broadcast(float s) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) v.part[p] = splat(s);
+  return v;
+}
+
+SPARSECC_INLINE F16 load(const float* from) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) v.part[p] = *(const VecLoose*)(from + p * kLanes);
+  return v;
+}
+
+SPARSECC_INLINE void store(float* to, F16 v) {
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) *(VecLoose*)(to + p * kLanes) = v.part[p];
+}
+
+SPARSECC_INLINE F16 add(F16 a, F16 b) {
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) a.part[p] += b.part[p];
+  return a;
+}
+
+SPARSECC_INLINE F16 multiply_add(F16 sum, F16 a, F16 b) {
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) sum.part[p] += a.part[p] * b.part[p];
+  return sum;
+}
+
+// The first n of 16 (1 <= n <= 16); the others are neither written nor, when loading, read.
+SPARSECC_INLINE void store_first(float* to, F16 v, int64_t n) {
+#if SPARSECC_AVX512
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1u), (__m512)v.part[0]);
+#else
+  if (n == kGroup) {
+    store(to, v);
+    return;
+  }
+  float kept[kGroup];
+  store(kept, v);
+  for (int64_t i = 0; i < n; ++i) to[i] = kept[i];
+#endif
+}
+
+SPARSECC_INLINE F16 load_first(const float* from, int64_t n) {
+#if SPARSECC_AVX512
+  return F16{{(Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), from)}};
+#else
+  if (n == kGroup) return load(from);
+  float kept[kGroup] = {};
+  for (int64_t i = 0; i < n; ++i) kept[i] = from[i];
+  return load(kept);
+#endif
+}

@@ -1,0 +1,149 @@
+// y[rows, outputs] = act(x[rows, inputs] W^T + bias)
+#include <algorithm>
+#include <string>
+
+#include "common.h"
+#include "operator.h"
+#include "schedule.h"
+
+using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies outside the namespace
+
+namespace {
+
+constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a second-level cache
+constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
+constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
+
+// Tasks per thread: enough to even out what the prefix sums do not see.
+int64_t wanted_tasks(const sparsecc_executor* executor) {
+  const int64_t threads = thread_count(executor);
+  return threads == 1 ? 1 : threads * 2;
+}
+
+}  // namespace
+
+sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc)
+    : sparsecc_matmul(desc, read_weight(desc)) {}
+
+sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight) : linear_(desc, weight) {
+  if (has_block_kernel(weight.layout)) {
+    block_.emplace(weight);
+    return;
+  }
+  const Rows rows = expand_rows(weight);
+  const bool exact = weight.layout.kind == Layout::kNofM;
+  element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.kernels));
+  slice_.emplace(rows, linear_.kernels.expand && !exact);
+  slice_rows_ = linear_.kernels.slice_rows;
+}
+
+bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
+
+const char* sparsecc_matmul::kernel(int64_t rows) const {
+  const size_t isa = static_cast<size_t>(linear_.isa);
+  static constexpr const char* kBlock[] = {"block-generic", "block-avx2", "block-avx512"};
+  static constexpr const char* kSlice[] = {"slice-generic", "slice-avx2", "slice-avx512"};
+  static constexpr const char* kElement[] = {"element-generic", "element-avx2", "element-avx512"};
+  if (block_.has_value()) return kBlock[isa];
+  return uses_slice(rows) ? kSlice[isa] : kElement[isa];
+}
+
+void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
+  if (rows == 0) return;
+  if (block_.has_value()) {
+    run_block(x, rows, y, executor);
+  } else if (uses_slice(rows)) {
+    run_slice(x, rows, y, executor);
+  } else {
+    run_element(x, rows, y, executor);
+  }
+}
+
+// Chunks of rows whose panels stay in cache; in each, a few groups of outputs at a time over all
+// panels, so that neighbouring outputs of a row are written close together in time.
+void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
+                                const sparsecc_executor* executor) const {
+  const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
+  const BlockView weight = block_->view();
+  const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * kTileRows * 4);
+  const int64_t tasks = wanted_tasks(executor);
+  int64_t panels = ceil_div(rows, kTileRows);
+  const int64_t chunk_panels = std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
+  const int64_t row_chunks = ceil_div(panels, chunk_panels);
+  const auto cuts =
+      cut_by_weight(block_->start.data(), block_->groups, ceil_div(tasks, row_chunks), 4);
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  run_tasks(executor, row_chunks * parts, [&](int64_t task) {
+    const int64_t row_begin = task / parts * chunk_panels * kTileRows;
+    const int64_t row_end = std::min(rows, row_begin + chunk_panels * kTileRows);
+    const int64_t group_begin = cuts[static_cast<size_t>(task % parts)];
+    const int64_t group_end = cuts[static_cast<size_t>(task % parts) + 1];
+    Scratch<0> panel(rows == 1 ? 0 : (row_end - row_begin) * inputs);
+    const auto height = [&](int64_t row) { return std::min<int64_t>(kTileRows, row_end - row); };
+    if (rows > 1)
+      for (int64_t row = row_begin; row < row_end; row += kTileRows)
+        linear_.kernels.pack_rows(x + row * inputs, inputs, height(row), inputs,
+                                  panel.data() + (row - row_begin) * inputs, height(row));
+    for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
+      for (int64_t row = row_begin; row < row_end; row += kTileRows) {
+        const float* from = rows == 1 ? x : panel.data() + (row - row_begin) * inputs;
+        const BlockJob job{&weight, group, std::min(group_end, group + kGroupsAtOnce), from, height(row),
+                           static_cast<int>(height(row)), Target{y + row * outputs, outputs, 1},
+                           &linear_.epilogue};
+        linear_.kernels.block(&job);
+      }
+  });
+}
+
+void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
+                                const sparsecc_executor* executor) const {
+  const SliceView weight = slice_->view();
+  const auto cuts = cut_by_weight(slice_->slot_start.data(), slice_->groups, wanted_tasks(executor), 8);
+  run_tasks(executor, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t task) {
+    const SliceJob job{&weight,
+                       cuts[static_cast<size_t>(task)],
+                       cuts[static_cast<size_t>(task) + 1],
+                       x,
+                       linear_.inputs,
+                       static_cast<int>(rows),
+                       Target{y, linear_.outputs, 1},
+                       &linear_.epilogue};
+    linear_.kernels.slice(&job);
+  });
+}
+
+void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
+                                  const sparsecc_executor* executor) const {
+  const ElementPack& weight = *element_;
+  const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
+  const int64_t wide = element_width(rows, linear_.kernels.element_wide), lanes = wide * kGroup;
+  const int64_t row_chunks = ceil_div(rows, lanes);
+  const int64_t parts_wanted =
+      std::max(ceil_div(wanted_tasks(executor), row_chunks), ceil_div(outputs, kSumOutputs));
+  const auto cuts = cut_by_weight(weight.chunk_start.data(), weight.chunks, parts_wanted, ElementPack::kChunk);
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  run_tasks(executor, row_chunks * parts, [&](int64_t task) {
+    const int64_t row = task / parts * lanes, count = std::min(lanes, rows - row);
+    const int64_t first = cuts[static_cast<size_t>(task % parts)], last = cuts[static_cast<size_t>(task % parts) + 1];
+    if (first == last) return;
+    const int64_t output = first * ElementPack::kChunk;
+    const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
+    Scratch<0> panel(weight.block_inputs * lanes);
+    Scratch<1> sums(output_count * lanes);
+    for (int64_t n = 0; n < output_count; ++n)
+      std::fill_n(sums.data() + n * lanes, lanes, linear_.epilogue.bias[output + n]);
+    for (int64_t block = 0; block < weight.blocks; ++block) {
+      const int64_t k = block * weight.block_inputs;
+      linear_.kernels.pack_rows(x + row * inputs + k, inputs, count, std::min(weight.block_inputs, inputs - k),
+                                panel.data(), lanes);
+      for (int64_t chunk = first; chunk < last; ++chunk) {
+        const ElementJob job{weight.cell(chunk, block), panel.data(),
+                             sums.data() + (chunk - first) * ElementPack::kChunk * lanes,
+                             static_cast<int>(wide)};
+        linear_.kernels.element(&job);
+      }
+    }
+    linear_.kernels.finish(sums.data(), lanes, output_count, count,
+                           Target{y + row * outputs + output, outputs, 1}, &linear_.epilogue);
+  });
+}

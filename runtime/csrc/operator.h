@@ -1,0 +1,82 @@
+// A linear map ready to run: what matmul and convolution have in common.
+#ifndef SPARSECC_OPERATOR_H_
+#define SPARSECC_OPERATOR_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "common.h"
+#include "isa.h"
+#include "kernels.h"
+#include "pack.h"
+#include "weight.h"
+
+namespace sparsecc {
+
+const KernelSet& kernel_set(Isa isa);
+
+// One packed weight with its epilogue, on one instruction set.
+struct Linear {
+  Linear(const sparsecc_weight_desc& desc, const Weight& weight);
+  int64_t outputs, inputs;
+  Isa isa;
+  const KernelSet& kernels;
+  Epilogue epilogue;
+
+ private:
+  Buffer<float> bias_;  // padded to whole groups
+};
+
+// Whether a weight runs on the block kernels; else it runs as single weights.
+bool has_block_kernel(const Layout& layout);
+int64_t element_block_inputs(const KernelSet& kernels);
+// 16 * wide lanes for `lanes` rows or pixels cut in chunks of nearly equal width.
+int64_t element_width(int64_t lanes, int most);
+
+}  // namespace sparsecc
+
+struct sparsecc_matmul {
+  explicit sparsecc_matmul(const sparsecc_weight_desc& desc);
+  void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  const char* kernel(int64_t rows) const;
+  int64_t inputs() const { return linear_.inputs; }
+
+ private:
+  sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
+  void run_block(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  void run_slice(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  bool uses_slice(int64_t rows) const;
+
+  sparsecc::Linear linear_;
+  int64_t slice_rows_ = 0;
+  std::optional<sparsecc::BlockPack> block_;
+  std::optional<sparsecc::ElementPack> element_;
+  std::optional<sparsecc::SlicePack> slice_;
+};
+
+struct sparsecc_conv {
+  sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry);
+  void output_size(const int64_t in[2], int64_t out[2]) const;
+  void run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width, float* y,
+           const sparsecc_executor* executor) const;
+  const char* kernel() const;
+
+ private:
+  struct Frame;  // sizes that depend on the input
+  sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry,
+                sparsecc::Weight weight);
+  Frame frame(int64_t batch, int64_t height, int64_t width) const;
+  void pad(const Frame& frame, const float* x, float* padded, const sparsecc_executor* executor) const;
+  void run_block(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
+  void run_element(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
+
+  sparsecc_conv_geometry geometry_;
+  int64_t channels_;  // of the whole input
+  sparsecc::Linear linear_;
+  std::optional<sparsecc::BlockPack> block_;
+  std::vector<sparsecc::ElementPack> element_;  // one per group of the convolution
+};
+#endif

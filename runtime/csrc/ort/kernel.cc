@@ -1,0 +1,353 @@
+#include "kernel.h"
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "node_reader.h"
+
+namespace sparsecc::ort {
+namespace {
+
+constexpr size_t kValues = 1, kIndices = 2, kShape = 3, kBias = 4, kLow = 5, kHigh = 6;
+constexpr int64_t kLargestDim = INT32_MAX;
+
+struct MatMulDeleter {
+  void operator()(sparsecc_matmul* op) const { sparsecc_matmul_destroy(op); }
+};
+struct ConvDeleter {
+  void operator()(sparsecc_conv* op) const { sparsecc_conv_destroy(op); }
+};
+
+// ---- threads ----------------------------------------------------------------------------------------
+
+// onnxruntime has no way to ask how many threads a session has, so the work is cut for the machine (or
+// for $SPARSECC_THREADS). A session with one thread runs the pieces one after another.
+int32_t thread_hint() {
+  static const int32_t hint = [] {
+    const char* text = std::getenv("SPARSECC_THREADS");
+    const long asked = text != nullptr ? std::strtol(text, nullptr, 10) : 0;
+    if (asked > 0) return static_cast<int32_t>(asked < 1024 ? asked : 1024);
+    const unsigned cores = std::thread::hardware_concurrency();
+    return static_cast<int32_t>(cores > 0 ? cores : 1);
+  }();
+  return hint;
+}
+
+// Lends the session's own pool to the kernels.
+class SessionThreads {
+ public:
+  SessionThreads(const Functions& api, const OrtKernelContext* context)
+      : executor{this, thread_hint(), &SessionThreads::parallel_for}, api_(api), context_(context) {}
+
+  bool failed() const { return failed_.load(); }
+
+  const sparsecc_executor executor;
+
+ private:
+  struct Job {
+    SessionThreads* threads;
+    void (*fn)(void*, int64_t);
+    void* arg;
+  };
+
+  static void run_task(void* data, size_t task) {
+    const auto* job = static_cast<const Job*>(data);
+    // An exception must not unwind through onnxruntime's threads.
+    try {
+      job->fn(job->arg, static_cast<int64_t>(task));
+    } catch (...) {
+      job->threads->failed_ = true;
+    }
+  }
+
+  static void parallel_for(void* self, int64_t tasks, void (*fn)(void*, int64_t), void* arg) {
+    auto* threads = static_cast<SessionThreads*>(self);
+    Job job{threads, fn, arg};
+    const auto total = static_cast<size_t>(tasks > 0 ? tasks : 0);
+    if (total > 1) {
+      // Batch count 0 lets idle threads take the next task, which evens out unequal tasks.
+      OrtStatus* status =
+          threads->api_.KernelContext_ParallelFor(threads->context_, &run_task, total, 0, &job);
+      if (status == nullptr) return;
+      threads->api_.ReleaseStatus(status);  // refused before the first task: do it here
+    }
+    for (size_t task = 0; task < total; ++task) run_task(&job, task);
+  }
+
+  const Functions& api_;
+  const OrtKernelContext* context_;
+  std::atomic<bool> failed_{false};
+};
+
+// ---- what a node says -------------------------------------------------------------------------------
+
+// "RxC" with nothing else around it.
+bool parse_block(const std::string& layout, int64_t* rows, int64_t* cols) {
+  int used = 0;
+  int r = 0, c = 0;
+  if (std::sscanf(layout.c_str(), "%3dx%3d%n", &r, &c, &used) != 2) return false;
+  if (used != static_cast<int>(layout.size()) || r < 1 || c < 1) return false;
+  *rows = r;
+  *cols = c;
+  return true;
+}
+
+std::vector<int64_t> read_shape(const NodeReader& node, const Family& family) {
+  const TensorView tensor = node.constant(kShape, "shape", ElementType::kInt64, 1);
+  std::vector<int64_t> shape(static_cast<size_t>(tensor.count));
+  if (tensor.count > 0) std::memcpy(shape.data(), tensor.data, shape.size() * sizeof(int64_t));
+  const bool right_length = family.conv ? shape.size() == 3 || shape.size() == 4 : shape.size() == 2;
+  if (!right_length) {
+    throw KernelError("input 'shape' has " + std::to_string(shape.size()) + " entries, expected " +
+                      (family.conv ? "3 or 4" : "2"));
+  }
+  int64_t columns = 1;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] < 1 || shape[i] > kLargestDim) {
+      throw KernelError("input 'shape' is " + to_text(shape) + ", every entry must be in 1..2147483647");
+    }
+    if (i > 0) columns *= shape[i];  // cannot overflow: both factors are below 2^31
+    if (columns > kLargestDim) {
+      throw KernelError("input 'shape' is " + to_text(shape) + ", a row must have at most 2147483647 entries");
+    }
+  }
+  return shape;
+}
+
+// Everything of sparsecc_weight_desc, with the storage its pointers lead to.
+struct Weight {
+  std::string layout;
+  std::vector<int64_t> shape;
+  std::vector<float> aligned_values;
+  sparsecc_weight_desc desc{};
+};
+
+void check_values(const TensorView& values, const Family& family, const std::string& layout) {
+  if (!family.blocks) return;
+  int64_t rows = 0, cols = 0;
+  if (!parse_block(layout, &rows, &cols)) {
+    throw KernelError("attribute 'layout' is '" + layout + "', expected blocks such as '16x1'");
+  }
+  if (values.dims[1] != rows || values.dims[2] != cols) {
+    throw KernelError("input 'values' has shape " + to_text(values.dims) + ", layout '" + layout +
+                      "' needs [blocks," + std::to_string(rows) + "," + std::to_string(cols) + "]");
+  }
+}
+
+void read_storage(const NodeReader& node, const Family& family, Weight* weight) {
+  const TensorView values =
+      node.constant(kValues, "values", ElementType::kFloat, family.blocks ? 3 : 1);
+  check_values(values, family, weight->layout);
+  const TensorView indices = node.constant(kIndices, "indices", ElementType::kUint8, 1);
+  const TensorView bias = node.constant(kBias, "bias", ElementType::kFloat, 1);
+  const int64_t outputs = weight->shape[0];
+  if (bias.count != outputs) {
+    throw KernelError("input 'bias' has " + std::to_string(bias.count) + " entries, the weight has " +
+                      std::to_string(outputs) + " outputs");
+  }
+  sparsecc_weight_desc& desc = weight->desc;
+  desc.outputs = outputs;
+  desc.inputs = 1;
+  for (size_t i = 1; i < weight->shape.size(); ++i) desc.inputs *= weight->shape[i];
+  desc.values = static_cast<const float*>(values.data);
+  desc.value_count = values.count;
+  desc.indices = static_cast<const uint8_t*>(indices.data);
+  desc.index_bytes = indices.count;
+  desc.bias = static_cast<const float*>(bias.data);
+  // External data is mapped at whatever offset the file names; kernels may assume float alignment.
+  if (reinterpret_cast<uintptr_t>(values.data) % alignof(float) != 0) {
+    weight->aligned_values.resize(static_cast<size_t>(values.count));
+    std::memcpy(weight->aligned_values.data(), values.data, weight->aligned_values.size() * sizeof(float));
+    desc.values = weight->aligned_values.data();
+  }
+}
+
+void read_weight(const NodeReader& node, const Family& family, const Activation& activation,
+                 Weight* weight) {
+  const int64_t version = node.integer("layout_version");
+  if (version != SPARSECC_LAYOUT_VERSION) {
+    throw KernelError("layout_version " + std::to_string(version) + " is not supported (this library reads " +
+                      std::to_string(SPARSECC_LAYOUT_VERSION) + "): use a matching sparsecc release");
+  }
+  weight->layout = node.text("layout");
+  if (!family.blocks && weight->layout.find('x') != std::string::npos) {
+    throw KernelError("attribute 'layout' is '" + weight->layout + "', expected 'unstructured' or N:M");
+  }
+  weight->shape = read_shape(node, family);
+  read_storage(node, family, weight);
+  sparsecc_weight_desc& desc = weight->desc;
+  desc.struct_size = sizeof(desc);
+  desc.layout_version = SPARSECC_LAYOUT_VERSION;
+  desc.layout = weight->layout.c_str();
+  desc.activation = activation.kind;
+  if (activation.kind == SPARSECC_ACT_LEAKY_RELU) desc.alpha = node.number("alpha");
+  if (activation.kind == SPARSECC_ACT_CLIP) {
+    desc.alpha = node.scalar(kLow, "lo");
+    desc.beta = node.scalar(kHigh, "hi");
+  }
+}
+
+void check_range(const char* attribute, const std::vector<int64_t>& values, int64_t least) {
+  for (const int64_t value : values) {
+    if (value < least || value > kLargestDim) {
+      throw KernelError("attribute '" + std::string(attribute) + "' is " + to_text(values) +
+                        ", every entry must be in " + std::to_string(least) + "..2147483647");
+    }
+  }
+}
+
+// A one-dimensional convolution is a two-dimensional one of height 1.
+sparsecc_conv_geometry read_geometry(const NodeReader& node, const std::vector<int64_t>& shape) {
+  const size_t axes = shape.size() - 2;
+  const std::vector<int64_t> strides = node.integers("strides", axes);
+  const std::vector<int64_t> dilations = node.integers("dilations", axes);
+  const std::vector<int64_t> pads = node.integers("pads", 2 * axes);
+  const int64_t group = node.integer("group");
+  check_range("strides", strides, 1);
+  check_range("dilations", dilations, 1);
+  check_range("pads", pads, 0);
+  check_range("group", {group}, 1);
+  if (shape[0] % group != 0) {
+    throw KernelError("attribute 'group' is " + std::to_string(group) + ", which does not divide the " +
+                      std::to_string(shape[0]) + " output channels");
+  }
+  sparsecc_conv_geometry geometry{group, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {0, 0}};
+  for (size_t axis = 0; axis < axes; ++axis) {
+    const size_t to = axis + 2 - axes;
+    geometry.kernel[to] = shape[2 + axis];
+    geometry.stride[to] = strides[axis];
+    geometry.dilation[to] = dilations[axis];
+    geometry.pad_begin[to] = pads[axis];
+    geometry.pad_end[to] = pads[axes + axis];
+  }
+  return geometry;
+}
+
+// ---- the two kernels --------------------------------------------------------------------------------
+
+constexpr size_t kErrorSize = 512;
+
+// `run` returns non-zero with a message, as every function of the C interface does.
+template <typename Run>
+void checked(Run run) {
+  char error[kErrorSize] = "";
+  if (run(error, sizeof(error)) != 0) throw KernelError(error);
+}
+
+TensorView read_input(const Functions& api, const OrtKernelContext* context) {
+  const OrtValue* value = nullptr;
+  check(api, api.KernelContext_GetInput(context, 0, &value));
+  return view(api, value);
+}
+
+float* make_output(const Functions& api, OrtKernelContext* context, const std::vector<int64_t>& dims) {
+  OrtValue* value = nullptr;
+  void* data = nullptr;
+  check(api, api.KernelContext_GetOutput(context, 0, dims.data(), dims.size(), &value));
+  check(api, api.GetTensorMutableData(value, &data));
+  return static_cast<float*>(data);
+}
+
+void check_tasks(const SessionThreads& threads) {
+  if (threads.failed()) throw KernelError("a worker ran out of memory");
+}
+
+class MatMulKernel final : public Kernel {
+ public:
+  MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight)
+      : Kernel(functions, std::move(node_label)), outputs_(weight.desc.outputs), inputs_(weight.desc.inputs) {
+    sparsecc_matmul* op = nullptr;
+    checked([&](char* error, size_t size) { return sparsecc_matmul_create(&weight.desc, &op, error, size); });
+    op_.reset(op);
+  }
+
+  void run(OrtKernelContext* context) const override {
+    const TensorView x = read_input(api, context);
+    if (x.dims.empty() || x.dims.back() != inputs_) {
+      throw KernelError("x has shape " + to_text(x.dims) + ", expected a last dimension of " +
+                        std::to_string(inputs_));
+    }
+    std::vector<int64_t> dims = x.dims;
+    dims.back() = outputs_;
+    float* y = make_output(api, context, dims);
+    const int64_t rows = x.count / inputs_;
+    if (rows == 0) return;
+    SessionThreads threads(api, context);
+    checked([&](char* error, size_t size) {
+      return sparsecc_matmul_run(op_.get(), static_cast<const float*>(x.data), rows, y, &threads.executor,
+                                 error, size);
+    });
+    check_tasks(threads);
+  }
+
+ private:
+  std::unique_ptr<sparsecc_matmul, MatMulDeleter> op_;
+  const int64_t outputs_, inputs_;
+};
+
+class ConvKernel final : public Kernel {
+ public:
+  ConvKernel(const Functions& functions, std::string node_label, const Weight& weight,
+             const sparsecc_conv_geometry& geometry)
+      : Kernel(functions, std::move(node_label)),
+        outputs_(weight.shape[0]),
+        channels_(weight.shape[1] * geometry.groups),
+        rank_(weight.shape.size()) {
+    sparsecc_conv* op = nullptr;
+    checked([&](char* error, size_t size) {
+      return sparsecc_conv_create(&weight.desc, &geometry, &op, error, size);
+    });
+    op_.reset(op);
+  }
+
+  void run(OrtKernelContext* context) const override {
+    const TensorView x = read_input(api, context);
+    if (x.dims.size() != rank_ || x.dims[1] != channels_) {
+      throw KernelError("x has shape " + to_text(x.dims) + ", expected rank " + std::to_string(rank_) +
+                        " and " + std::to_string(channels_) + " channels");
+    }
+    const int64_t in_hw[2] = {rank_ == 4 ? x.dims[2] : 1, x.dims.back()};
+    int64_t out_hw[2] = {0, 0};
+    checked([&](char* error, size_t size) {
+      return sparsecc_conv_output_size(op_.get(), in_hw, out_hw, error, size);
+    });
+    std::vector<int64_t> dims{x.dims[0], outputs_};
+    if (rank_ == 4) dims.push_back(out_hw[0]);
+    dims.push_back(out_hw[1]);
+    float* y = make_output(api, context, dims);
+    if (x.dims[0] == 0 || out_hw[0] == 0 || out_hw[1] == 0) return;
+    SessionThreads threads(api, context);
+    checked([&](char* error, size_t size) {
+      return sparsecc_conv_run(op_.get(), static_cast<const float*>(x.data), x.dims[0], channels_, in_hw[0],
+                               in_hw[1], y, &threads.executor, error, size);
+    });
+    check_tasks(threads);
+  }
+
+ private:
+  std::unique_ptr<sparsecc_conv, ConvDeleter> op_;
+  const int64_t outputs_, channels_;
+  const size_t rank_;
+};
+
+}  // namespace
+
+std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
+                                    const Activation& activation) {
+  const NodeReader node(api, info);
+  const std::string label =
+      "node '" + node.name() + "' (" + std::string(family.name) + activation.suffix + ")";
+  try {
+    Weight weight;
+    read_weight(node, family, activation, &weight);
+    if (!family.conv) return std::make_unique<MatMulKernel>(api, label, weight);
+    return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape));
+  } catch (const KernelError& error) {
+    throw KernelError("sparsecc: " + label + ": " + error.what());
+  }
+}
+
+}  // namespace sparsecc::ort

@@ -1,0 +1,141 @@
+#include "node_reader.h"
+
+namespace sparsecc::ort {
+namespace {
+
+const char* type_name(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat:
+      return "float32";
+    case ElementType::kUint8:
+      return "uint8";
+    case ElementType::kInt64:
+      return "int64";
+    case ElementType::kUndefined:
+      break;
+  }
+  return "another type";
+}
+
+std::string quoted(const char* name) { return "'" + std::string(name) + "'"; }
+
+// Attributes come with a two-step protocol: the size first, then the contents.
+template <typename Query>
+std::string sized_string(const Functions& api, Query query) {
+  size_t size = 0;
+  check(api, query(nullptr, &size));
+  std::string text(size, '\0');
+  if (size > 0) check(api, query(text.data(), &size));
+  return text.c_str();  // the reported size counts the terminator
+}
+
+}  // namespace
+
+void check(const Functions& api, OrtStatus* status) {
+  if (status == nullptr) return;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  throw KernelError(message);
+}
+
+TensorView view(const Functions& api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api, api.GetTensorTypeAndShape(value, &info));
+  struct Guard {
+    const Functions& api;
+    OrtTensorTypeAndShapeInfo* info;
+    ~Guard() { api.ReleaseTensorTypeAndShapeInfo(info); }
+  } guard{api, info};
+
+  TensorView tensor;
+  size_t rank = 0;
+  check(api, api.GetTensorElementType(info, &tensor.type));
+  check(api, api.GetDimensionsCount(info, &rank));
+  tensor.dims.resize(rank);
+  check(api, api.GetDimensions(info, tensor.dims.data(), rank));
+  tensor.count = 1;
+  for (const int64_t dim : tensor.dims) tensor.count *= dim;
+  // There is one accessor for data, and it takes a mutable value: constants are only ever read here.
+  check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
+  alignas(16) static int64_t nothing[2] = {};
+  if (tensor.count == 0 || tensor.data == nullptr) tensor.data = nothing;
+  return tensor;
+}
+
+std::string to_text(const std::vector<int64_t>& dims) {
+  std::string text = "[";
+  for (size_t i = 0; i < dims.size(); ++i) text += (i > 0 ? "," : "") + std::to_string(dims[i]);
+  return text + "]";
+}
+
+std::string NodeReader::name() const {
+  return sized_string(api_, [&](char* out, size_t* size) {
+    return api_.KernelInfo_GetNodeName(info_, out, size);
+  });
+}
+
+std::string NodeReader::text(const char* attribute) const {
+  return sized_string(api_, [&](char* out, size_t* size) {
+    return api_.KernelInfoGetAttribute_string(info_, attribute, out, size);
+  });
+}
+
+int64_t NodeReader::integer(const char* attribute) const {
+  int64_t value = 0;
+  check(api_, api_.KernelInfoGetAttribute_int64(info_, attribute, &value));
+  return value;
+}
+
+float NodeReader::number(const char* attribute) const {
+  float value = 0;
+  check(api_, api_.KernelInfoGetAttribute_float(info_, attribute, &value));
+  return value;
+}
+
+std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected) const {
+  size_t size = 0;
+  check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, nullptr, &size));
+  if (size != expected) {
+    throw KernelError("attribute " + quoted(attribute) + " has " + std::to_string(size) +
+                      " entries, expected " + std::to_string(expected));
+  }
+  std::vector<int64_t> values(size);
+  if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, values.data(), &size));
+  return values;
+}
+
+TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, ElementType type) const {
+  int is_constant = 0;
+  const OrtValue* value = nullptr;
+  check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  if (is_constant == 0 || value == nullptr) {
+    throw KernelError("input " + quoted(input) +
+                      " must be a constant initializer of the node's own graph (not a graph input or a "
+                      "computed value)");
+  }
+  TensorView tensor = view(api_, value);
+  if (tensor.type != type) {
+    throw KernelError("input " + quoted(input) + " must be " + type_name(type));
+  }
+  return tensor;
+}
+
+TensorView NodeReader::constant(size_t index, const char* input, ElementType type, size_t rank) const {
+  TensorView tensor = constant_of_any_rank(index, input, type);
+  if (tensor.dims.size() != rank) {
+    throw KernelError("input " + quoted(input) + " has shape " + to_text(tensor.dims) + ", expected rank " +
+                      std::to_string(rank));
+  }
+  return tensor;
+}
+
+float NodeReader::scalar(size_t index, const char* input) const {
+  const TensorView tensor = constant_of_any_rank(index, input, ElementType::kFloat);
+  if (tensor.count != 1) {
+    throw KernelError("input " + quoted(input) + " has shape " + to_text(tensor.dims) +
+                      ", expected one number");
+  }
+  return *static_cast<const float*>(tensor.data);
+}
+
+}  // namespace sparsecc::ort

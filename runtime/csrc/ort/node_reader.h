@@ -1,0 +1,47 @@
+// Reads attributes and constant inputs of a node at session creation, and tensors at run time.
+#ifndef SPARSECC_ORT_NODE_READER_H_
+#define SPARSECC_ORT_NODE_READER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernel.h"
+#include "ort_abi.h"
+
+namespace sparsecc::ort {
+
+struct TensorView {
+  ElementType type = ElementType::kUndefined;
+  std::vector<int64_t> dims;
+  int64_t count = 0;
+  void* data = nullptr;  // never null, even when count is 0
+};
+
+// Throws KernelError carrying onnxruntime's own message.
+void check(const Functions& api, OrtStatus* status);
+TensorView view(const Functions& api, const OrtValue* value);
+std::string to_text(const std::vector<int64_t>& dims);  // "[2,3]"
+
+class NodeReader {
+ public:
+  NodeReader(const Functions& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+
+  std::string name() const;
+  std::string text(const char* attribute) const;
+  int64_t integer(const char* attribute) const;
+  float number(const char* attribute) const;
+  std::vector<int64_t> integers(const char* attribute, size_t expected) const;
+  TensorView constant(size_t index, const char* input, ElementType type, size_t rank) const;
+  float scalar(size_t index, const char* input) const;
+
+ private:
+  TensorView constant_of_any_rank(size_t index, const char* input, ElementType type) const;
+
+  const Functions& api_;
+  const OrtKernelInfo* info_;
+};
+
+}  // namespace sparsecc::ort
+
+#endif  // SPARSECC_ORT_NODE_READER_H_

@@ -1,0 +1,47 @@
+// Which operators exist: every family with every activation, generated from two short tables.
+// sparsecc/emit/schema.py declares the same set; tests/emit/test_docs.py compares the two.
+#ifndef SPARSECC_ORT_OP_TABLE_H_
+#define SPARSECC_ORT_OP_TABLE_H_
+
+#include <array>
+
+#include "sparsecc/c_api.h"
+
+namespace sparsecc::ort {
+
+inline constexpr const char* kDomain = "ai.sparsecc";
+
+struct Family {
+  const char* name;
+  bool conv;    // otherwise a matrix multiplication
+  bool blocks;  // layout "RxC"; otherwise "unstructured" or "N:M"
+};
+
+inline constexpr std::array<Family, 4> kFamilies{{
+    {"SparseMatMul", false, false},
+    {"SparseConv", true, false},
+    {"BlockSparseMatMul", false, true},
+    {"BlockSparseConv", true, true},
+}};
+
+struct Activation {
+  const char* suffix;  // appended to the family's name
+  sparsecc_activation kind;
+};
+
+inline constexpr std::array<Activation, 10> kActivations{{
+    {"", SPARSECC_ACT_NONE},
+    {"Relu", SPARSECC_ACT_RELU},
+    {"LeakyRelu", SPARSECC_ACT_LEAKY_RELU},
+    {"Clip", SPARSECC_ACT_CLIP},
+    {"Sigmoid", SPARSECC_ACT_SIGMOID},
+    {"Tanh", SPARSECC_ACT_TANH},
+    {"Gelu", SPARSECC_ACT_GELU},
+    {"GeluTanh", SPARSECC_ACT_GELU_TANH},
+    {"Silu", SPARSECC_ACT_SILU},
+    {"HardSwish", SPARSECC_ACT_HARD_SWISH},
+}};
+
+}  // namespace sparsecc::ort
+
+#endif  // SPARSECC_ORT_OP_TABLE_H_

@@ -1,0 +1,67 @@
+// The forms in which the kernels read a weight, made once when an operator is created.
+#ifndef SPARSECC_PACK_H_
+#define SPARSECC_PACK_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "common.h"
+#include "kernels.h"
+#include "weight.h"
+
+namespace sparsecc {
+
+// Blocks with 16 | R, as groups of 16 or 32 outputs. Blocks wider than one input become columns.
+struct BlockPack {
+  BlockPack(const Weight& weight);
+  BlockView view() const;
+  int64_t groups = 0;
+  Buffer<int64_t> start;  // [groups + 1]; also the prefix sums that work is cut by
+
+ private:
+  int64_t outputs_;
+  int wide_;
+  Buffer<uint32_t> index_;
+  Buffer<float> values_;
+};
+
+// Single weights cut into chunks of outputs and blocks of inputs. Inside such a cell rows are
+// ordered by their number of weights, so that the inner loop's trip count is predictable.
+struct ElementPack {
+  static constexpr int64_t kChunk = 256;  // outputs
+  ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block_inputs);
+  ElementView cell(int64_t chunk, int64_t block) const;
+  int64_t chunk_outputs(int64_t chunk) const { return std::min(kChunk, outputs_ - chunk * kChunk); }
+  int64_t block_inputs, chunks, blocks;
+  std::vector<int64_t> chunk_start;  // weights before each chunk, [chunks + 1]
+
+ private:
+  struct Cell {
+    int64_t run, run_count, row, weight;
+  };
+  int64_t outputs_;
+  std::vector<Cell> cells_;
+  std::vector<ElementRun> runs_;
+  Buffer<uint16_t> row_, index_;
+  Buffer<float> value_;
+};
+
+// Slots of 16 outputs by 16 inputs, see SliceView.
+struct SlicePack {
+  SlicePack(const Rows& rows, bool expand);
+  SliceView view() const;
+  int64_t groups;
+  Buffer<int64_t> slot_start;  // [groups + 1]; also the prefix sums that work is cut by
+
+ private:
+  int64_t outputs_, inputs_, slices_;
+  bool expand_;
+  Buffer<int64_t> value_start_;
+  Buffer<uint8_t> slots_;
+  Buffer<uint64_t> positions_;
+  Buffer<uint16_t> masks_;
+  Buffer<float> values_;
+};
+
+}  // namespace sparsecc
+#endif

@@ -1,0 +1,42 @@
+// Reads an untrusted packed weight: everything is checked here, nothing after it checks again.
+#ifndef SPARSECC_WEIGHT_H_
+#define SPARSECC_WEIGHT_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "sparsecc/c_api.h"
+
+namespace sparsecc {
+
+struct Layout {
+  enum Kind { kElement, kNofM, kBlock } kind = kElement;
+  int n = 0, m = 0;        // kNofM
+  int rows = 1, cols = 1;  // kBlock
+};
+
+// Rows of the grid with the columns that are stored, in order. For blocks a unit is a block and
+// values[unit * rows * cols] its first float; otherwise a unit is one float.
+struct Weight {
+  Layout layout;
+  int64_t outputs = 0, inputs = 0;
+  int64_t grid_rows = 0, grid_cols = 0;
+  std::vector<int64_t> row_start;  // [grid_rows + 1]
+  std::vector<uint32_t> column;    // [units]
+  const float* values = nullptr;   // borrowed from the descriptor
+};
+
+// Compressed rows of single non-zero floats, whatever the layout was.
+struct Rows {
+  int64_t outputs = 0, inputs = 0;
+  std::vector<int64_t> start;    // [outputs + 1]
+  std::vector<uint32_t> column;  // ascending in each row
+  std::vector<float> value;
+};
+
+Layout parse_layout(const char* text);
+Weight read_weight(const sparsecc_weight_desc& desc);
+Rows expand_rows(const Weight& weight);
+
+}  // namespace sparsecc
+#endif

@@ -1,0 +1,137 @@
+"""Find the operator library and register it with onnxruntime sessions."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsecc.errors import ModelError, RuntimeMissingError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["get_library_path", "load", "register"]
+
+_VARIABLE = "SPARSECC_OPS_LIBRARY"
+_FILES = {"cpu": "libsparsecc_ops.so"}
+_OLDEST_ONNXRUNTIME = (1, 17)
+
+
+def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = None) -> str:
+    """Return the absolute path of the operator library.
+
+    Looked for in this order: ``path``, the environment variable ``SPARSECC_OPS_LIBRARY``, the installed
+    package, the checkout. The first two are binding: a file that is not there is an error, never a reason
+    to look further.
+
+    Args:
+        target: which library; only ``cpu`` exists.
+        path: an explicit library file.
+
+    Raises:
+        RuntimeMissingError: no library there; the message says how to get one.
+        UsageError: an unknown target.
+    """
+    if target not in _FILES:
+        raise UsageError(f"no operator library for target '{target}': known targets are {', '.join(_FILES)}")
+    for origin, given in (("path", path), (_VARIABLE, os.environ.get(_VARIABLE))):
+        if given:
+            return _existing(Path(given), origin)
+    candidates = [base / "lib" / _FILES[target] for base in _package_folders()]
+    for candidate in candidates:
+        if candidate.is_file():
+            return str(candidate.resolve())
+    raise RuntimeMissingError(
+        f"the operator library {_FILES[target]} is not built (looked in "
+        f"{', '.join(str(candidate.parent) for candidate in candidates)}): run `make build` in the checkout, "
+        f"or install sparsecc from a wheel, or set {_VARIABLE} to the file"
+    )
+
+
+def _existing(path: Path, origin: str) -> str:
+    if not path.is_file():
+        raise RuntimeMissingError(
+            f"the operator library named by {origin} does not exist: {path} (correct or unset {origin}, "
+            "or run `make build`)"
+        )
+    return str(path.resolve())
+
+
+def _package_folders() -> Iterator[Path]:
+    """Yield every folder the package consists of: an editable install has more than one."""
+    seen = set()
+    bases = importlib.resources.files("sparsecc.runtime")
+    # A package with several folders is a MultiplexedPath, which keeps them in a private list.
+    for base in (*getattr(bases, "_paths", [bases]), Path(__file__).parent):
+        folder = Path(str(base)).resolve()
+        if folder not in seen:
+            seen.add(folder)
+            yield folder
+
+
+def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLike[str] | None = None) -> None:
+    """Register the sparse operators with ``session_options``; once per options object.
+
+    Args:
+        session_options: options of a session that is still to be created.
+        path: an explicit library file, as in ``get_library_path``.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded, or onnxruntime is too old.
+    """
+    import onnxruntime
+
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if version < _OLDEST_ONNXRUNTIME:
+        raise RuntimeMissingError(
+            f"onnxruntime {onnxruntime.__version__} cannot load the operator library: "
+            "install onnxruntime 1.17 or later"
+        )
+    library = get_library_path(path=path)
+    try:
+        session_options.register_custom_ops_library(library)
+    except Exception as error:  # onnxruntime's exception classes are not public
+        raise RuntimeMissingError(
+            f"the operator library cannot be registered: {_one_line(error)} (a library built for another "
+            "machine? rebuild with `make build`)"
+        ) from error
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    providers: Sequence[str] | None = None,
+    session_options: onnxruntime.SessionOptions | None = None,
+    threads: int | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open a model with the sparse operators registered.
+
+    Args:
+        path: the model file.
+        providers: onnxruntime execution providers; the CPU by default.
+        session_options: options to add the operators to; new ones by default.
+        threads: intra-op threads; onnxruntime's choice by default.
+
+    Raises:
+        RuntimeMissingError: as ``register``.
+        ModelError: onnxruntime refuses the model; the message is its own.
+    """
+    import onnxruntime
+
+    options = session_options if session_options is not None else onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    register(options)
+    try:
+        return onnxruntime.InferenceSession(
+            os.fspath(path), options, providers=list(providers or ["CPUExecutionProvider"])
+        )
+    except Exception as error:  # onnxruntime's exception classes are not public
+        raise ModelError(f"{os.fspath(path)}: onnxruntime refuses the model: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
