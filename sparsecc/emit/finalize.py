@@ -1,0 +1,90 @@
+"""The last step before a model is saved: whatever makes its sparse operators valid ONNX everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from sparsecc.emit.schema import CustomOp, Dim, operators
+from sparsecc.errors import ModelError
+from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
+
+if TYPE_CHECKING:
+    from sparsecc.ir import Model
+
+__all__ = ["finalize"]
+
+_FIRST_IR_VERSION_WITH_FUNCTIONS = 8
+
+
+def finalize(model: Model) -> None:
+    """Attach what the ``ai.sparsecc`` nodes of ``model`` need, wherever they are; changes it in place.
+
+    Afterwards: every operator used has its model-local function, of the model's own opset; no other function
+    of the domain is left; the domain is imported where it is used and nowhere else; the IR version knows
+    functions; outputs carry type and shape. Doing it twice changes nothing more. A model without sparse
+    operators only loses left-overs of the domain.
+
+    Raises:
+        ModelError: a node of the domain is none of our operators.
+        UnsupportedModelError: the model's opset is older than the function bodies need.
+    """
+    onnx = model.onnx
+    for key in [key for key in onnx.functions if key[0] == DOMAIN]:
+        del onnx.functions[key]
+    used = {node.op_type: _operator(node) for node in _sparse_nodes(onnx)}
+    _import_domain(onnx, bool(used))
+    if not used:
+        return
+    for name in sorted(used):
+        function = used[name].function(onnx.opset_imports.get("", 0))
+        onnx.functions[function.identifier()] = function
+    onnx.ir_version = max(onnx.ir_version, _FIRST_IR_VERSION_WITH_FUNCTIONS)
+    for node in _sparse_nodes(onnx):
+        _describe_output(node, used[node.op_type])
+
+
+def _sparse_nodes(onnx: ir.Model) -> Iterator[ir.Node]:
+    graphs: tuple[ir.Graph | ir.Function, ...] = (onnx.graph, *onnx.functions.values())
+    for graph in graphs:
+        for node in ir.traversal.RecursiveGraphIterator(graph):
+            if node.domain == DOMAIN:
+                yield node
+
+
+def _operator(node: ir.Node) -> CustomOp:
+    op = operators().get(node.op_type)
+    if op is None:
+        raise ModelError(
+            f"node '{node.name}' is {DOMAIN}.{node.op_type}, which this release does not know: "
+            "use the sparsecc release that wrote the model"
+        )
+    return op
+
+
+def _import_domain(onnx: ir.Model, used: bool) -> None:
+    scopes = [(onnx.opset_imports, used)]
+    for function in onnx.functions.values():
+        nodes = ir.traversal.RecursiveGraphIterator(function)
+        scopes.append((function.opset_imports, any(node.domain == DOMAIN for node in nodes)))
+    for imports, wanted in scopes:
+        if wanted:
+            imports[DOMAIN] = DOMAIN_VERSION
+        else:
+            imports.pop(DOMAIN, None)
+
+
+def _describe_output(node: ir.Node, op: CustomOp) -> None:
+    """Give the output its type, and its shape where the node's constants tell."""
+    output = node.outputs[0]
+    output.type = ir.TensorType(ir.DataType.FLOAT)
+    x, shape = node.inputs[0], node.inputs[3]
+    if output.shape is not None or x is None or x.shape is None or shape is None or shape.const_value is None:
+        return
+    dims: list[Dim] = [dim if isinstance(dim, int) else dim.value for dim in x.shape]
+    attributes = {key: node.attributes[key].as_ints() for key in ("strides", "pads", "dilations") if op.conv}
+    weight = [int(side) for side in shape.const_value.numpy()]
+    if len(dims) >= (len(weight) if op.conv else 1):
+        output.shape = ir.Shape(op.output_shape(dims, weight, attributes))

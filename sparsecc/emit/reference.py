@@ -1,0 +1,95 @@
+"""What the sparse operators mean, in NumPy and double precision: the oracle of tests and ``verify``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import ModelError
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
+
+__all__ = ["evaluate"]
+
+Array = NDArray[np.float64]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+_FIXED: Mapping[str, Callable[[Array], Array]] = {
+    "": lambda z: z,
+    "Relu": lambda z: np.maximum(z, 0),
+    "Sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "Tanh": np.tanh,
+    "Gelu": lambda z: 0.5 * z * (1 + _erf(z / math.sqrt(2))),
+    "GeluTanh": lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "Silu": lambda z: z / (1 + np.exp(-z)),
+    "HardSwish": lambda z: z * np.clip(z / 6 + 0.5, 0, 1),
+}
+
+
+def evaluate(
+    inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object], activation: str, *, conv: bool
+) -> NDArray[np.float32]:
+    """Return the operator's result, float32.
+
+    Args:
+        inputs: arrays by input name.
+        attributes: values by attribute name.
+        activation: name suffix of the fused activation.
+        conv: convolution, otherwise matrix multiplication.
+
+    Raises:
+        ModelError: the packed weight is malformed.
+    """
+    weight = _dense_weight(inputs, attributes)
+    x, bias = inputs["x"].astype(np.float64), inputs["bias"].astype(np.float64)
+    if conv:
+        z = _convolve(x, weight, attributes) + bias.reshape(-1, *[1] * (x.ndim - 2))
+    else:
+        z = x @ weight.T + bias
+    with np.errstate(over="ignore"):
+        return _activate(z, activation, inputs, attributes).astype(np.float32)
+
+
+def _dense_weight(inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object]) -> Array:
+    if attributes["layout_version"] != LAYOUT_VERSION:
+        raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
+    shape = [int(side) for side in inputs["shape"]]
+    packed = SparseTensor(
+        Pattern.parse(str(attributes["layout"])),
+        (shape[0], math.prod(shape[1:])),
+        inputs["values"],
+        inputs["indices"],
+    )
+    return packed.decode().astype(np.float64).reshape(shape)
+
+
+def _activate(
+    z: Array, activation: str, inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object]
+) -> Array:
+    if activation == "LeakyRelu":
+        return np.where(z < 0, cast(float, attributes["alpha"]) * z, z)
+    if activation == "Clip":
+        return cast(Array, np.minimum(np.maximum(z, inputs["lo"]), inputs["hi"]))
+    return _FIXED[activation](z)
+
+
+def _convolve(x: Array, weight: Array, attributes: Mapping[str, object]) -> Array:
+    """Return the convolution over any number of spatial axes, groups included."""
+    axes = weight.ndim - 2
+    keys = ("strides", "pads", "dilations")
+    strides, pads, dilations = (cast("list[int]", attributes[key]) for key in keys)
+    groups = cast(int, attributes["group"])
+    x = np.pad(x, [(0, 0), (0, 0), *((pads[axis], pads[axes + axis]) for axis in range(axes))])
+    spans = tuple(d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True))
+    windows = np.lib.stride_tricks.sliding_window_view(x, spans, tuple(range(2, 2 + axes)))
+    every = [slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations))]
+    windows = windows[tuple(every)]
+    windows = windows.reshape(x.shape[0], groups, -1, *windows.shape[2:])
+    weight = weight.reshape(groups, -1, *weight.shape[1:])
+    space, kernel = "hw"[:axes], "pq"[:axes]
+    y = np.einsum(f"bgc{space}{kernel},goc{kernel}->bgo{space}", windows, weight, optimize=True)
+    return cast(Array, y.reshape(x.shape[0], -1, *y.shape[3:]))

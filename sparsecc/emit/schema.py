@@ -1,0 +1,349 @@
+"""The sparse operators, each declared once: inputs, attributes, shape rule, function body, reference.
+
+The operators are the families of ``sparsecc.ir.sparse_ops`` times the fused activations. Everything about
+an operator is generated from the few tables here; the C++ table (``runtime/csrc/ort/op_table.h``) and
+``docs/operators.md`` are checked against them by tests.
+
+A function body uses only standard operators in forms which are the same at every opset from 11 on, so that
+one text serves all models. Its decoding part reads constants only: a runtime without our library folds it
+when it loads the model, and then runs one dense MatMul or Conv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from sparsecc.emit import reference
+from sparsecc.errors import UnsupportedModelError
+from sparsecc.ir.sparse_ops import ACTIVATIONS, DOMAIN, FAMILIES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+__all__ = ["OLDEST_OPSET", "OPERATORS", "Attribute", "CustomOp", "Dim", "Input", "operators"]
+
+OLDEST_OPSET = 11
+"""Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
+
+Dim = int | str | None
+"""One dimension: a number, a symbol, or unknown."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an operator."""
+
+    name: str
+    dtype: str
+    shape: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of an operator; always present on a node."""
+
+    name: str
+    type: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class CustomOp:
+    """One operator of domain ``ai.sparsecc``: a storage family with one fused activation."""
+
+    family: str
+    activation: str
+
+    @property
+    def name(self) -> str:
+        """The operator's type, for instance ``BlockSparseConvRelu``."""
+        return self.family + self.activation
+
+    @property
+    def form(self) -> str:
+        """``MatMul`` or ``Conv``."""
+        return "Conv" if self.conv else "MatMul"
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """The forms of its ``layout`` attribute."""
+        return ("RxC",) if self.blocks else ("unstructured", "N:M")
+
+    @property
+    def conv(self) -> bool:
+        """Whether it is a convolution; otherwise a matrix multiplication."""
+        return self.family.endswith("Conv")
+
+    @property
+    def blocks(self) -> bool:
+        """Whether its layout is RxC; otherwise ``unstructured`` or N:M."""
+        return self.family.startswith("Block")
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but ``x`` must be a constant initializer."""
+        x_shape = "[B,C,H,W] or [B,C,L]" if self.conv else "[...,K]"
+        shape = "[Cout,Cin/group,kh,kw] or [Cout,Cin/group,kw]" if self.conv else "[N,K]"
+        bounds = (
+            Input("lo", "float32", "scalar", "lower bound of the result"),
+            Input("hi", "float32", "scalar", "upper bound of the result"),
+        )
+        return (
+            Input("x", "float32", x_shape, "the activations"),
+            Input("values", "float32", "[blocks,R,C]" if self.blocks else "[kept]", "the kept weights"),
+            Input("indices", "uint8", "[bytes]", "where they stand: the gap stream"),
+            Input("shape", "int64", "[rank]", f"the dense shape of the weight: {shape}"),
+            Input("bias", "float32", "[Cout]" if self.conv else "[N]", "added before the activation"),
+            *(bounds if self.activation == "Clip" else ()),
+        )
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes."""
+        layout = "R outputs by C inputs a block, such as `16x1`" if self.blocks else "`unstructured` or N:M"
+        conv = (
+            Attribute("strides", "ints", "as in Conv, one per spatial axis"),
+            Attribute("pads", "ints", "as in Conv, begins then ends"),
+            Attribute("dilations", "ints", "as in Conv, one per spatial axis"),
+            Attribute("group", "int", "as in Conv"),
+        )
+        return (
+            Attribute("layout", "string", layout),
+            Attribute("layout_version", "int", "1"),
+            *((Attribute("alpha", "float", "slope below zero"),) if self.activation == "LeakyRelu" else ()),
+            *(conv if self.conv else ()),
+        )
+
+    def output_shape(
+        self, x: Sequence[Dim], weight: Sequence[int], attributes: Mapping[str, Sequence[int]]
+    ) -> tuple[Dim, ...]:
+        """Return the shape of y.
+
+        Args:
+            x: shape of the input; symbols are kept where the result has the same size.
+            weight: the dense shape of the weight, as in input ``shape``.
+            attributes: ``strides``, ``pads``, ``dilations`` of a convolution.
+        """
+        if not self.conv:
+            return (*x[:-1], weight[0])
+        axes = len(weight) - 2
+        extents = (
+            _conv_extent(
+                x[2 + axis],
+                weight[2 + axis],
+                attributes["strides"][axis],
+                attributes["pads"][axis] + attributes["pads"][axes + axis],
+                attributes["dilations"][axis],
+            )
+            for axis in range(axes)
+        )
+        return (x[0], weight[0], *extents)
+
+    def function(self, opset: int) -> ir.Function:
+        """Return the body as a model-local function for a model at ``opset`` of the default domain.
+
+        Raises:
+            UnsupportedModelError: the opset is older than ``OLDEST_OPSET``.
+        """
+        import onnx.parser
+        import onnx_ir as ir
+
+        if opset < OLDEST_OPSET:
+            raise UnsupportedModelError(
+                f"sparse operators need opset {OLDEST_OPSET} or later and the model uses {opset}: "
+                "convert it with onnx.version_converter first"
+            )
+        return ir.serde.deserialize_function(onnx.parser.parse_function(self.function_text(opset)))
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        attributes = ", ".join(attribute.name for attribute in self.attributes)
+        inputs = ", ".join(item.name for item in self.inputs)
+        body = "".join(
+            (
+                _BLOCKS if self.blocks else _ELEMENTS,
+                _CONV if self.conv else _MATMUL,
+                _ACTIVATION_BODIES[self.activation],
+            )
+        )
+        return (
+            f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
+            f"{self.name} <{attributes}> ({inputs}) => (y)\n{{{body}}}\n"
+        )
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> NDArray[np.float32]:
+        """Return y computed by NumPy in double precision.
+
+        Args:
+            inputs: arrays in the order of ``inputs``.
+            attributes: values by name, as on the node (``layout`` a text).
+
+        Raises:
+            ModelError: the packed weight is malformed.
+        """
+        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        return reference.evaluate(arrays, attributes, self.activation, conv=self.conv)
+
+
+OPERATORS = tuple(CustomOp(family, "") for family in FAMILIES)
+"""One operator of each family, the one without an activation."""
+
+
+@cache
+def operators() -> Mapping[str, CustomOp]:
+    """Return every operator by name."""
+    ops = (CustomOp(family, activation) for family in FAMILIES for activation in ACTIVATIONS)
+    return {op.name: op for op in ops}
+
+
+def _conv_extent(size: Dim, kernel: int, stride: int, pad: int, dilation: int) -> Dim:
+    span = dilation * (kernel - 1)
+    if isinstance(size, int):
+        return (size + pad - span - 1) // stride + 1
+    return size if stride == 1 and pad == span else None
+
+
+# ---- function bodies ------------------------------------------------------------------------------------
+# Two rules. The forms avoid what changed between opsets: no axes attributes (Unsqueeze, ReduceSum, Squeeze),
+# no Split, and ReduceProd without axes. And no shape depends on data (no Compress, no NonZero): since 1.27
+# onnxruntime folds a constant node only if its output size, at most 1 GiB, is known beforehand.
+
+# For every token the position it ends at and how many values were stored before it; from these, for every
+# cell of the grid, which stored value (block) fills it. A token that stores nothing writes to a cell beyond
+# the grid, and -1 finds the block of zeros appended to the values.
+_OWNERS = """
+  minus_one = Constant <value = int64[1] {-1}> ()
+  zero = Constant <value = int64[1] {0}> ()
+  one = Constant <value = int64[1] {1}> ()
+  fifteen = Constant <value = int64[1] {15}> ()
+  sixteen = Constant <value = int64[1] {16}> ()
+  one_int32 = Constant <value = int32[1] {1}> ()
+  as_column = Constant <value = int64[2] {-1, 1}> ()
+  first_axis = Constant <value = int64 {0}> ()
+  bytes = Cast <to = 7> (indices)
+  high = Div (bytes, sixteen)
+  high_part = Mul (high, sixteen)
+  low = Sub (bytes, high_part)
+  low_column = Reshape (low, as_column)
+  high_column = Reshape (high, as_column)
+  pairs = Concat <axis = 1> (low_column, high_column)
+  tokens = Reshape (pairs, minus_one)
+  reached = CumSum (tokens, first_axis)
+  position = Sub (reached, one)
+  stores = Less (tokens, fifteen)
+  stored = Cast <to = 6> (stores)
+  stored_so_far = CumSum (stored, first_axis)
+  rank = Sub (stored_so_far, one_int32)
+  cell = Where (stores, position, cells)
+  cells_and_beyond = Add (cells, one)
+  nobody = ConstantOfShape <value = int32[1] {-1}> (cells_and_beyond)
+  owner_and_beyond = ScatterElements <axis = 0> (nobody, cell, rank)
+  owner = Slice (owner_and_beyond, zero, cells)
+"""
+
+_ELEMENTS = f"""
+  cells = ReduceProd <keepdims = 1> (shape)
+{_OWNERS}
+  nothing = Constant <value = float[1] {{0.0}}> ()
+  choices = Concat <axis = 0> (values, nothing)
+  entries = Gather <axis = 0> (choices, owner)
+  weight = Reshape (entries, shape)
+"""
+
+_BLOCKS = f"""
+  from = Constant <value = int64[1] {{0}}> ()
+  unit_size = Constant <value = int64[1] {{1}}> ()
+  two = Constant <value = int64[1] {{2}}> ()
+  three = Constant <value = int64[1] {{3}}> ()
+  rank_of_weight = Shape (shape)
+  outputs = Slice (shape, from, unit_size)
+  reduced = Slice (shape, unit_size, rank_of_weight)
+  columns = ReduceProd <keepdims = 1> (reduced)
+  block = Shape (values)
+  block_rows = Slice (block, unit_size, two)
+  block_cols = Slice (block, two, three)
+  outputs_up = Add (outputs, block_rows)
+  outputs_last = Sub (outputs_up, unit_size)
+  grid_rows = Div (outputs_last, block_rows)
+  columns_up = Add (columns, block_cols)
+  columns_last = Sub (columns_up, unit_size)
+  grid_cols = Div (columns_last, block_cols)
+  cells = Mul (grid_rows, grid_cols)
+{_OWNERS}
+  one_block = Concat <axis = 0> (one, block_rows, block_cols)
+  nothing = ConstantOfShape (one_block)
+  choices = Concat <axis = 0> (values, nothing)
+  blocks = Gather <axis = 0> (choices, owner)
+  tiled_shape = Concat <axis = 0> (grid_rows, grid_cols, block_rows, block_cols)
+  tiled = Reshape (blocks, tiled_shape)
+  rows_first = Transpose <perm = [0, 2, 1, 3]> (tiled)
+  padded_rows = Mul (grid_rows, block_rows)
+  padded_cols = Mul (grid_cols, block_cols)
+  padded_shape = Concat <axis = 0> (padded_rows, padded_cols)
+  padded = Reshape (rows_first, padded_shape)
+  corner = Constant <value = int64[2] {{0, 0}}> ()
+  ends = Concat <axis = 0> (outputs, columns)
+  matrix = Slice (padded, corner, ends)
+  weight = Reshape (matrix, shape)
+"""
+
+_MATMUL = """
+  weight_t = Transpose <perm = [1, 0]> (weight)
+  product = MatMul (x, weight_t)
+  z = Add (product, bias)
+"""
+
+_CONV = """
+  z = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
+    (x, weight, bias)
+"""
+
+_ACTIVATION_BODIES: Mapping[str, str] = {
+    "": "  y = Identity (z)\n",
+    "Relu": "  y = Relu (z)\n",
+    "LeakyRelu": "  y = LeakyRelu <alpha: float = @alpha> (z)\n",
+    "Clip": "  y = Clip (z, lo, hi)\n",
+    "Sigmoid": "  y = Sigmoid (z)\n",
+    "Tanh": "  y = Tanh (z)\n",
+    "Gelu": """
+  root_two = Constant <value = float {1.4142135}> ()
+  unit = Constant <value = float {1.0}> ()
+  half = Constant <value = float {0.5}> ()
+  scaled = Div (z, root_two)
+  error = Erf (scaled)
+  gate = Add (error, unit)
+  gated = Mul (z, gate)
+  y = Mul (gated, half)
+""",
+    "GeluTanh": """
+  cubic = Constant <value = float {0.044715}> ()
+  root = Constant <value = float {0.7978846}> ()
+  unit = Constant <value = float {1.0}> ()
+  half = Constant <value = float {0.5}> ()
+  squared = Mul (z, z)
+  cubed = Mul (squared, z)
+  bent = Mul (cubed, cubic)
+  sum = Add (z, bent)
+  inner = Mul (sum, root)
+  tanh = Tanh (inner)
+  gate = Add (tanh, unit)
+  gated = Mul (z, gate)
+  y = Mul (gated, half)
+""",
+    "Silu": """
+  gate = Sigmoid (z)
+  y = Mul (z, gate)
+""",
+    "HardSwish": """
+  gate = HardSigmoid <alpha = 0.16666667, beta = 0.5> (z)
+  y = Mul (z, gate)
+""",
+}
