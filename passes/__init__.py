@@ -1,0 +1,14 @@
+"""Built-in passes: ``LOADERS`` maps a pass name to where its class lives; none is imported early."""
+
+from __future__ import annotations
+
+__all__ = ["LOADERS"]
+
+LOADERS: dict[str, str] = {
+    "tidy": "sparsecc.passes.tidy.tidy:Tidy",
+    "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
+    "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
+    "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",
+    "confirm-layout": "sparsecc.passes.lower.confirm_layout:ConfirmLayout",
+    "lower-sparse": "sparsecc.passes.lower.lower_sparse:LowerSparse",
+}

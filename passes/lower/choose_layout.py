@@ -1,0 +1,113 @@
+"""Choose, per site, the layout that is fastest on this machine, or dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsecc.errors import MeasurementError, UsageError
+from sparsecc.ir import Model, Site
+from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
+from sparsecc.pm import select_sites
+from sparsecc.pm import Number, Pass, PassContext, PassReport
+from sparsecc.sparse import Pattern, density, detect
+
+__all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns"]
+
+#: Metadata key on a node: the layout its weight shall be lowered to.
+LAYOUT_KEY = "sparsecc.layout"
+#: Metadata key on a marked node: dense time / sparse time of the site alone.
+GAIN_KEY = "sparsecc.gain"
+
+#: Above this density no kernel has ever won over dense, so nothing is measured.
+_MAX_DENSITY = 0.85
+
+#: Block shapes timed per site.
+_MAX_BLOCKS = 2
+
+
+def candidate_patterns(weight: npt.NDArray[np.float32]) -> tuple[Pattern, ...]:
+    """The layouts worth timing for the zeros of ``weight`` [N, K], most structured first.
+
+    Every weight that is 16x1 is 8x1 and 4x1 too: of each family only the most structured ones are worth the time.
+    """
+    found = detect(weight)
+    blocks = [pattern for pattern in found if pattern.kind == "block"][:_MAX_BLOCKS]
+    groups = [pattern for pattern in found if pattern.kind == "nm"][:1]
+    return (*blocks, *groups, Pattern("unstructured"))
+
+
+@dataclass(frozen=True)
+class ChooseLayout(Pass):
+    """Mark every site with its fastest layout, measured against dense onnxruntime on this machine.
+
+    Changes: metadata of nodes only (``sparsecc.layout``), read by ``lower-sparse``.
+    Keeps dense: sites whose zeros are too few, whose best sparse form is not faster than dense by ``min_gain``,
+    or that have no sparse operator; each with the reason and the times.
+
+    Sample: ``choose-layout{min-gain=1.05}``
+
+    Attributes:
+        match: which sites: a glob on the name, or ``re:`` and a regular expression.
+        min_gain: dense time / sparse time that a site must reach to be marked.
+        keep_slower: mark the fastest sparse form even where dense is faster (for experiments).
+        layout: mark this layout without timing anything, wherever the weight has zeros; none: choose by timing.
+    """
+
+    name: ClassVar[str] = "choose-layout"
+    lossless: ClassVar[bool] = True
+
+    match: str = "*"
+    min_gain: float = 1.0
+    keep_slower: bool = False
+    layout: Pattern | None = None
+
+    def run(self, model: Model, ctx: PassContext) -> PassReport:
+        """Time the candidates of each matching site and mark the winners."""
+        report = PassReport(self.name)
+        sites = select_sites(model, self.match, report)
+        for done, site in enumerate(sites):
+            ctx.progress("choosing layouts", done, len(sites))
+            try:
+                self._choose(model, site, ctx, report)
+            except (Refusal, MeasurementError) as refusal:
+                report.skip(site.name, str(refusal))
+        return report
+
+    def _choose(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
+        form = linear_form(model, site, site.nodes[0])
+        kept = density(form.weight)
+        if kept > _MAX_DENSITY and not (self.keep_slower and kept < 1):
+            raise Refusal(f"too few zeros to gain from: density {kept:.3f}")
+        numbers: dict[str, Number] = {"density": round(kept, 6)}
+        if self.layout:
+            choice, detail, gain = str(self.layout), f"{self.layout}, as asked", 1.0
+        else:
+            choice, detail, gain = self._fastest(model, site, form, ctx, numbers)
+        for node in site.nodes:
+            node.metadata_props[LAYOUT_KEY] = choice
+            node.metadata_props[GAIN_KEY] = f"{gain:.4f}"
+        report.change(site.name, detail, **numbers)
+
+    def _fastest(
+        self, model: Model, site: Site, form: LinearForm, ctx: PassContext, numbers: dict[str, Number]
+    ) -> tuple[str, str, float]:
+        if ctx.costs is None:
+            raise UsageError(
+                "choose-layout needs a source of measured costs; run it through sparsecc.optimize "
+                "or give layout=, for instance choose-layout{layout=unstructured}"
+            )
+        times = ctx.costs.site_times_ms(model, site, candidate_patterns(form.weight))
+        dense = times["dense"]
+        best = min((name for name in times if name != "dense"), key=lambda name: (times[name], name))
+        gain = dense / times[best]
+        numbers.update(dense_ms=dense, sparse_ms=times[best], gain=round(gain, 4))
+        detail = f"{best} {times[best]:.4g} ms, dense {dense:.4g} ms ({gain:.2f}x)"
+        if gain < self.min_gain or gain <= 1:
+            if not self.keep_slower:
+                raise Refusal(f"dense is faster: {detail}")
+            detail += ", kept although slower"
+        return best, detail, gain

@@ -1,0 +1,140 @@
+"""What a linear site computes together with the bias and activation behind it: the unit that lowering replaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir
+
+from sparsecc.ir import Model, Site
+from sparsecc.passes.lower.activations import Activation, elementwise_region
+
+__all__ = ["MIN_OPSET", "LinearForm", "Refusal", "linear_form", "lowerable"]
+
+#: The function bodies of the sparse operators use CumSum and ScatterND, which opset 11 has first.
+MIN_OPSET = 11
+
+
+class Refusal(Exception):  # noqa: N818  (a value with a reason, raised and caught inside this package)
+    """Why a site cannot be lowered; the text goes to the report."""
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """``output = activation(linear(input, weight) + bias)``.
+
+    Attributes:
+        node: the MatMul, Gemm or Conv.
+        weight: float32 [N, K], with Gemm's alpha folded in.
+        bias: float32 [N], zeros where there is none.
+        activation: what follows, possibly nothing.
+        absorbed: the nodes after ``node`` that the fused operator replaces.
+        output: the value the fused operator produces.
+    """
+
+    node: onnx_ir.Node
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    activation: Activation
+    absorbed: tuple[onnx_ir.Node, ...]
+    output: onnx_ir.Value
+
+
+def lowerable(model: Model, site: Site) -> None:
+    """Raise :class:`Refusal` unless a sparse operator exists for the kind of ``site``."""
+    if site.op not in ("MatMul", "Gemm", "Conv"):
+        raise Refusal(f"no sparse operator for {site.op} yet: its weights are pruned as values only")
+    if model.opset < MIN_OPSET:
+        raise Refusal(f"opset {model.opset} is below {MIN_OPSET}; convert the model to a newer opset first")
+    if site.dtype != np.float32:
+        raise Refusal(f"{site.dtype.name} weights: the CPU kernels compute in float32 only")
+    if site.scope == "function":
+        raise Refusal("inside a local function: packed weights cannot be stored there; inline it first")
+    if site.op == "Conv":
+        geometry = site.conv
+        if geometry is None or geometry.pads is None:
+            raise Refusal("auto_pad depends on the input size, which is not static")
+        if len(geometry.kernel_shape) > 2:
+            raise Refusal("three-dimensional convolution has no sparse operator")
+        if site.depthwise:
+            raise Refusal("depthwise: onnxruntime's own kernel is faster than any sparse form")
+
+
+def _float_attribute(node: onnx_ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else float(attribute.as_float())
+
+
+def _channel_constant(value: onnx_ir.Value | None, outputs: int, axis: int, rank: int | None) -> npt.NDArray[np.float32] | None:
+    """``value`` as [outputs] if it is a constant that varies along one axis only (counted from the end)."""
+    tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return None
+    array = np.asarray(tensor.numpy())
+    if array.size == 1:
+        if rank is not None and array.ndim > rank:
+            return None
+        return np.full(outputs, array.reshape(()), np.float32)
+    if array.size != outputs or array.ndim < axis or array.shape[-axis] != outputs:
+        return None
+    if array.ndim > axis and rank is None:
+        return None  # leading ones could raise the rank of the result
+    if rank is not None and array.ndim > rank:
+        return None
+    return array.reshape(outputs).astype(np.float32)
+
+
+def _added_constant(value: onnx_ir.Value, outputs: int, axis: int) -> tuple[onnx_ir.Node, npt.NDArray[np.float32]] | None:
+    """The Add node that adds one constant per output channel to ``value``, and that constant."""
+    consumers = value.consumers()
+    if value.is_graph_output() or len(consumers) != 1 or consumers[0].op_type != "Add":
+        return None
+    (node,) = consumers
+    if len(node.inputs) != 2 or node.inputs[0] is node.inputs[1]:
+        return None
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    rank = len(value.shape) if value.shape is not None else None
+    constant = _channel_constant(other, outputs, axis, rank)
+    return None if constant is None else (node, constant)
+
+
+def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
+    """The linear form around one consumer ``node`` of ``site``.
+
+    Raises:
+        Refusal: the site has no sparse operator, or Gemm's C is not one constant per output.
+    """
+    lowerable(model, site)
+    outputs = site.shape[0]
+    weight = site.numpy()
+    bias = np.zeros(outputs, np.float32)
+    axis = 1  # of the output channels, counted from the end
+    own_bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type == "Gemm":
+        weight = weight * np.float32(_float_attribute(node, "alpha", 1.0))
+        scale = np.float32(_float_attribute(node, "beta", 1.0))
+    else:
+        scale = np.float32(1)
+    if node.op_type == "Conv":
+        assert site.conv is not None
+        axis = len(site.conv.kernel_shape) + 1
+    if own_bias is not None:
+        constant = _channel_constant(own_bias, outputs, 1, 2)
+        if constant is None:
+            raise Refusal("its bias is not one constant per output")
+        bias = bias + scale * constant
+    output = node.outputs[0]
+    absorbed: list[onnx_ir.Node] = []
+    added = _added_constant(output, outputs, axis)
+    if added is not None:
+        absorbed.append(added[0])
+        bias = bias + added[1]
+        output = added[0].outputs[0]
+    region = elementwise_region(output)
+    if region is not None:
+        absorbed.extend(region.nodes)
+        output = region.output
+    activation = region.activation if region is not None else Activation()
+    return LinearForm(node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output)

@@ -1,0 +1,115 @@
+"""Rewrite marked sites to sparse operators with fused bias and activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir
+import onnx_ir.passes.common
+
+from sparsecc.ir import Model, Site
+from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, sparse_op_node
+from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY
+from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
+from sparsecc.pm import select_sites
+from sparsecc.pm import Pass, PassContext, PassReport
+from sparsecc.sparse import Pattern, SparseTensor
+
+__all__ = ["LowerSparse", "lower_node"]
+
+
+def check_layout(site: Site, pattern: Pattern) -> None:
+    """Raise :class:`Refusal` where the operators cannot hold ``pattern`` for ``site``."""
+    if pattern.kind == "dense":
+        raise Refusal("dense was chosen")
+    if pattern.kind == "block" and site.groups > 1 and (site.shape[0] // site.groups) % pattern.rows:
+        raise Refusal(
+            f"blocks of {pattern.rows} outputs cross its groups of {site.shape[0] // site.groups} outputs"
+        )
+
+
+def lower_node(
+    site: Site, form: LinearForm, packed: SparseTensor, share: onnx_ir.Node | None = None
+) -> onnx_ir.Node:
+    """Replace ``form`` in its graph by one sparse operator and return it; ``share`` lends its packed weight."""
+    node, graph = form.node, form.node.graph
+    assert graph is not None
+    sparse = sparse_op_node(
+        graph,
+        form.node.inputs[0],
+        packed,
+        bias=form.bias,
+        activation=form.activation.suffix,
+        parameters=dict(form.activation.parameters),
+        weight_shape=site.weight_shape if site.op == "Conv" else None,
+        conv=site.conv,
+        name=node.name or site.name,
+        share=share,
+    )
+    onnx_ir.convenience.replace_nodes_and_values(
+        graph, node, [node, *form.absorbed], [sparse], [form.output], sparse.outputs
+    )
+    return sparse
+
+
+def _twin(form: LinearForm, done: list[LinearForm], nodes: list[onnx_ir.Node]) -> onnx_ir.Node | None:
+    """The node already lowered in the same graph with the same weight (Gemm's alpha may make a tied one differ)."""
+    for other, node in zip(done, nodes, strict=True):
+        if node.graph is form.node.graph and np.array_equal(other.weight, form.weight):
+            return node
+    return None
+
+
+@dataclass(frozen=True)
+class LowerSparse(Pass):
+    """Replace every site marked by ``choose-layout`` with a sparse operator, bias and activation fused.
+
+    Changes: MatMul, Gemm and Conv nodes with the Add and the activation behind them become one ``ai.sparsecc``
+    node; the dense weight goes when nothing reads it any more.
+    Skips: unmarked sites, and sites whose layout the operators cannot hold, with the reason.
+
+    Sample: ``lower-sparse{match=re:.*mlp.*}``
+
+    Attributes:
+        match: which sites: a glob on the name, or ``re:`` and a regular expression.
+    """
+
+    name: ClassVar[str] = "lower-sparse"
+    lossless: ClassVar[bool] = True
+
+    match: str = "*"
+
+    def run(self, model: Model, ctx: PassContext) -> PassReport:
+        """Rewrite the marked sites among the matching ones."""
+        report = PassReport(self.name)
+        for site in select_sites(model, self.match, report):
+            layout = site.nodes[0].metadata_props.get(LAYOUT_KEY)
+            if layout is None:
+                report.skip(site.name, "no sparse layout was chosen")
+                continue
+            try:
+                self._lower(model, site, Pattern.parse(layout), report)
+            except Refusal as refusal:
+                report.skip(site.name, str(refusal))
+        if report.changed:
+            model.onnx.opset_imports[DOMAIN] = DOMAIN_VERSION
+            onnx_ir.passes.common.RemoveUnusedNodesPass()(model.onnx)
+        return report
+
+    def _lower(self, model: Model, site: Site, pattern: Pattern, report: PassReport) -> None:
+        forms = [linear_form(model, site, node) for node in site.nodes]
+        check_layout(site, pattern)
+        lowered: list[onnx_ir.Node] = []
+        for form in forms:
+            twin = _twin(form, forms[: len(lowered)], lowered)
+            packed = SparseTensor.encode(form.weight, pattern)
+            lowered.append(lower_node(site, form, packed, twin))
+        fused = ", ".join(sorted({form.activation.suffix for form in forms if form.activation.suffix}))
+        report.change(
+            site.name,
+            f"{lowered[0].op_type} {pattern}" + (f" with {fused} fused" if fused else ""),
+            dense_bytes=forms[0].weight.nbytes,
+            packed_bytes=packed.nbytes,
+        )

@@ -1,0 +1,1 @@
+"""Pruning passes: zeros in weights, the graph untouched."""

@@ -1,0 +1,111 @@
+"""Pruning scores and the masking of one weight matrix. Arrays in, arrays out; no ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import UsageError
+from sparsecc.sparse import Pattern, Scope, density, keep_mask
+
+__all__ = ["Pruned", "is_pruned", "magnitude_score", "prune_matrix", "wanda_score"]
+
+Matrix = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned weight matrix and what pruning it cost.
+
+    Attributes:
+        weight: ``[N, K]`` in the dtype it came in; kept entries are unchanged.
+        density_before: non-zeros / all, before.
+        density_after: non-zeros / all, after.
+        relative_error: ``||W - pruned||_F / ||W||_F``.
+        kept_score: squared scores kept / all squared scores; the score minimises 1 minus this.
+    """
+
+    weight: Matrix
+    density_before: float
+    density_after: float
+    relative_error: float
+    kept_score: float
+
+
+def magnitude_score(weight: Matrix) -> Matrix:
+    """Return ``|W|`` as float32 (float64 stays): keeping the largest minimises ``||W - pruned||_F``."""
+    score: Matrix = np.abs(weight.astype(np.result_type(weight.dtype, np.float32), copy=False))
+    return score
+
+
+def wanda_score(weight: Matrix, mean_square: NDArray[np.float64], groups: int = 1) -> Matrix:
+    """Return ``|W_ij| * sqrt(mean(x_j**2))``, the metric of Wanda (Sun et al. 2023, equation 1).
+
+    The scale of the statistics does not matter within one matrix, so the mean stands for the norm.
+
+    Args:
+        weight: ``[N, K]``; with ``groups`` the rows are equally many per group.
+        mean_square: ``[K]``, or ``[groups, K]`` when each group of rows reads other inputs.
+        groups: number of row groups.
+
+    Raises:
+        UsageError: the statistics have another length than the reduction axis.
+    """
+    rows, columns = weight.shape
+    if mean_square.size not in (columns, groups * columns):
+        raise UsageError(
+            f"calibration gave {mean_square.size} column statistics for a weight of {columns} columns "
+            f"and {groups} groups; use a calibration source that measures the unfolded input"
+        )
+    norms = np.sqrt(np.broadcast_to(mean_square.reshape(-1, columns), (groups, columns)))
+    per_group = magnitude_score(weight).reshape(groups, rows // groups, columns)
+    scaled: Matrix = (per_group * norms[:, None, :].astype(per_group.dtype)).reshape(rows, columns)
+    return scaled
+
+
+def is_pruned(
+    weight: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int = 1
+) -> bool:
+    """Whether the zeros of ``weight [N, K]`` already obey the pattern at this sparsity or a higher one.
+
+    The mask that keeps as many non-zeros as it may drops none exactly then.
+    """
+    present = (weight != 0).astype(np.float32)
+    return not (weight[~_grouped_mask(present, pattern, sparsity, scope, groups)] != 0).any()
+
+
+def prune_matrix(
+    weight: Matrix, score: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int = 1
+) -> Pruned:
+    """Return ``weight [N, K]`` with the entries of lowest score set to zero, an exact count (``keep_mask``).
+
+    Each of ``groups`` equal blocks of rows is a problem of its own: no count or block straddles two.
+    """
+    keep = _grouped_mask(score, pattern, sparsity, scope, groups)
+    pruned = np.where(keep, weight, weight.dtype.type(0))
+    return Pruned(
+        weight=pruned,
+        density_before=density(weight),
+        density_after=density(pruned),
+        relative_error=float(np.sqrt(1 - _kept_share(magnitude_score(weight), keep))),
+        kept_score=_kept_share(score, keep),
+    )
+
+
+def _grouped_mask(
+    score: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int
+) -> NDArray[np.bool_]:
+    blocks = np.split(score, groups)
+    return np.concatenate([keep_mask(block, pattern, sparsity, scope) for block in blocks])
+
+
+def _kept_share(score: Matrix, keep: NDArray[np.bool_]) -> float:
+    """Return sum of squares kept / sum of squares, in [0, 1]; 1 when all are zero."""
+    largest = float(score.max(initial=0.0))
+    if largest == 0.0:
+        return 1.0
+    squares = np.square(score / largest, dtype=np.float64)  # scaled: squares of fp32 extremes stay in range
+    return min(1.0, float(squares[keep].sum() / squares.sum()))

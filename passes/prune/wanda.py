@@ -1,0 +1,71 @@
+"""Wanda pruning: weights that matter little for the inputs seen become zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import UsageError
+from sparsecc.ir import Model, Site
+from sparsecc.passes.prune.base import PrunePass, Scorer
+from sparsecc.passes.prune.scores import wanda_score
+from sparsecc.pm import PassContext
+
+__all__ = ["PruneWanda"]
+
+
+@dataclass(frozen=True)
+class PruneWanda(PrunePass):
+    """Set the weights of smallest ``|W_ij| * ||x_j||`` to zero, an exact number per output row.
+
+    The metric of Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
+    2023): with the input norms ``||x_j||`` measured on calibration data, the mask minimises the output
+    error as if inputs were uncorrelated. For Conv the columns are unfolded patches, for LSTM and GRU the
+    input and the hidden state. Statistics are those of the model as it is when the pass starts.
+
+    Changes: values of weights, never the graph; kept weights stay as they are.
+    Skips with the reason: depthwise and tiny sites, NaN or infinite weights or statistics, sites that are as
+    sparse already, sites that calibration does not reach.
+
+    Sample: ``prune-wanda{pattern=2:4}``
+
+    Attributes:
+        pattern: ``unstructured``, ``N:M`` (N kept of every M inputs) or blocks ``RxC``.
+        sparsity: fraction of weights or blocks to remove, in [0, 1); none means 0.5, or what N:M implies.
+        match: which sites: a glob on the name, or ``re:`` and a regular expression.
+        scope: compare weights within each output ``row`` (as the paper does) or over the whole ``layer``.
+        min_elements: smaller weights stay dense.
+        min_reduction: weights with fewer inputs per output stay dense.
+    """
+
+    name: ClassVar[str] = "prune-wanda"
+    requires_calibration: ClassVar[bool] = True
+
+    scope: Literal["layer", "row"] = "row"
+
+    def scorer(self, model: Model, sites: Sequence[Site], ctx: PassContext) -> Scorer:
+        """Measure the inputs of all ``sites`` and return the metric.
+
+        Raises:
+            UsageError: there is no calibration source.
+        """
+        if ctx.calibration is None:
+            raise UsageError(
+                "prune-wanda needs calibration inputs; give --calibration-data PATH "
+                "(or --calibration-data synthetic for random ones)"
+            )
+        mean_square = ctx.calibration.mean_square(model, sites) if sites else {}
+
+        def score(site: Site, weight: NDArray[Any]) -> NDArray[Any] | str:
+            if site.name not in mean_square:
+                return "calibration does not reach it (inside a subgraph, or never executed)"
+            columns = mean_square[site.name]
+            if not np.isfinite(columns).all():
+                return "its input is NaN or infinite on the calibration data"
+            return wanda_score(weight, columns, site.groups)
+
+        return score

@@ -1,0 +1,1 @@
+"""Rewrites that keep the outputs to rounding and leave fewer, plainer nodes."""
