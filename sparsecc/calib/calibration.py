@@ -1,0 +1,244 @@
+"""Calibration: inputs of a model, and statistics of what its weights are multiplied with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.calib.check import fit_batch
+from sparsecc.calib.collect import Reading, UnavailableError, collect, readings
+from sparsecc.calib.source import Batch, Batches, open_source, synthetic
+from sparsecc.calib.views import Statistic, Sums
+from sparsecc.errors import UsageError
+from sparsecc.ir import Model, Site
+from sparsecc.pm import Progress, no_progress
+
+__all__ = ["Calibration"]
+
+#: Default bytes of activations that one run may return.
+BYTE_BUDGET = 256 << 20
+
+
+class Calibration:
+    """Inputs to measure a model on. Iterating yields batches, dictionaries of arrays by input name.
+
+    It is the ``CalibrationSource`` of the pass manager. Statistics are of the matrix ``X`` of reduction
+    vectors that a site sees, one row per multiplication: rows of the input of MatMul and Gemm; patches of the
+    input of Conv, K over (cin, kernel...); rows of the input and of the hidden state for the W and R of LSTM
+    and GRU (the padding of ``sequence_lens`` counts as zero rows for W; for a GRU with
+    ``linear_before_reset`` 0, whose candidate gate reads the reset state, R sees the state before the reset).
+    A weight shared by several nodes sees the rows of all. Everything is accumulated in float64 and no
+    activation outlives its batch.
+
+    Attributes:
+        description: where the inputs come from, for reports.
+        synthetic: the inputs are random; what is measured on them says little about real data.
+        batches: number of batches.
+        unavailable: name and reason of each site that the last statistics left out.
+        progress: told how far measuring is; may be set.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Iterator[Batch]],
+        description: str,
+        *,
+        synthetic: bool = False,
+        seed: int = 0,
+        threads: int = 0,
+        byte_budget: int = BYTE_BUDGET,
+        progress: Progress = no_progress,
+    ) -> None:
+        """Take batches from ``start()``, which is called once to check them and once per run of the model.
+
+        Args:
+            start: starts a new run over the same batches.
+            description: for reports.
+            synthetic: whether the inputs are random.
+            seed: of the positions that Gram matrices of convolutions are taken at.
+            threads: threads of the sessions; 0 for all physical cores.
+            byte_budget: bytes of activations that one run may return, about.
+            progress: told how far measuring is.
+
+        Raises:
+            UsageError: there are no batches, or ``start`` finds one that does not fit.
+        """
+        self.description = description
+        self.synthetic = synthetic
+        self.progress = progress
+        self.unavailable: dict[str, str] = {}
+        self._start: Batches = start
+        self._seed = seed
+        self._threads = threads
+        self._byte_budget = byte_budget
+        self.batches = sum(
+            1 for _ in start()
+        )  # reads all, so that a bad sample is found before the slow part
+        if not self.batches:
+            raise UsageError(f"{description}: no samples; give at least one")
+
+    @classmethod
+    def from_path(
+        cls,
+        spec: str,
+        model: Model,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        input_shapes: Mapping[str, Sequence[int]] | None = None,
+        threads: int = 0,
+        progress: Progress = no_progress,
+    ) -> Calibration:
+        """Open the inputs that ``spec`` names, each checked against the inputs of ``model``.
+
+        - ``FILE.npz``: one array per input. With one axis more than the input, each entry of the first axis
+          is a batch; with as many axes, the first is cut into batches of the model's fixed size, or of at
+          most 32.
+        - a folder of ``.npz``: each file is one sample, with or without the batch axis.
+        - a folder of ``.npy``: one file per input, named as the input, cut as for ``FILE.npz``.
+        - ``FILE.py:FUNCTION`` (or ``FILE.py``, function ``load_data``): called without arguments, as often as
+          needed, it yields dictionaries of arrays. The file is executed.
+        - ``synthetic``: random inputs, 8 batches by default.
+
+        Args:
+            spec: as above.
+            model: the model to be fed.
+            num_samples: at most so many samples (entries of the axis that is cut, files, or batches); of
+                files and arrays a seeded choice, of functions the first. Default: all.
+            seed: of that choice, of synthetic inputs and of the positions for Gram matrices.
+            input_shapes: shapes of synthetic inputs whose dimensions are symbolic, by input name.
+            threads: threads of the sessions; 0 for all physical cores.
+            progress: told how far measuring is.
+
+        Raises:
+            UsageError: the source does not exist or has another form, or a name, type, rank or size does not
+                fit, an array is empty or holds NaN, or an input is missing.
+        """
+        if num_samples is not None and num_samples < 1:
+            raise UsageError(f"the number of calibration samples must be 1 or more, got {num_samples}")
+        if spec == "synthetic":
+            start = synthetic(model, num_samples, seed, input_shapes)
+            description = f"synthetic inputs, seed {seed}"
+        else:
+            start, description = open_source(spec, model, num_samples, seed), spec
+        return cls(
+            start,
+            description,
+            synthetic=spec == "synthetic",
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+
+    @classmethod
+    def from_batches(
+        cls,
+        batches: Sequence[Mapping[str, NDArray[Any]]],
+        model: Model,
+        *,
+        seed: int = 0,
+        threads: int = 0,
+        byte_budget: int = BYTE_BUDGET,
+    ) -> Calibration:
+        """Use arrays in memory: a sequence of dictionaries by input name, each one set of inputs of
+        ``model``.
+
+        Raises:
+            UsageError: an array does not fit its input, or there are none.
+        """
+        specs = {item.name: item for item in model.input_specs()}
+        fitted = [fit_batch(batch, specs, f"batch {number}") for number, batch in enumerate(batches)]
+        return cls(
+            lambda: iter(fitted),
+            f"{len(fitted)} batches in memory",
+            seed=seed,
+            threads=threads,
+            byte_budget=byte_budget,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._start()
+
+    def to_json(self) -> dict[str, Any]:
+        """What a report says about the inputs."""
+        return {
+            "source": self.description,
+            "synthetic": self.synthetic,
+            "batches": self.batches,
+            "unavailable": dict(self.unavailable),
+        }
+
+    def mean_square(self, model: Model, sites: Sequence[Site]) -> dict[str, NDArray[np.float64]]:
+        """Return by site name the mean of ``X**2`` per column: ``[K]``, or ``[groups, K]`` for a grouped
+        Conv.
+
+        Sites that cannot be measured are left out and explained in ``unavailable``.
+
+        Raises:
+            UsageError: the inputs do not fit ``model``.
+            ModelError: onnxruntime refuses ``model``.
+        """
+        return self._statistics(model, sites, "mean_square")
+
+    def mean(self, model: Model, sites: Sequence[Site]) -> dict[str, NDArray[np.float64]]:
+        """Return by site name the mean of ``X`` per column; shapes and errors as :meth:`mean_square`."""
+        return self._statistics(model, sites, "mean")
+
+    def gram(self, model: Model, sites: Sequence[Site]) -> dict[str, NDArray[np.float64]]:
+        """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv.
+
+        Takes K**2 * 8 bytes per distinct input of ``sites``: ask for a few at a time. Of each picture a Conv
+        takes at most 128 seeded positions, so its diagonal estimates :meth:`mean_square`, which takes all.
+        Errors as there.
+        """
+        return self._statistics(model, sites, "gram")
+
+    def _statistics(
+        self, model: Model, sites: Sequence[Site], statistic: Statistic
+    ) -> dict[str, NDArray[np.float64]]:
+        copy = model.copy()
+        wanted: dict[str, tuple[Reading, ...]] = {}
+        self.unavailable = {}
+        for site in sites:
+            try:
+                wanted[site.name] = readings(model, copy, site)
+            except UnavailableError as reason:
+                self.unavailable[site.name] = str(reason)
+        distinct = list(dict.fromkeys(reading for parts in wanted.values() for reading in parts))
+        sums = self._collect(copy, distinct, statistic) if distinct else {}
+        means = {}
+        for name, parts in wanted.items():
+            total = self._added(parts, sums)
+            if total is None or not total.rows:
+                self.unavailable[name] = "its input is a constant or is never computed"
+            else:
+                means[name] = total.total / total.rows
+        return means
+
+    def _collect(
+        self, model: Model, distinct: Sequence[Reading], statistic: Statistic
+    ) -> dict[Reading, Sums]:
+        return collect(
+            model,
+            distinct,
+            statistic,
+            self._start,
+            count=self.batches,
+            seed=self._seed,
+            byte_budget=self._byte_budget,
+            threads=self._threads,
+            progress=self.progress,
+        )
+
+    @staticmethod
+    def _added(parts: Sequence[Reading], sums: Mapping[Reading, Sums]) -> Sums | None:
+        found = [sums[part] for part in parts if part in sums]
+        if len(found) != len(parts):
+            return None
+        total = found[0]
+        for part in found[1:]:
+            total = total + part
+        return total

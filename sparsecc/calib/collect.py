@@ -1,0 +1,167 @@
+"""Streaming statistics of tensors through onnxruntime with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import TypeAlias
+
+import numpy as np
+import onnx_ir
+
+from sparsecc.calib.source import Batch, Batches
+from sparsecc.calib.views import Patches, Rows, States, Statistic, Sums, View
+from sparsecc.errors import UsageError
+from sparsecc.ir import Model, Site, conv_geometry
+from sparsecc.pm import Progress
+from sparsecc.verify import session, tap, tensor_shapes
+
+__all__ = ["Reading", "UnavailableError", "collect", "readings"]
+
+#: A tensor of the main graph and how it is looked at. Sites with the same reading share its sums.
+Reading: TypeAlias = tuple[str, View]
+
+#: Bytes of one element, for the budget: sites read float32 or float16 as a rule.
+_ELEMENT = 4
+
+
+class UnavailableError(Exception):
+    """A site cannot be measured; the text is the reason."""
+
+
+def readings(model: Model, copy: Model, site: Site) -> tuple[Reading, ...]:
+    """Return what has to be summed to know the reduction vectors of ``site``.
+
+    A weight that several nodes use has the readings of all of them. ``copy`` is a copy of ``model`` in which
+    an output of LSTM or GRU gets a name where the model does not produce it.
+
+    Raises:
+        UnavailableError: onnxruntime cannot return what the site reads.
+    """
+    if not site.in_main_graph:
+        raise UnavailableError(
+            "inside a subgraph or function body, whose tensors onnxruntime does not return"
+        )
+    found: list[Reading] = []
+    for node in site.nodes:
+        if site.input is None:
+            found.extend(_state_readings(_counterpart(model, copy, node)))
+        else:
+            found.append((_input_name(node, 0), _view(site, node)))
+    return tuple(found)
+
+
+def _view(site: Site, node: onnx_ir.Node) -> View:
+    if site.conv is None:
+        return Rows()
+    geometry = conv_geometry(node, site.weight_shape)
+    return Patches(
+        geometry.kernel_shape,
+        geometry.strides,
+        geometry.dilations,
+        geometry.pads,
+        geometry.group,
+        odd_first=node.attributes.get_string("auto_pad", "NOTSET") == "SAME_LOWER",
+    )
+
+
+def _state_readings(node: onnx_ir.Node) -> Iterator[Reading]:
+    """What the recurrent weight of an LSTM or GRU meets: its states, and the state it starts from."""
+    if len(node.inputs) > 4 and node.inputs[4] is not None:
+        raise UnavailableError("its states end at sequence_lens, which the statistics do not follow")
+    direction = node.attributes.get_string("direction", "forward") or "forward"
+    directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
+    states = node.outputs[0]
+    if not states.name:
+        states.name = f"sparsecc_states_of_{node.name}_{node.outputs[-1].name}"
+    has_start = len(node.inputs) > 5 and node.inputs[5] is not None
+    yield states.name, States(directions, from_zero=not has_start)
+    if has_start:
+        yield _input_name(node, 5), Rows()
+
+
+def _input_name(node: onnx_ir.Node, index: int) -> str:
+    value = node.inputs[index]
+    if value is None or not value.name:
+        raise UnavailableError("its input has no name")
+    return value.name
+
+
+def _counterpart(model: Model, copy: Model, node: onnx_ir.Node) -> onnx_ir.Node:
+    """The node of ``copy`` that ``node`` of ``model`` was copied to."""
+    return next(
+        theirs for ours, theirs in zip(model.onnx.graph, copy.onnx.graph, strict=True) if ours is node
+    )
+
+
+def collect(
+    model: Model,
+    wanted: Sequence[Reading],
+    statistic: Statistic,
+    batches: Batches,
+    *,
+    count: int,
+    seed: int,
+    byte_budget: int,
+    threads: int,
+    progress: Progress,
+) -> dict[Reading, Sums]:
+    """Run ``model`` over all batches and return the sums of each reading.
+
+    Tensors are returned by onnxruntime in groups of at most ``byte_budget`` bytes (a larger one alone), told
+    by the first batch; every group is one run over the ``count`` batches. Nothing but the sums outlives a
+    batch.
+
+    Raises:
+        UsageError: there are no batches, or one does not fit the model.
+        ModelError: onnxruntime refuses the model.
+    """
+    first = next(batches(), None)
+    if first is None:
+        raise UsageError("the calibration data hold no samples; give at least one")
+    groups = _groups(model, [name for name, _ in wanted], first, byte_budget)
+    sums: dict[Reading, Sums] = {}
+    done = 0
+    for names in groups:
+        tapped = _Tapped(model, names, threads)
+        here = [reading for reading in wanted if reading[0] in names]
+        for number, batch in enumerate(batches()):
+            arrays = tapped.run(batch)
+            for name, view in here:
+                rng = np.random.default_rng(
+                    [seed, number]
+                )  # of the batch alone: the grouping must not matter
+                part = view.sums(arrays[name], statistic, rng)
+                sums[name, view] = sums[name, view] + part if (name, view) in sums else part
+            done += 1
+            progress("measuring activations", done, max(done, count * len(groups)))
+    return sums
+
+
+class _Tapped:
+    """Returns named tensors of a model, inputs of the graph among them."""
+
+    def __init__(self, model: Model, names: Sequence[str], threads: int) -> None:
+        inputs = {spec.name for spec in model.input_specs()}
+        self._direct = [name for name in names if name in inputs]
+        computed = [name for name in names if name not in inputs]
+        # Without the native operators: their function bodies compute the same and need no library.
+        self._session = session(tap(model, computed), library=False, threads=threads) if computed else None
+
+    def run(self, batch: Batch) -> Batch:
+        computed = self._session.run(batch) if self._session else {}
+        return {**computed, **{name: batch[name] for name in self._direct}}
+
+
+def _groups(model: Model, names: Sequence[str], first: Batch, byte_budget: int) -> list[list[str]]:
+    shapes = tensor_shapes(model, names, first)
+    groups: list[list[str]] = []
+    filled = byte_budget + 1
+    for name, shape in shapes.items():
+        nbytes = prod(shape) * _ELEMENT
+        if filled + nbytes > byte_budget:
+            groups.append([])
+            filled = 0
+        groups[-1].append(name)
+        filled += nbytes
+    return groups

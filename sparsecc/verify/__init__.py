@@ -1,0 +1,28 @@
+"""Running models: sessions with readable errors, comparing outputs, and timing in turns."""
+
+from __future__ import annotations
+
+from sparsecc.verify.compare import OutputDiff, compare, compare_arrays, worst_rel_l2
+from sparsecc.verify.inputs import make_inputs, synthetic_inputs
+from sparsecc.verify.session import Arrays, ModelLike, Session, session
+from sparsecc.verify.tap import tap, tensor_shapes
+from sparsecc.verify.timing import Benchmark, Timing, benchmark, time_interleaved
+
+__all__ = [
+    "Arrays",
+    "Benchmark",
+    "ModelLike",
+    "OutputDiff",
+    "Session",
+    "Timing",
+    "benchmark",
+    "compare",
+    "compare_arrays",
+    "make_inputs",
+    "session",
+    "synthetic_inputs",
+    "tap",
+    "tensor_shapes",
+    "time_interleaved",
+    "worst_rel_l2",
+]

@@ -1,0 +1,68 @@
+"""Copies of a model that return tensors from inside the main graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir
+
+from sparsecc.errors import UsageError
+from sparsecc.ir import Model
+from sparsecc.verify.session import Arrays, session
+
+__all__ = ["tap", "tensor_shapes"]
+
+
+def tap(model: Model, names: Iterable[str]) -> Model:
+    """Return a copy of ``model`` whose outputs are exactly the named tensors of its main graph, in this
+    order.
+
+    Weights are shared with ``model``. What only the former outputs needed is left to onnxruntime to drop.
+
+    Raises:
+        UsageError: a name is no tensor of the main graph (one inside a subgraph or function body cannot be
+            tapped).
+    """
+    copy = model.copy()
+    values = _main_graph_values(copy)
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in values]
+    if unknown:
+        raise UsageError(f"no tensor {', '.join(unknown)} in the main graph; inspect the model for the names")
+    copy.onnx.graph.outputs[:] = [values[name] for name in wanted]
+    return copy
+
+
+def tensor_shapes(model: Model, names: Iterable[str], inputs: Arrays) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that the named tensors have when ``model`` is fed ``inputs``.
+
+    Only ``Shape`` nodes are added, so the run needs no more memory than an ordinary one. Names that are no
+    tensor of the main graph are left out.
+
+    Raises:
+        UsageError: the inputs do not fit.
+        ModelError: onnxruntime refuses the model.
+    """
+    copy = model.copy()
+    values = _main_graph_values(copy)
+    found = [name for name in dict.fromkeys(names) if name in values]
+    if not found:
+        return {}
+    graph = copy.onnx.graph
+    nodes = [onnx_ir.node("Shape", [values[name]], name=f"sparsecc_shape_{name}") for name in found]
+    for index, node in enumerate(nodes):
+        node.outputs[0].name = f"sparsecc_shape_of_{index}"
+        node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+    graph.extend(nodes)
+    graph.outputs[:] = [node.outputs[0] for node in nodes]
+    shapes = session(copy).run(inputs)
+    return {
+        name: tuple(int(size) for size in shape) for name, shape in zip(found, shapes.values(), strict=True)
+    }
+
+
+def _main_graph_values(model: Model) -> dict[str, onnx_ir.Value]:
+    graph = model.onnx.graph
+    produced = (value for node in graph for value in node.outputs)
+    values = [*graph.inputs, *graph.initializers.values(), *produced]
+    return {value.name: value for value in values if value.name}

@@ -1,0 +1,231 @@
+"""Interleaved timing of models: what a busy or drifting machine does to one, it does to all."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsecc.errors import UsageError
+from sparsecc.verify.session import Arrays, ModelLike, Session, run_error, session
+
+__all__ = ["Benchmark", "Timing", "benchmark", "time_interleaved"]
+
+#: A call longer than this many seconds outlasts its cold start; a shorter one gets an untimed call in each slice.
+_COLD_LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one model.
+
+    Attributes:
+        path: where the model was read from, or ``None`` for a model in memory.
+        median_ms: median over the rounds of the mean time of one run in a slice.
+        min_ms: smallest of those means.
+        iterations: timed runs in all.
+    """
+
+    path: str | None
+    median_ms: float
+    min_ms: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Result of an interleaved benchmark.
+
+    Attributes:
+        models: times, in the order the models were given.
+        ratio_to_first: speed-up over the first model: the median over the rounds of
+            (time of the first in the round) / (time of this one in the round). 2.0 means twice as fast as the
+            first, 0.5 half as fast; the first entry is 1. The ratio is taken inside each round, so it is
+            steadier than the ratio of the medians and need not equal it.
+        threads: threads of every session; 0 is onnxruntime's choice.
+        rounds: rounds run.
+    """
+
+    models: tuple[Timing, ...]
+    ratio_to_first: tuple[float, ...]
+    threads: int
+    rounds: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that ``sparsecc benchmark --json`` prints."""
+        return {
+            "models": [asdict(timing) for timing in self.models],
+            "ratio_to_first": list(self.ratio_to_first),
+            "threads": self.threads,
+            "rounds": self.rounds,
+        }
+
+
+def benchmark(
+    models: Sequence[ModelLike],
+    inputs: Arrays,
+    *,
+    threads: int | None = 1,
+    library: bool | Sequence[bool] = True,
+    warmup: int = 2,
+    rounds: int = 21,
+    min_rounds: int = 3,
+    max_seconds: float = 20.0,
+    slice_seconds: float = 0.005,
+) -> Benchmark:
+    """Time the models in turns on the same inputs, in one process.
+
+    Every session exists before timing starts, reads and writes bound buffers (no copies by Python), and no
+    pool spins while another model runs. See :func:`time_interleaved` for the turns.
+
+    Args:
+        models: models in memory or paths; the first is what the others are compared with.
+        inputs: arrays by input name; the entries a model does not read are ignored.
+        threads: threads of each session; ``None`` or 0 for all physical cores.
+        library: register the native operators: one answer for all models, or one for each.
+        warmup: untimed runs of each model before anything is measured.
+        rounds: rounds wanted.
+        min_rounds: rounds run even when ``max_seconds`` has passed.
+        max_seconds: seconds after which no new round starts; loading and warming up not included.
+        slice_seconds: shortest turn of a model; a faster model is run several times in its turn.
+
+    Raises:
+        UsageError: no model is given or the inputs do not fit.
+        ModelError: a model cannot be loaded or fails while it runs.
+    """
+    if not models:
+        raise UsageError("there is no model to time; give at least one")
+    flags = [library] * len(models) if isinstance(library, bool) else list(library)
+    sessions = [session(m, library=flag, threads=threads) for m, flag in zip(models, flags, strict=True)]
+    calls = [_bound_call(item, inputs) for item in sessions]
+    times, repeats = time_interleaved(
+        calls,
+        warmup=warmup,
+        rounds=rounds,
+        min_rounds=min_rounds,
+        max_seconds=max_seconds,
+        slice_seconds=slice_seconds,
+    )
+    timings = tuple(
+        Timing(
+            path=_path(model),
+            median_ms=statistics.median(column) * 1e3,
+            min_ms=min(column) * 1e3,
+            iterations=repeat * len(column),
+        )
+        for model, column, repeat in zip(models, times, repeats, strict=True)
+    )
+    ratios = tuple(
+        statistics.median(first / own for first, own in zip(times[0], column, strict=True))
+        for column in times
+    )
+    return Benchmark(timings, ratios, threads or 0, len(times[0]))
+
+
+def _path(model: ModelLike) -> str | None:
+    path = getattr(model, "path", model)
+    return None if path is None else str(path)
+
+
+def _bound_call(item: Session, inputs: Arrays) -> Callable[[], object]:
+    """A call that runs the model once on ``inputs``, with the buffers bound beforehand where they are tensors."""
+    feeds = item.feeds(inputs)
+    raw = item.raw
+    try:
+        raw.run(None, feeds)  # checks the inputs, with the better message
+        binding = raw.io_binding()
+        if all(
+            value.type.startswith("tensor(") and "string" not in value.type for value in raw.get_outputs()
+        ):
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            for name in item.output_names:
+                binding.bind_output(name)
+            return lambda: raw.run_with_iobinding(binding)
+    except Exception as error:
+        raise run_error(error, item.name) from error
+    return lambda: raw.run(None, feeds)
+
+
+def time_interleaved(
+    calls: Sequence[Callable[[], object]],
+    *,
+    warmup: int = 2,
+    rounds: int = 21,
+    min_rounds: int = 3,
+    max_seconds: float = 20.0,
+    slice_seconds: float = 0.005,
+) -> tuple[list[list[float]], list[int]]:
+    """Time ``calls`` in rounds; in each round each call gets one slice, in an order that turns and flips.
+
+    Within a slice a call is repeated until at least ``slice_seconds`` pass; the number of repeats is fixed
+    beforehand. The garbage collector is off during timing.
+
+    Returns:
+        Seconds per call, ``[call][round]``, and the repeats per slice of each call.
+    """
+    turns = [_prepare(call, warmup, slice_seconds) for call in calls]
+    times: list[list[float]] = [[] for _ in calls]
+    with _no_garbage_collection():
+        deadline = time.perf_counter() + max_seconds
+        for number in range(max(rounds, min_rounds)):
+            if number >= min_rounds and time.perf_counter() >= deadline:
+                break
+            for index in _order(len(calls), number):
+                times[index].append(turns[index].take())
+    return times, [turn.repeats for turn in turns]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One call, how often a slice repeats it, and whether a slice starts with an untimed call."""
+
+    call: Callable[[], object]
+    repeats: int
+    settle: bool
+
+    def take(self) -> float:
+        """Seconds per call in one slice."""
+        if self.settle:  # brings back into the caches what the other models have driven out
+            self.call()
+        start = time.perf_counter()
+        for _ in range(self.repeats):
+            self.call()
+        return (time.perf_counter() - start) / self.repeats
+
+
+def _prepare(call: Callable[[], object], warmup: int, slice_seconds: float) -> _Turn:
+    for _ in range(warmup):
+        call()
+    best = math.inf
+    end = time.perf_counter()
+    stop = end + max(slice_seconds, 1e-6)
+    while end < stop:
+        start = end
+        call()
+        end = time.perf_counter()
+        best = min(best, end - start)
+    return _Turn(call, max(1, math.ceil(slice_seconds / best)), settle=best < _COLD_LIMIT)
+
+
+def _order(count: int, number: int) -> list[int]:
+    """Order of round ``number``: rotated every second round and reversed every other one."""
+    shift = number // 2 % count
+    order = [*range(shift, count), *range(shift)]
+    return order if number % 2 == 0 else order[::-1]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
