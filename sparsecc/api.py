@@ -1,0 +1,451 @@
+"""The one-call interface: an ONNX file in, a smaller and faster one out, with every claim measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import sparsecc
+from sparsecc import calib, emit, ir, plan, verify
+from sparsecc.errors import RuntimeMissingError, UsageError, VerificationError
+from sparsecc.ir.files import file_bytes, file_sha256
+from sparsecc.pm import (
+    DumpInstrument,
+    Instrument,
+    Pass,
+    PassContext,
+    PassReport,
+    Pipeline,
+    Progress,
+    SiteOverride,
+    StopAfterInstrument,
+    VerifyEachInstrument,
+    no_progress,
+)
+from sparsecc.sparse import density
+from sparsecc.target import Target
+
+__all__ = ["Latency", "OptimizeResult", "SiteDecision", "load", "optimize", "save"]
+
+Inputs = Mapping[str, npt.NDArray[np.generic]]
+
+#: Relative L2 distance allowed between the pruned dense model and the emitted one: fp32 rounding.
+TOLERANCE = 1e-5
+#: An output slower than the input by more than this factor is thrown away.
+SLOWEST_ALLOWED = 1.02
+#: Seconds spent on the final comparison with the input model.
+_FINAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """What became of one site, and why.
+
+    Attributes:
+        site: its name.
+        op: MatMul, Gemm, Conv, LSTM or GRU.
+        shape: (outputs N, reduction length K).
+        density: fraction of weights that are not zero in the emitted model.
+        layout: ``dense`` or the layout of the sparse operator.
+        reason: the numbers or the reason behind the choice.
+    """
+
+    site: str
+    op: str
+    shape: tuple[int, int]
+    density: float
+    layout: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "site": self.site,
+            "op": self.op,
+            "shape": list(self.shape),
+            "density": round(self.density, 6),
+            "layout": self.layout,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median time of the input and of the output model, interleaved in one process, in ms."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "before_ms": self.before_ms,
+            "after_ms": self.after_ms,
+            "speedup": self.speedup,
+            "threads": self.threads,
+        }
+
+
+@dataclass
+class OptimizeResult:
+    """What :func:`optimize` did.
+
+    Attributes:
+        output: the file written.
+        pipeline: text of the pipeline that ran.
+        sites: one decision per site, in graph order.
+        reports: what each pass reported.
+        bytes_before, bytes_after: size of the model files, external data included.
+        latency: measured at the end; ``None`` where nothing was lowered.
+        max_rel_l2: largest relative L2 distance between the pruned dense model and the output, over its outputs,
+            with and without the operator library.
+        notes: what the user should know (synthetic inputs, a fallback to the input model, …).
+    """
+
+    output: Path
+    pipeline: str
+    sites: list[SiteDecision]
+    reports: list[PassReport]
+    bytes_before: int
+    bytes_after: int
+    latency: Latency | None = None
+    max_rel_l2: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``--json`` and reports."""
+        return {
+            "output": str(self.output),
+            "pipeline": self.pipeline,
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "latency": None if self.latency is None else self.latency.to_json(),
+            "max_rel_l2": self.max_rel_l2,
+            "sites": [decision.to_json() for decision in self.sites],
+            "passes": [report.to_json() for report in self.reports],
+            "notes": self.notes,
+        }
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """Read an ONNX file. Raises ``ModelError`` when it is unreadable, unsafe or unsupported."""
+    return ir.Model.load(path)
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write ``model`` to ``path`` atomically, with the functions its sparse operators need."""
+    emit.finalize(model)
+    model.save(path)
+
+
+def default_output(model: Path) -> Path:
+    """Where the result goes when no output is named: ``MODEL.sparse.onnx`` beside the input."""
+    return model.with_name(f"{model.stem}.sparse.onnx")
+
+
+def optimize(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    target: str | Target = "cpu",
+    pipeline: str | Pipeline | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    pattern: str | None = None,
+    sparsity: float | None = None,
+    method: str | None = None,
+    match: str = "*",
+    overrides: Sequence[SiteOverride] = (),
+    calibration_data: str | os.PathLike[str] | None = None,
+    num_samples: int | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep_slower: bool = False,
+    standard_ops_only: bool = False,
+    costs: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    threads: int = 0,
+    dump: str | os.PathLike[str] | None = None,
+    stop_after: str | None = None,
+    verify_each: bool = False,
+    instruments: Sequence[Instrument] = (),
+    progress: Progress = no_progress,
+) -> OptimizeResult:
+    """Optimise an ONNX file: prune if asked, lower zeros to sparse operators where that is measured faster.
+
+    With none of ``pipeline``, ``recipe``, ``pattern``, ``sparsity`` and ``method`` only lossless rewrites are made
+    and only zeros that the weights already have are used.
+
+    Args:
+        model: the input file; never written to.
+        output: the file to write; default ``MODEL.sparse.onnx`` beside the input.
+        target: ``cpu``; other targets need their operator library.
+        pipeline: pipeline text or object to run instead of the preset.
+        recipe: TOML file with a pipeline and per-site overrides.
+        pattern: ``unstructured``, ``N:M`` (N kept of every M) or ``RxC`` blocks to prune to.
+        sparsity: fraction of the weights to remove, in [0, 1).
+        method: ``magnitude`` or ``wanda`` (needs calibration data).
+        match: which sites: glob or ``re:`` expression.
+        overrides: per-site settings, after those of the recipe.
+        calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
+        num_samples: most calibration samples to use.
+        input_shapes: shapes for symbolic dimensions of named inputs.
+        keep_slower: lower every site with zeros even where dense is faster (for experiments).
+        standard_ops_only: emit no custom operators.
+        costs: cost table file to use and extend instead of this machine's cached one.
+        seed: of everything random.
+        threads: threads the model will run on; 0: all cores of this machine.
+        dump: folder in which the model is saved after every pass.
+        stop_after: name of the last pass to run.
+        verify_each: compare the outputs after every lossless pass, to blame the pass that breaks them.
+        instruments: called around every pass.
+        progress: told how far long work is.
+
+    Returns:
+        The decisions per site, the sizes, the measured latency and the verification.
+
+    Raises:
+        UsageError: contradicting or wrong arguments, an output that is the input.
+        ModelError: the model is unreadable, unsafe or unsupported.
+        VerificationError: the result does not compute what the pruned dense model computes.
+        RuntimeMissingError: the operator library is missing, or there is none for the target.
+    """
+    source = Path(model)
+    destination = Path(output) if output is not None else default_output(source)
+    _check_paths(source, destination)
+    wanted = Target.parse(target) if isinstance(target, str) else target
+    if wanted.name != "cpu":
+        raise RuntimeMissingError(
+            f"target {wanted.name}: this version has no operator library for it; the file made with --target cpu "
+            "is target-neutral and runs there at dense speed"
+        )
+    threads = threads or wanted.threads or Target.host().cores or 1
+    original = ir.Model.load(source)
+    notes: list[str] = []
+    data = None
+    if calibration_data is not None:
+        data = calib.Calibration.from_path(
+            calibration_data, original, num_samples=num_samples, seed=seed, input_shapes=input_shapes
+        )
+        notes.extend(data.notes)
+    inputs = verify.make_inputs(original, data, seed, input_shapes)
+    if data is None:
+        notes.append("timed and verified on synthetic inputs; --calibration-data gives it real ones")
+    if recipe is not None:
+        chosen = Pipeline.from_toml(recipe)
+    elif pipeline is not None:
+        chosen = Pipeline.parse(pipeline) if isinstance(pipeline, str) else pipeline
+    else:
+        chosen = plan.preset(
+            pattern=pattern,
+            sparsity=sparsity,
+            method=method,
+            match=match,
+            keep_slower=keep_slower,
+            standard_ops_only=standard_ops_only,
+            calibrated=data is not None,
+        )
+    table = plan.CostTable.open(None if costs is None else Path(costs))
+    before_lowering = _BeforeLowering()
+    work = original.copy()
+    context = PassContext(
+        seed=seed,
+        calibration=data,
+        costs=plan.MeasuredCosts(table, inputs, threads, seed),
+        target=wanted,
+        threads=threads,
+        overrides=tuple(overrides),
+        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs), before_lowering],
+        progress=progress,
+    )
+    try:
+        reports = chosen.run(work, context)
+        emit.finalize(work)
+        judge = _Judge(original, inputs, table, threads, keep_slower)
+        work, latency = judge.not_slower(work, before_lowering.model, notes)
+    finally:
+        table.save()
+    reference = before_lowering.model or work
+    if all(item.lossless for item in chosen.passes):
+        reference = original
+    distance = _verify(reference, work, inputs)
+    sites = _decisions(before_lowering.model or work, work, reports)
+    _record_provenance(work, source, chosen, seed, data, sites)
+    work.save(destination)
+    return OptimizeResult(
+        output=destination,
+        pipeline=str(chosen),
+        sites=sites,
+        reports=reports,
+        bytes_before=file_bytes(source),
+        bytes_after=file_bytes(destination),
+        latency=latency,
+        max_rel_l2=distance,
+        notes=notes,
+    )
+
+
+def _check_paths(source: Path, destination: Path) -> None:
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise UsageError(f"{destination} is the input; give another file with -o")
+    if destination.is_dir():
+        raise UsageError(f"{destination} is a folder; give a file name with -o")
+    if not destination.resolve().parent.is_dir():
+        raise UsageError(f"the folder of {destination} does not exist; create it first")
+
+
+def _instruments(
+    dump: str | os.PathLike[str] | None, stop_after: str | None, verify_each: bool, inputs: Inputs
+) -> list[Instrument]:
+    chosen: list[Instrument] = []
+    if dump is not None:
+        chosen.append(DumpInstrument(Path(dump), save))
+    if stop_after is not None:
+        chosen.append(StopAfterInstrument(stop_after))
+    if verify_each:
+        chosen.append(VerifyEachInstrument(lambda a, b: verify.worst_rel_l2(_compare_ready(a, b, inputs)), TOLERANCE))
+    return chosen
+
+
+def _compare_ready(a: ir.Model, b: ir.Model, inputs: Inputs) -> list[verify.OutputDiff]:
+    """Compare models in the middle of a pipeline: their sparse operators have no function yet."""
+    ready = [model.copy() for model in (a, b)]
+    for model in ready:
+        emit.finalize(model)
+    return verify.compare(*ready, inputs)
+
+
+class _BeforeLowering(Instrument):
+    """Keeps the dense model as it is just before its sites are lowered: what the output must agree with."""
+
+    def __init__(self) -> None:
+        self.model: ir.Model | None = None
+
+    def before(self, pass_: Pass, model: ir.Model, ctx: PassContext) -> None:
+        if pass_.name == "lower-sparse":
+            self.model = model.copy()
+
+
+class _Judge:
+    """Measures candidates against the input model and throws away what is slower."""
+
+    def __init__(
+        self, original: ir.Model, inputs: Inputs, table: plan.CostTable, threads: int, keep_slower: bool
+    ) -> None:
+        self._original = original
+        self._inputs = inputs
+        self._table = table
+        self._threads = threads
+        self._keep_slower = keep_slower
+
+    def not_slower(
+        self, candidate: ir.Model, dense: ir.Model | None, notes: list[str]
+    ) -> tuple[ir.Model, Latency]:
+        """The first of: the candidate, its dense form, the input itself, that is not slower than the input."""
+        latency = self._measure(candidate)
+        if self._keep_slower or latency.speedup * SLOWEST_ALLOWED >= 1:
+            return candidate, latency
+        for name, fallback in (("its dense form", dense), ("the input unchanged", self._original.copy())):
+            if fallback is None:
+                continue
+            notes.append(f"the result was slower than the input ({latency.speedup:.2f}x): {name} is written")
+            latency = self._measure(fallback)
+            candidate = fallback
+            if latency.speedup * SLOWEST_ALLOWED >= 1:
+                break
+        return candidate, latency
+
+    def _measure(self, model: ir.Model) -> Latency:
+        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
+        pair = f"{self._original.fingerprint()} {model.fingerprint()} {shapes}"
+        digest = hashlib.sha256(pair.encode()).hexdigest()[:16]
+        times = self._table.get_or_measure(
+            f"final {digest} threads={self._threads}",
+            ("before", "after", "speedup"),
+            lambda: self._time(model),
+        )
+        return Latency(times["before"], times["after"], times["speedup"], self._threads)
+
+    def _time(self, model: ir.Model) -> dict[str, float]:
+        result = verify.benchmark(
+            [self._original, model], self._inputs, threads=self._threads, max_seconds=_FINAL_SECONDS
+        )
+        before, after = (timing.median_ms for timing in result.models)
+        return {"before": before, "after": after, "speedup": result.ratio_to_first[1]}
+
+
+def _verify(reference: ir.Model, result: ir.Model, inputs: Inputs) -> float:
+    """Largest relative L2 distance of any output, with and without the operator library.
+
+    Raises:
+        VerificationError: it is larger than ``TOLERANCE``.
+    """
+    worst = 0.0
+    for library in (True, False):
+        for diff in verify.compare(reference, result, inputs, library=(False, library)):
+            if not diff.rel_l2 <= TOLERANCE:
+                raise VerificationError(
+                    f"output {diff.name} differs by {diff.rel_l2:.2e} (relative L2, allowed {TOLERANCE:.0e}) "
+                    f"{'with' if library else 'without'} the operator library; nothing was written: please report it"
+                )
+            worst = max(worst, diff.rel_l2)
+    return worst
+
+
+def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
+    """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
+    lowered = {
+        str(node.name): node.attributes["layout"].as_string()
+        for graph in result.graphs()
+        for node in graph
+        if node.domain == emit.DOMAIN
+    }
+    reasons: dict[str, str] = {}
+    for report in reports:
+        for skip in report.skipped:
+            if report.pass_name != "lower-sparse" or skip.site not in reasons:
+                reasons[skip.site] = skip.reason
+        for change in report.changed:
+            if report.pass_name != "lower-sparse":
+                reasons[change.site] = change.detail
+    return [
+        SiteDecision(
+            site.name,
+            site.op,
+            site.shape,
+            density(site.numpy()),
+            lowered.get(site.name, "dense"),
+            reasons.get(site.name, "no pass chose otherwise"),
+        )
+        for site in dense.sites()
+    ]
+
+
+def _record_provenance(
+    model: ir.Model,
+    source: Path,
+    pipeline: Pipeline,
+    seed: int,
+    data: calib.Calibration | None,
+    sites: Sequence[SiteDecision],
+) -> None:
+    """Leave in the model's metadata how it was made; nothing that differs between equal runs."""
+    layouts = {decision.site: decision.layout for decision in sites if decision.layout != "dense"}
+    model.metadata.update(
+        {
+            "sparsecc.version": sparsecc.__version__,
+            "sparsecc.pipeline": str(pipeline),
+            "sparsecc.input_sha256": file_sha256(source),
+            "sparsecc.seed": str(seed),
+            "sparsecc.calibration": "none" if data is None else data.fingerprint(),
+            "sparsecc.layouts": json.dumps(layouts, sort_keys=True),
+        }
+    )

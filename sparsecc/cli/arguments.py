@@ -1,0 +1,61 @@
+"""Options that several verbs share, so that each means one thing everywhere."""
+
+from __future__ import annotations
+
+
+
+
+import click
+
+from sparsecc.errors import UsageError
+
+__all__ = [
+    "calibration_option",
+    "input_shapes_option",
+    "model_argument",
+    "num_samples_option",
+    "parse_input_shapes",
+    "seed_option",
+    "threads_option",
+]
+
+model_argument = click.argument("model", type=click.Path())
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), default=0, show_default="all cores", help="Threads the model runs on."
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, envvar="SPARSECC_SEED", show_default=True, help="Root of all randomness."
+)
+calibration_option = click.option(
+    "--calibration-data",
+    metavar="PATH",
+    help="Inputs: an .npz, a folder of .npz or <input>.npy files, FILE.py[:func], or 'synthetic'.",
+)
+num_samples_option = click.option(
+    "--num-samples", type=click.IntRange(min=1), help="Most calibration samples to use."
+)
+input_shapes_option = click.option(
+    "--input-shapes",
+    multiple=True,
+    metavar="NAME:D,D,…",
+    help="Shape of an input with symbolic dimensions, for instance x:1,3,224,224; repeat for more inputs.",
+)
+
+
+def parse_input_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes given as ``NAME:D,D,…``.
+
+    Raises:
+        UsageError: a text of another form.
+    """
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        try:
+            shape = tuple(int(dim) for dim in dims.split(",")) if dims else ()
+        except ValueError:
+            shape = None  # type: ignore[assignment]
+        if not name or shape is None or any(dim < 0 for dim in shape):
+            raise UsageError(f"--input-shapes {text}: expected NAME:D,D,… such as x:1,3,224,224")
+        shapes[name] = shape
+    return shapes

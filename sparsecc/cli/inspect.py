@@ -1,0 +1,98 @@
+"""``sparsecc inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sparsecc.cli.arguments import model_argument
+from sparsecc.cli.output import format_bytes, json_option, print_json, print_table
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@model_argument
+@json_option
+def command(model: str, as_json: bool) -> None:
+    """Show the linear sites of MODEL: shape, layout, pattern of the zeros, density and bytes.
+
+    Example: sparsecc inspect model.onnx --json
+    """
+    document = inspect_model(model)
+    if as_json:
+        print_json(document)
+        return
+    rows = [
+        (s["name"], s["op"], "x".join(map(str, s["shape"])), s["layout"], s["pattern"], f"{s['density']:.4f}",
+         format_bytes(s["nbytes"]))
+        for s in document["sites"]
+    ]  # fmt: skip
+    print_table(("site", "op", "NxK", "layout", "pattern", ">density", ">bytes"), rows)
+    for entry in document["unsupported"]:
+        click.echo(f"not a site: {entry['name']}: {entry['reason']}")
+    totals = document["totals"]
+    click.echo(
+        f"\n{totals['sites']} sites, {totals['weights']} weights at density {totals['density']:.4f}, "
+        f"{format_bytes(totals['nbytes'])} of {format_bytes(totals['file_nbytes'])} in the file; "
+        f"opset {document['opset']}"
+    )
+
+
+def inspect_model(path: str) -> dict[str, Any]:
+    """The JSON document of ``inspect``: one entry per dense site and per sparse operator, and totals."""
+    from sparsecc import ir
+    from sparsecc.ir.files import file_bytes
+    from sparsecc.ir.packed import packed_sites
+    from sparsecc.sparse import density, detect
+
+    model = ir.Model.load(path)
+    sites: list[dict[str, Any]] = []
+    kept = weights = 0
+    for site in model.sites():
+        weight = site.numpy()
+        patterns = detect(weight)
+        sites.append(
+            {
+                "name": site.name,
+                "op": site.op,
+                "shape": list(site.shape),
+                "layout": "dense",
+                "pattern": str(patterns[0]) if patterns else "dense",
+                "density": density(weight),
+                "nbytes": int(weight.nbytes),
+            }
+        )
+        kept += round(density(weight) * weight.size)
+        weights += weight.size
+    for packed in packed_sites(model):
+        size = packed.tensor.shape[0] * packed.tensor.shape[1]
+        sites.append(
+            {
+                "name": packed.name,
+                "op": packed.op,
+                "shape": list(packed.tensor.shape),
+                "layout": str(packed.tensor.pattern),
+                "pattern": str(packed.tensor.pattern),
+                "density": packed.tensor.nnz / size if size else 0.0,
+                "nbytes": packed.tensor.nbytes,
+            }
+        )
+        kept += packed.tensor.nnz
+        weights += size
+    return {
+        "path": path,
+        "opset": model.opset,
+        "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in model.input_specs()],
+        "metadata": {key: value for key, value in sorted(model.metadata.items()) if key.startswith("sparsecc.")},
+        "sites": sites,
+        "unsupported": [{"name": name, "reason": reason} for name, reason in model.unsupported_sites()],
+        "totals": {
+            "sites": len(sites),
+            "weights": weights,
+            "density": kept / weights if weights else 1.0,
+            "nbytes": sum(site["nbytes"] for site in sites),
+            "file_nbytes": file_bytes(path),
+        },
+    }

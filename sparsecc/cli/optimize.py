@@ -1,0 +1,127 @@
+"""``sparsecc optimize``."""
+
+from __future__ import annotations
+
+import click
+
+from sparsecc.cli.arguments import (
+    calibration_option,
+    input_shapes_option,
+    model_argument,
+    num_samples_option,
+    parse_input_shapes,
+    seed_option,
+    threads_option,
+)
+from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
+
+__all__ = ["command"]
+
+
+@click.command("optimize")
+@model_argument
+@click.option("-o", "--output", type=click.Path(), help="File to write; default MODEL.sparse.onnx beside the input.")
+@click.option("--target", default="cpu", show_default=True, help="Where it will run: cpu, cuda or arm64.")
+@click.option("--recipe", "-c", type=click.Path(), help="TOML recipe: a pipeline and per-site overrides.")
+@click.option("--pipeline", help="Pipeline text, for instance 'tidy,prune-magnitude{pattern=2:4},choose-layout,lower-sparse'.")
+@click.option("--pattern", help="Prune to unstructured, N:M (N kept of every M) or RxC (R outputs x C inputs).")
+@click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove.")
+@click.option("--method", help="How to choose what to remove: magnitude or wanda.")
+@click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
+@calibration_option
+@num_samples_option
+@input_shapes_option
+@click.option("--standard-ops-only", is_flag=True, help="Emit no custom operators: runs anywhere, at dense speed.")
+@click.option("--keep-slower", is_flag=True, help="Lower every site with zeros, also where dense is faster.")
+@click.option("--costs", type=click.Path(), help="Cost table file to use and extend instead of the cached one.")
+@seed_option
+@threads_option
+@click.option("--dump-between-passes", type=click.Path(), metavar="DIR", help="Save the model after every pass.")
+@click.option("--stop-after", metavar="PASS", help="Stop the pipeline after this pass.")
+@click.option("--verify-each", is_flag=True, help="Compare outputs after every lossless pass.")
+@click.option("--time-passes", is_flag=True, help="Print how long each pass took.")
+@json_option
+def command(
+    model: str,
+    output: str | None,
+    target: str,
+    recipe: str | None,
+    pipeline: str | None,
+    pattern: str | None,
+    sparsity: float | None,
+    method: str | None,
+    match: str,
+    calibration_data: str | None,
+    num_samples: int | None,
+    input_shapes: tuple[str, ...],
+    standard_ops_only: bool,
+    keep_slower: bool,
+    costs: str | None,
+    seed: int,
+    threads: int,
+    dump_between_passes: str | None,
+    stop_after: str | None,
+    verify_each: bool,
+    time_passes: bool,
+    as_json: bool,
+) -> None:
+    """Make MODEL smaller and faster where that is measured; never overwrites it.
+
+    Without --pattern, --sparsity, --method, --recipe or --pipeline nothing is pruned: only zeros that the weights
+    already have are used. A site where no sparse form beats dense stays dense, and the table says why.
+
+    Example: sparsecc optimize model.onnx -o small.onnx --pattern 16x1 --sparsity 0.8
+    """
+    from sparsecc import api
+
+    with progress_bar() as progress:
+        result = api.optimize(
+            model,
+            output,
+            target=target,
+            recipe=recipe,
+            pipeline=pipeline,
+            pattern=pattern,
+            sparsity=sparsity,
+            method=method,
+            match=match,
+            calibration_data=calibration_data,
+            num_samples=num_samples,
+            input_shapes=parse_input_shapes(input_shapes),
+            standard_ops_only=standard_ops_only,
+            keep_slower=keep_slower,
+            costs=costs,
+            seed=seed,
+            threads=threads,
+            dump=dump_between_passes,
+            stop_after=stop_after,
+            verify_each=verify_each,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.to_json())
+        return
+    rows = [(d.site, d.op, f"{d.shape[0]}x{d.shape[1]}", f"{d.density:.3f}", d.layout, d.reason) for d in result.sites]
+    print_table(("site", "op", "NxK", ">density", "layout", "why"), rows)
+    if time_passes:
+        print_table(("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports])
+    click.echo("")
+    for line in _summary(result):
+        click.echo(line)
+
+
+def _summary(result: "api.OptimizeResult") -> list[str]:  # noqa: F821, UP037
+    lines = [
+        f"{result.output}: {format_bytes(result.bytes_before)} -> {format_bytes(result.bytes_after)} "
+        f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)"
+    ]
+    latency = result.latency
+    if latency is not None:
+        lines.append(
+            f"latency {latency.before_ms:.3f} ms -> {latency.after_ms:.3f} ms ({latency.speedup:.2f}x, "
+            f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, operator library loaded, "
+            "medians of interleaved runs)"
+        )
+    if result.max_rel_l2 is not None:
+        lines.append(f"verified with and without the operator library: relative L2 {result.max_rel_l2:.1e}")
+    return [*lines, *(f"note: {note}" for note in result.notes)]

@@ -1,0 +1,159 @@
+"""The measured cost table: what one operator takes on one machine, kept between runs.
+
+An entry is a time in milliseconds under a text key that says everything the time depends on (operator, shapes,
+layout, digest of the zeros, threads). A table belongs to one machine; its file can be exported, edited and given
+back with ``--costs``, which makes the decisions that follow from it repeatable byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsecc.errors import UsageError
+
+__all__ = ["CostTable", "cache_directory", "machine_facts"]
+
+_FORMAT = 1
+
+
+def cache_directory() -> Path:
+    """The folder for measured costs: ``SPARSECC_CACHE_DIR``, else the XDG cache folder."""
+    explicit = os.environ.get("SPARSECC_CACHE_DIR")
+    if explicit:
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "sparsecc"
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine_facts() -> dict[str, str]:
+    """What a measured time depends on besides the operator: processor, instruction set, library versions."""
+    import onnxruntime
+
+    from sparsecc import runtime
+
+    return {
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "cores": str(os.cpu_count()),
+        "isa": os.environ.get("SPARSECC_ISA") or runtime.isas()[0],
+        "onnxruntime": onnxruntime.__version__,
+        "sparsecc": runtime.library_version(),
+    }
+
+
+class CostTable:
+    """Times in milliseconds by key, loaded from and saved to one JSON file.
+
+    Args:
+        path: the file; a missing one is an empty table. ``None`` keeps the table in memory only.
+        facts: the machine the table is for; a file made on another machine is refused.
+
+    Raises:
+        UsageError: the file is not a cost table, or was measured on another machine.
+    """
+
+    def __init__(self, path: Path | None, facts: Mapping[str, str]) -> None:
+        self.path = path
+        self.facts = dict(facts)
+        self._times: dict[str, dict[str, float]] = {}
+        self._dirty = False
+        if path is not None and path.exists():
+            self._read(path)
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> CostTable:
+        """The table in ``path``, else the one cached for this machine and these library versions."""
+        facts = machine_facts()
+        if path is not None:
+            return cls(path, facts)
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(cache_directory() / f"costs-{digest}.json", facts)
+
+    def _read(self, path: Path) -> None:
+        try:
+            document = json.loads(path.read_text())
+            version = document["format"]
+            facts, times = document["machine"], document["times_ms"]
+            entries = {
+                str(key): {str(name): float(ms) for name, ms in row.items()} for key, row in times.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"{path}: not a sparsecc cost table ({error}); delete it or export a new one"
+            ) from error
+        if version != _FORMAT:
+            raise UsageError(f"{path}: cost table format {version}, expected {_FORMAT}; export it again")
+        if facts != self.facts:
+            differing = sorted(k for k in {*facts, *self.facts} if facts.get(k) != self.facts.get(k))
+            raise UsageError(
+                f"{path}: measured on another machine or version (differs in {', '.join(differing)}); measure again"
+            )
+        self._times = entries
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def get(self, key: str, names: Iterable[str]) -> dict[str, float] | None:
+        """The times in ms of all ``names`` under ``key``, or ``None`` if one is missing."""
+        row = self._times.get(key, {})
+        wanted = list(names)
+        return {name: row[name] for name in wanted} if all(name in row for name in wanted) else None
+
+    def put(self, key: str, times_ms: Mapping[str, float]) -> None:
+        """Add or replace times in ms under ``key``."""
+        self._times.setdefault(key, {}).update(times_ms)
+        self._dirty = True
+
+    def get_or_measure(
+        self, key: str, names: Iterable[str], measure: Callable[[], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """The times under ``key``; ``measure`` is called, and its result kept, when one of ``names`` is missing."""
+        wanted = list(names)
+        known = self.get(key, wanted)
+        if known is None:
+            self.put(key, measure())
+            known = self.get(key, wanted)
+            assert known is not None, f"measuring {key} gave no {wanted}"
+        return known
+
+    def document(self) -> dict[str, Any]:
+        """The table as a JSON document with sorted keys."""
+        return {
+            "format": _FORMAT,
+            "machine": dict(sorted(self.facts.items())),
+            "times_ms": {key: dict(sorted(row.items())) for key, row in sorted(self._times.items())},
+        }
+
+    def save(self, path: Path | None = None) -> None:
+        """Write the table to ``path`` (default: its own file), atomically. No-op when nothing changed."""
+        target = path or self.path
+        if target is None or (path is None and not self._dirty):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w") as stream:
+                json.dump(self.document(), stream, indent=1)
+            os.replace(temporary, target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        if path is None:
+            self._dirty = False

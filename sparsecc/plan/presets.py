@@ -1,0 +1,74 @@
+"""The pipelines behind the command line's short flags."""
+
+from __future__ import annotations
+
+from sparsecc.errors import SpecError, UsageError
+from sparsecc.pm import Pass, Pipeline, get_pass
+from sparsecc.sparse import Pattern
+
+__all__ = ["DEFAULT_SPARSITY", "METHODS", "preset"]
+
+#: Pruning methods by the name given to ``--method``.
+METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
+DEFAULT_SPARSITY = 0.5
+
+
+def preset(
+    *,
+    pattern: str | None = None,
+    sparsity: float | None = None,
+    method: str | None = None,
+    match: str = "*",
+    keep_slower: bool = False,
+    standard_ops_only: bool = False,
+    calibrated: bool = False,
+) -> Pipeline:
+    """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
+
+    Args:
+        pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given.
+        sparsity: fraction of weights to remove; 0.5 when only a pattern or a method is given. N:M has its own.
+        method: one of ``METHODS``; ``wanda`` when there is calibration data, else ``magnitude``.
+        match: which sites to prune and lower.
+        keep_slower: lower every site that has zeros, also where dense is faster.
+        standard_ops_only: emit no custom operators.
+        calibrated: calibration data is at hand.
+
+    Raises:
+        UsageError: flags that contradict each other.
+    """
+    steps: list[Pass] = [_pass("tidy")]
+    if pattern is not None or sparsity is not None or method is not None:
+        steps.append(_prune_step(pattern, sparsity, method, match, calibrated))
+    if not standard_ops_only:
+        steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower))
+        if not keep_slower:
+            steps.append(_pass("confirm-layout"))
+        steps.append(_pass("lower-sparse"))
+    elif keep_slower:
+        raise UsageError("--keep-slower needs custom operators; leave out --standard-ops-only")
+    return Pipeline(tuple(steps))
+
+
+def _pass(name: str, **options: object) -> Pass:
+    return get_pass(name)(**options)
+
+
+def _prune_step(
+    pattern: str | None, sparsity: float | None, method: str | None, match: str, calibrated: bool
+) -> Pass:
+    wanted = Pattern.parse(pattern or "unstructured")
+    if wanted.kind == "dense":
+        raise SpecError("--pattern dense prunes nothing; leave it out")
+    amount: dict[str, float] = {}
+    if wanted.kind != "nm":
+        amount["sparsity"] = DEFAULT_SPARSITY if sparsity is None else sparsity
+    elif sparsity is not None and abs(1 - sparsity - wanted.n / wanted.m) > 1e-9:
+        raise UsageError(
+            f"--pattern {wanted} keeps {wanted.n} of {wanted.m}, which is sparsity {1 - wanted.n / wanted.m:g}; "
+            f"leave out --sparsity {sparsity:g}"
+        )
+    chosen = method or ("wanda" if calibrated else "magnitude")
+    if chosen not in METHODS:
+        raise UsageError(f"unknown method '{chosen}'; known: {', '.join(METHODS)}")
+    return _pass(METHODS[chosen], pattern=wanted, match=match, **amount)

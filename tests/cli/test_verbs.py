@@ -1,0 +1,198 @@
+"""Each verb does what its help says, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsecc.cli.main import EXIT_CODES
+from sparsecc.ir import Model
+
+Run = Callable[..., "object"]
+VERBS = ("optimize", "inspect", "verify", "benchmark", "passes", "targets", "ops", "doctor")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(sparsecc: Run, verb: str) -> None:
+    result = sparsecc(verb, "--help")
+    assert result.code == 0
+    assert "Example: sparsecc" in result.out
+
+
+def test_exit_codes_are_documented(root: Path) -> None:
+    text = (root / "docs" / "concepts.md").read_text()
+    for code, meaning in EXIT_CODES.items():
+        assert f"| {code} | {meaning} |" in text
+
+
+def test_help_needs_no_onnxruntime(root: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, sparsecc.cli.main as m; m.run(['--help']); print(sorted({'onnx', 'onnxruntime', 'onnx_ir'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_optimize_prunes_lowers_and_reports(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = sparsecc("optimize", mlp, "-o", out, "--pattern", "16x1", "--sparsity", "0.75", "--keep-slower", "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert [site["layout"] for site in document["sites"]] == ["16x1", "16x1"]
+    assert all(site["density"] == 0.25 for site in document["sites"])
+    assert document["max_rel_l2"] <= 1e-5
+    assert document["bytes_after"] < document["bytes_before"]
+    model = onnx.load(out)
+    onnx.checker.check_model(model, full_check=True)
+    assert {node.domain for node in model.graph.node} == {"ai.sparsecc"}
+    assert model.graph.node[0].op_type == "BlockSparseMatMulRelu"
+    assert [i.name for i in model.graph.input] == ["x"]
+    assert [o.name for o in model.graph.output] == ["y"]
+
+
+def test_optimize_asked_for_nothing_keeps_the_weights(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = sparsecc("optimize", mlp, "-o", out)
+    assert result.code == 0, result.err
+    assert "too few zeros to gain from: density 1.000" in result.out
+    before, after = Model.load(mlp), Model.load(out)
+    for a, b in zip(before.sites(), after.sites(), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_optimize_table_gives_a_reason_per_site(sparsecc: Run, sparse_mlp: Path, tmp_path: Path) -> None:
+    result = sparsecc("optimize", sparse_mlp, "-o", tmp_path / "out.onnx", "--threads", 1)
+    assert result.code == 0, result.err
+    for name in ("fc1", "fc2"):
+        (line,) = [line for line in result.out.splitlines() if line.startswith(name)]
+        assert " ms" in line
+    assert "verified with and without the operator library" in result.out
+
+
+def test_optimize_twice_gives_the_same_bytes(sparsecc: Run, sparse_mlp: Path, tmp_path: Path) -> None:
+    outputs = []
+    for name in ("a.onnx", "b.onnx"):
+        assert sparsecc("optimize", sparse_mlp, "-o", tmp_path / name, "--seed", 3).code == 0
+        outputs.append((tmp_path / name).read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_exported_costs_decide_again(sparsecc: Run, sparse_mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = tmp_path / "costs.json"
+    assert sparsecc("optimize", sparse_mlp, "-o", tmp_path / "a.onnx").code == 0
+    assert sparsecc("targets", "--export-costs", costs).code == 0
+    table = json.loads(costs.read_text())
+    assert table["times_ms"]
+    for row in table["times_ms"].values():  # a table that says dense wins by far
+        row.update({name: (0.001 if name == "dense" else 9.0) for name in row if name in ("dense", "16x1", "unstructured", "32x1")})
+    costs.write_text(json.dumps(table))
+    monkeypatch.setenv("SPARSECC_CACHE_DIR", str(tmp_path / "other"))
+    result = sparsecc("optimize", sparse_mlp, "-o", tmp_path / "b.onnx", "--costs", costs, "--json")
+    assert result.code == 0, result.err
+    assert {site["layout"] for site in json.loads(result.out)["sites"]} == {"dense"}
+
+
+def test_standard_ops_only_emits_no_custom_operator(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    result = sparsecc("optimize", mlp, "-o", out, "--pattern", "2:4", "--standard-ops-only")
+    assert result.code == 0, result.err
+    assert {node.domain for node in onnx.load(out).graph.node} == {""}
+    inspected = json.loads(sparsecc("inspect", out, "--json").out)
+    assert [site["density"] for site in inspected["sites"]] == [0.5, 0.5]
+
+
+def test_default_output_lies_beside_the_input(sparsecc: Run, mlp: Path) -> None:
+    before = mlp.read_bytes()
+    assert sparsecc("optimize", mlp).code == 0
+    assert (mlp.parent / "mlp.sparse.onnx").exists()
+    assert mlp.read_bytes() == before
+
+
+def test_provenance(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert sparsecc("optimize", mlp, "-o", out, "--sparsity", "0.5", "--seed", 7).code == 0
+    metadata = Model.load(out).metadata
+    assert metadata["sparsecc.seed"] == "7"
+    assert metadata["sparsecc.pipeline"].startswith("tidy,prune-magnitude")
+    assert len(metadata["sparsecc.input_sha256"]) == 64
+    assert str(tmp_path) not in str(metadata)
+
+
+def test_recipe_with_override(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'pipeline = ["tidy", "prune-magnitude{sparsity=0.75}"]\n[[override]]\nmatch = "fc2"\npattern = "2:4"\n'
+    )
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", "--recipe", recipe, "--json")
+    assert result.code == 0, result.err
+    assert [site["density"] for site in json.loads(result.out)["sites"]] == [0.25, 0.5]
+
+
+def test_dump_and_stop(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    arguments = ("--pattern", "2:4", "--stop-after", "prune-magnitude", "--dump-between-passes", dump, "--verify-each", "--time-passes")
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", *arguments)
+    assert result.code == 0, result.err
+    assert "prune-magnitude{pattern=2:4}" in result.out
+    assert {path.suffix for path in dump.iterdir()} == {".onnx"}
+    assert any("prune-magnitude" in path.name for path in dump.iterdir())
+
+
+def test_inspect_shows_packed_sites(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    assert sparsecc("optimize", mlp, "-o", out, "--pattern", "2:4", "--keep-slower").code == 0
+    document = json.loads(sparsecc("inspect", out, "--json").out)
+    assert [site["layout"] for site in document["sites"]] == ["2:4", "2:4"]
+    assert document["totals"]["density"] == 0.5
+    assert document["totals"]["file_nbytes"] == out.stat().st_size
+    assert "SparseMatMulRelu" in sparsecc("inspect", out).out
+
+
+def test_verify_passes_and_fails(sparsecc: Run, mlp: Path, sparse_mlp: Path) -> None:
+    good = sparsecc("verify", mlp, mlp, "--json")
+    assert good.code == 0
+    assert json.loads(good.out)["outputs"][0]["rel_l2"] == 0
+    bad = sparsecc("verify", mlp, sparse_mlp, "--json")
+    assert bad.code == 4
+    assert not json.loads(bad.out)["passed"]
+    assert "FAILED" in sparsecc("verify", mlp, sparse_mlp).out
+
+
+def test_benchmark_json(sparsecc: Run, mlp: Path, sparse_mlp: Path) -> None:
+    result = sparsecc("benchmark", mlp, sparse_mlp, "--threads", 1, "--seconds", "0.2", "--input-shapes", "x:8,64", "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert document["threads"] == 1
+    assert document["ratio_to_first"][0] == 1
+    assert [entry["path"] for entry in document["models"]] == [str(mlp), str(sparse_mlp)]
+    assert all(entry["median_ms"] >= entry["min_ms"] > 0 and entry["iterations"] > 0 for entry in document["models"])
+
+
+def test_passes(sparsecc: Run) -> None:
+    names = {entry["name"] for entry in json.loads(sparsecc("passes", "--json").out)}
+    assert {"tidy", "prune-magnitude", "prune-wanda", "choose-layout", "confirm-layout", "lower-sparse"} <= names
+    shown = json.loads(sparsecc("passes", "prune-wanda", "--json").out)
+    assert shown["requires_calibration"]
+    assert {"pattern", "sparsity", "match"} <= {option["name"] for option in shown["options"]}
+    assert sparsecc("passes", "prune-wonda").code == 2
+
+
+def test_targets_and_ops_and_doctor(sparsecc: Run) -> None:
+    targets = json.loads(sparsecc("targets", "--json").out)
+    assert {entry["name"]: entry["available"] for entry in targets["targets"]}["cpu"]
+    ops = json.loads(sparsecc("ops", "--json").out)
+    assert "generic" in ops["isas"]
+    assert Path(sparsecc("ops", "path").out.strip()).exists()
+    doctor = json.loads(sparsecc("doctor", "--json").out)
+    assert doctor["ok"]
+
+
+def test_underscores_are_accepted(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", "--pattern", "2:4", "--standard_ops_only")
+    assert result.code == 0, result.err

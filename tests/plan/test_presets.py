@@ -1,0 +1,49 @@
+"""The pipelines behind the short flags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sparsecc.errors import SparseccError
+from sparsecc.plan import preset
+from sparsecc.pm import Pipeline
+
+LOWER = "choose-layout,confirm-layout,lower-sparse"
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ({}, f"tidy,{LOWER}"),
+        ({"pattern": "2:4"}, f"tidy,prune-magnitude{{pattern=2:4}},{LOWER}"),
+        ({"pattern": "2:4", "sparsity": 0.5}, f"tidy,prune-magnitude{{pattern=2:4}},{LOWER}"),
+        ({"sparsity": 0.9, "calibrated": True}, f"tidy,prune-wanda{{sparsity=0.9}},{LOWER}"),
+        ({"method": "magnitude", "calibrated": True}, f"tidy,prune-magnitude,{LOWER}"),
+        ({"pattern": "16x1", "sparsity": 0.8, "standard_ops_only": True}, "tidy,prune-magnitude{pattern=16x1 sparsity=0.8}"),
+        ({"keep_slower": True}, "tidy,choose-layout{keep-slower=true},lower-sparse"),
+        ({"match": "re:.*mlp.*"}, "tidy,choose-layout{match=re:.*mlp.*},confirm-layout,lower-sparse"),
+    ],
+)  # fmt: skip
+def test_preset(flags: dict[str, Any], text: str) -> None:
+    made = preset(**flags)
+    assert made == Pipeline.parse(text)
+    assert Pipeline.parse(str(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"pattern": "2:4", "sparsity": 0.7}, "keeps 2 of 4"),
+        ({"pattern": "dense"}, "prunes nothing"),
+        ({"pattern": "3"}, "3"),
+        ({"pattern": "4:2"}, "4:2"),
+        ({"method": "sparsgpt"}, "magnitude, wanda"),
+        ({"keep_slower": True, "standard_ops_only": True}, "standard-ops-only"),
+        ({"sparsity": 1.5}, "1.5"),
+    ],
+)
+def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(SparseccError, match=message):
+        preset(**flags)
