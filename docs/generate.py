@@ -23,7 +23,9 @@ def passes_page() -> str:
         needs = "; needs calibration data" if pass_type.requires_calibration else ""
         lines += [f"*{kind}{needs}*", "", "| option | type | default |", "|---|---|---|"]
         for option in pass_type.option_infos():
-            default = "required" if option.default is None else f"`{option.default}`" if option.default else "empty"
+            default = (
+                "required" if option.default is None else f"`{option.default}`" if option.default else "empty"
+            )
             lines.append(f"| `{option.name}` | {option.type.replace('|', 'or')} | {default} |")
         lines.append("")
     return "\n".join(lines)

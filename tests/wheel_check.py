@@ -52,7 +52,19 @@ def check(kind: str, *build_options: str) -> None:
     """Build one wheel, install it and run ``CHECK`` in an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", *build_options, "-w", work, ROOT, cwd=work)
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            *build_options,
+            "-w",
+            work,
+            ROOT,
+            cwd=work,
+        )
         (wheel,) = work.glob("*.whl")
         assert "-py3-none-" in wheel.name, wheel.name
         run(sys.executable, "-m", "venv", work / "env", cwd=work)

@@ -11,9 +11,8 @@ import numpy.typing as npt
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
-from sparsecc.pm import select_sites
-from sparsecc.pm import Number, Pass, PassContext, PassReport
-from sparsecc.sparse import Pattern, density, detect
+from sparsecc.pm import Number, Pass, PassContext, PassReport, select_sites
+from sparsecc.sparse import Pattern, density, detect, matches
 
 __all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns"]
 
@@ -54,7 +53,7 @@ class ChooseLayout(Pass):
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
         min_gain: dense time / sparse time that a site must reach to be marked.
         keep_slower: mark the fastest sparse form even where dense is faster (for experiments).
-        layout: mark this layout without timing anything, wherever the weight has zeros; none: choose by timing.
+        layout: mark this layout without timing anything, where the zeros obey it; none: choose by timing.
     """
 
     name: ClassVar[str] = "choose-layout"
@@ -84,6 +83,8 @@ class ChooseLayout(Pass):
             raise Refusal(f"too few zeros to gain from: density {kept:.3f}")
         numbers: dict[str, Number] = {"density": round(kept, 6)}
         if self.layout:
+            if not matches(form.weight, self.layout):
+                raise Refusal(f"its zeros do not obey {self.layout}")
             choice, detail, gain = str(self.layout), f"{self.layout}, as asked", 1.0
         else:
             choice, detail, gain = self._fastest(model, site, form, ctx, numbers)

@@ -15,6 +15,8 @@ __all__ = ["ConfirmLayout", "best_subset"]
 
 #: Subsets tried first: the sites whose own gain is at least this.
 _GAIN_STEPS = (1.0, 1.2, 1.5, 2.0, 3.0)
+#: A site that gains this much alone has gained in the model wherever it was measured.
+_SAFE_GAIN = 3.0
 
 
 def best_subset(
@@ -24,7 +26,7 @@ def best_subset(
 
     First the sets of all sites whose own gain reaches a step, then a descent from the best of them in which runs
     of neighbouring sites (halved each round) are switched on or off together: what one operator gains alone, it
-    can lose where its neighbours are in another memory layout.
+    can lose where its neighbours are in another memory layout. Sites that gain a lot alone are not doubted.
 
     Args:
         gains: dense time / sparse time of each site alone, in graph order.
@@ -41,10 +43,11 @@ def best_subset(
         if subset not in tried:
             tried[subset] = time_ms(subset)
     best = min(tried, key=lambda chosen: (tried[chosen], len(chosen)))
-    run = len(names) // 2
+    doubtful = [name for name in names if gains[name] < _SAFE_GAIN]
+    run = len(doubtful) // 2
     while run >= 1 and max_trials > 0:
-        for start in range(0, len(names), run):
-            neighbours = frozenset(names[start : start + run])
+        for start in range(0, len(doubtful), run):
+            neighbours = frozenset(doubtful[start : start + run])
             for candidate in (best | neighbours, best - neighbours):
                 if candidate in tried or max_trials <= 0:
                     continue
@@ -84,7 +87,9 @@ class ConfirmLayout(Pass):
             return report
         costs = ctx.costs
         if costs is None:
-            raise UsageError("confirm-layout needs a source of measured costs; run it through sparsecc.optimize")
+            raise UsageError(
+                "confirm-layout needs a source of measured costs; run it through sparsecc.optimize"
+            )
         gains = {name: float(site.nodes[0].metadata_props[GAIN_KEY]) for name, site in marked.items()}
         trials = 0
 
@@ -100,7 +105,9 @@ class ConfirmLayout(Pass):
             best = frozenset()
         self._unmark({name: site for name, site in marked.items() if name not in best}, report)
         if best:
-            report.note(f"{len(best)} of {len(marked)} sites lowered: {1 / relative:.2f}x the dense model's speed")
+            report.note(
+                f"{len(best)} of {len(marked)} sites lowered: {1 / relative:.2f}x the dense model's speed"
+            )
         else:
             report.note(f"no set of sites makes the whole model {self.min_gain}x faster: it stays dense")
         return report
@@ -110,4 +117,6 @@ class ConfirmLayout(Pass):
             for node in site.nodes:
                 layout = node.metadata_props.pop(LAYOUT_KEY)
                 gain = float(node.metadata_props.pop(GAIN_KEY))
-            report.change(name, f"dense after all: {layout} gains {gain:.2f}x alone but costs the whole model time")
+            report.change(
+                name, f"dense after all: {layout} gains {gain:.2f}x alone but costs the whole model time"
+            )

@@ -67,7 +67,9 @@ def _float_attribute(node: onnx_ir.Node, name: str, default: float) -> float:
     return default if attribute is None else float(attribute.as_float())
 
 
-def _channel_constant(value: onnx_ir.Value | None, outputs: int, axis: int, rank: int | None) -> npt.NDArray[np.float32] | None:
+def _channel_constant(
+    value: onnx_ir.Value | None, outputs: int, axis: int, rank: int | None
+) -> npt.NDArray[np.float32] | None:
     """``value`` as [outputs] if it is a constant that varies along one axis only (counted from the end)."""
     tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
     if tensor is None:
@@ -86,7 +88,9 @@ def _channel_constant(value: onnx_ir.Value | None, outputs: int, axis: int, rank
     return array.reshape(outputs).astype(np.float32)
 
 
-def _added_constant(value: onnx_ir.Value, outputs: int, axis: int) -> tuple[onnx_ir.Node, npt.NDArray[np.float32]] | None:
+def _added_constant(
+    value: onnx_ir.Value, outputs: int, axis: int
+) -> tuple[onnx_ir.Node, npt.NDArray[np.float32]] | None:
     """The Add node that adds one constant per output channel to ``value``, and that constant."""
     consumers = value.consumers()
     if value.is_graph_output() or len(consumers) != 1 or consumers[0].op_type != "Add":

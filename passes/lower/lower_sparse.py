@@ -7,14 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 import onnx_ir
-import onnx_ir.passes.common
 
 from sparsecc.ir import Model, Site
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, sparse_op_node
-from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY
+from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
-from sparsecc.pm import select_sites
-from sparsecc.pm import Pass, PassContext, PassReport
+from sparsecc.passes.tidy.graph import remove_dead
+from sparsecc.pm import Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import Pattern, SparseTensor
 
 __all__ = ["LowerSparse", "lower_node"]
@@ -95,7 +94,7 @@ class LowerSparse(Pass):
                 report.skip(site.name, str(refusal))
         if report.changed:
             model.onnx.opset_imports[DOMAIN] = DOMAIN_VERSION
-            onnx_ir.passes.common.RemoveUnusedNodesPass()(model.onnx)
+            remove_dead(model.onnx)
         return report
 
     def _lower(self, model: Model, site: Site, pattern: Pattern, report: PassReport) -> None:

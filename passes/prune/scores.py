@@ -42,9 +42,9 @@ def magnitude_score(weight: Matrix) -> Matrix:
 
 
 def wanda_score(weight: Matrix, mean_square: NDArray[np.float64], groups: int = 1) -> Matrix:
-    """Return ``|W_ij| * sqrt(mean(x_j**2))``, the metric of Wanda (Sun et al. 2023, equation 1).
+    """Return ``|W_ij| * sqrt(mean(x_j**2))`` up to a factor, the metric of Wanda (Sun et al. 2023, eq. 1).
 
-    The scale of the statistics does not matter within one matrix, so the mean stands for the norm.
+    A factor common to the matrix changes no mask, so the mean stands for the norm, relative to the largest.
 
     Args:
         weight: ``[N, K]``; with ``groups`` the rows are equally many per group.
@@ -60,7 +60,8 @@ def wanda_score(weight: Matrix, mean_square: NDArray[np.float64], groups: int = 
             f"calibration gave {mean_square.size} column statistics for a weight of {columns} columns "
             f"and {groups} groups; use a calibration source that measures the unfolded input"
         )
-    norms = np.sqrt(np.broadcast_to(mean_square.reshape(-1, columns), (groups, columns)))
+    largest = float(mean_square.max(initial=0.0)) or 1.0
+    norms = np.sqrt(np.broadcast_to(mean_square.reshape(-1, columns), (groups, columns)) / largest)
     per_group = magnitude_score(weight).reshape(groups, rows // groups, columns)
     scaled: Matrix = (per_group * norms[:, None, :].astype(per_group.dtype)).reshape(rows, columns)
     return scaled
@@ -80,18 +81,22 @@ def is_pruned(
 def prune_matrix(
     weight: Matrix, score: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int = 1
 ) -> Pruned:
-    """Return ``weight [N, K]`` with the entries of lowest score set to zero, an exact count (``keep_mask``).
+    """Return ``weight [N, K]`` with the units of lowest score set to zero, an exact count (``keep_mask``).
+
+    The score of a block is the sum of its squared scores, so that masks of every pattern are the best there
+    are for the sum of squares: no other of that pattern and count keeps a larger share.
 
     Each of ``groups`` equal blocks of rows is a problem of its own: no count or block straddles two.
     """
-    keep = _grouped_mask(score, pattern, sparsity, scope, groups)
+    ranking = _relative_squares(score) if pattern.kind == "block" else score
+    keep = _grouped_mask(ranking, pattern, sparsity, scope, groups)
     pruned = np.where(keep, weight, weight.dtype.type(0))
     return Pruned(
         weight=pruned,
         density_before=density(weight),
         density_after=density(pruned),
-        relative_error=float(np.sqrt(1 - _kept_share(magnitude_score(weight), keep))),
-        kept_score=_kept_share(score, keep),
+        relative_error=float(np.sqrt(_share(magnitude_score(weight), ~keep))),
+        kept_score=1.0 - _share(score, ~keep),
     )
 
 
@@ -102,10 +107,14 @@ def _grouped_mask(
     return np.concatenate([keep_mask(block, pattern, sparsity, scope) for block in blocks])
 
 
-def _kept_share(score: Matrix, keep: NDArray[np.bool_]) -> float:
-    """Return sum of squares kept / sum of squares, in [0, 1]; 1 when all are zero."""
-    largest = float(score.max(initial=0.0))
-    if largest == 0.0:
-        return 1.0
-    squares = np.square(score / largest, dtype=np.float64)  # scaled: squares of fp32 extremes stay in range
-    return min(1.0, float(squares[keep].sum() / squares.sum()))
+def _share(score: Matrix, mask: NDArray[np.bool_]) -> float:
+    """Return sum of squares under the mask / sum of squares, in [0, 1]; 0 when all are zero."""
+    squares = _relative_squares(score)
+    total = float(squares.sum())
+    return min(1.0, float(squares[mask].sum()) / total) if total else 0.0
+
+
+def _relative_squares(score: Matrix) -> NDArray[np.float64]:
+    """Return ``(score / max)**2`` in float64: squares of float32 extremes stay in range."""
+    largest = float(score.max(initial=0.0)) or 1.0
+    return np.square(score.astype(np.float64) / largest)

@@ -59,10 +59,11 @@ class PruneWanda(PrunePass):
                 "(or --calibration-data synthetic for random ones)"
             )
         mean_square = ctx.calibration.mean_square(model, sites) if sites else {}
+        reasons = dict(ctx.calibration.unavailable)
 
         def score(site: Site, weight: NDArray[Any]) -> NDArray[Any] | str:
             if site.name not in mean_square:
-                return "calibration does not reach it (inside a subgraph, or never executed)"
+                return f"not measured: {reasons.get(site.name, 'calibration does not reach it')}"
             columns = mean_square[site.name]
             if not np.isfinite(columns).all():
                 return "its input is NaN or infinite on the calibration data"

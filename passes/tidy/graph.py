@@ -85,9 +85,9 @@ def bypass(node: ir.Node, source: ir.Value) -> bool:
         producer = source.producer()
         if producer is None or producer.graph is not graph or source.is_graph_output():
             return False
-        source.type, source.shape = output.type or source.type, output.shape or source.shape
-    name = output.name
-    was_output = output.is_graph_output()
+        source.type = output.type if output.type is not None else source.type
+        source.shape = output.shape if output.shape is not None else source.shape
+    name, was_output = output.name, output.is_graph_output()
     ir.convenience.replace_all_uses_with(output, source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     if was_output:

@@ -16,8 +16,6 @@ from sparsecc.pm import Pass, PassContext, PassReport
 
 __all__ = ["Tidy"]
 
-_FIRST_IR_WITHOUT_WEIGHT_INPUTS = 4
-
 
 @dataclass(frozen=True)
 class Tidy(Pass):
@@ -57,7 +55,6 @@ class Tidy(Pass):
         report = PassReport(self.name)
         graph_model = model.onnx
         used = _names(graph_model)
-        _count(report, _free_weight_inputs(graph_model), "weights no longer listed as graph inputs")
         _count(report, sum(remove_dead(graph_model)), "unused nodes and initialisers removed")
         _count(report, lift_constants(graph_model), "Constant nodes made initialisers")
         _count(report, remove_identities(graph_model), "Identity and Dropout nodes removed")
@@ -87,20 +84,6 @@ def _absorb(linear: Linear, used: set[str], report: PassReport) -> None:
             report.skip(name, f"{op_type} stays: {reason}")
             return
         report.change(name, f"{op_type} folded into {linear.node.op_type}")
-
-
-def _free_weight_inputs(model: ir.Model) -> int:
-    """Drop weights from the graph inputs of files older than IR 4, where the format demanded to list them.
-
-    Such weights are constants; from IR 4 on the same list would mean that a caller may override them.
-    """
-    if model.ir_version >= _FIRST_IR_WITHOUT_WEIGHT_INPUTS:
-        return 0
-    kept = [value for value in model.graph.inputs if not value.is_initializer()]
-    freed = len(model.graph.inputs) - len(kept)
-    model.graph.inputs[:] = kept
-    model.ir_version = _FIRST_IR_WITHOUT_WEIGHT_INPUTS
-    return freed
 
 
 def _names(model: ir.Model) -> set[str]:

@@ -95,4 +95,6 @@ const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows) { re
 
 const char* sparsecc_conv_kernel(const sparsecc_conv* op) { return op->kernel(); }
 
+const char* sparsecc_kernel_table(void) { return sparsecc::kernel_table(); }
+
 const char* sparsecc_version(void) { return SPARSECC_VERSION; }

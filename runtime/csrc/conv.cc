@@ -72,14 +72,11 @@ sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_co
   const Rows rows = expand_rows(weight);
   const int64_t outputs = weight.outputs / geometry.groups;
   for (int64_t group = 0; group < geometry.groups; ++group)
-    element_.emplace_back(rows, group * outputs, outputs, element_block_inputs(linear_.kernels));
+    element_.emplace_back(rows, group * outputs, outputs, element_block_inputs(linear_.isa));
 }
 
 const char* sparsecc_conv::kernel() const {
-  const size_t isa = static_cast<size_t>(linear_.isa);
-  static constexpr const char* kBlock[] = {"block-generic", "block-avx2", "block-avx512"};
-  static constexpr const char* kElement[] = {"element-generic", "element-avx2", "element-avx512"};
-  return block_.has_value() ? kBlock[isa] : kElement[isa];
+  return block_.has_value() ? block_kernel(linear_.isa, block_->view().wide).name : element_kernel(linear_.isa).name;
 }
 
 void sparsecc_conv::output_size(const int64_t in[2], int64_t out[2]) const {
@@ -181,10 +178,11 @@ void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_w
 }  // namespace
 
 void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+  const auto kernel = element_kernel(linear_.isa);
   const int64_t outputs = linear_.outputs / geometry_.groups;
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
-  const int64_t wide = element_width(f.pixels, linear_.kernels.element_wide), lanes = wide * kGroup;
+  const int64_t wide = element_width(f.pixels, kernel.tile.wide), lanes = wide * kGroup;
   const int64_t pixel_chunks = ceil_div(f.pixels, lanes);
   const int64_t outer = f.batch * geometry_.groups * pixel_chunks;
   const int64_t threads = thread_count(executor);
@@ -215,20 +213,21 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const 
       const int64_t k = block * weight.block_inputs;
       const PixelJob pixels{base,  inputs.data() + k, std::min(weight.block_inputs, linear_.inputs - k), offsets,
                             lanes, !f.direct,         panel.data()};
-      linear_.kernels.pack_pixels(&pixels);
+      linear_.help.pack_pixels(&pixels);
       for (int64_t chunk = first; chunk < last; ++chunk) {
         const ElementJob job{weight.cell(chunk, block), panel.data(),
                              sums.data() + (chunk - first) * ElementPack::kChunk * lanes, static_cast<int>(wide)};
-        linear_.kernels.element(&job);
+        kernel.run(&job);
       }
     }
     float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
-    linear_.kernels.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
+    linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
   });
 }
 
 void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
   const BlockView weight = block_->view();
+  const auto kernel = block_kernel(linear_.isa, weight.wide);
   const int64_t groups = block_->groups / geometry_.groups;  // of outputs, in one conv group
   const int64_t group_groups = geometry_.groups == 1 ? block_->groups : groups;
   const int64_t group_channels = channels_ / geometry_.groups;
@@ -258,7 +257,7 @@ void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sp
       pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, height(pixel), height(pixel), offsets);
       const PixelJob pixels{base,          inputs.data(), linear_.inputs, offsets,
                             height(pixel), !f.direct,     panel.data() + (pixel - begin) * linear_.inputs};
-      linear_.kernels.pack_pixels(&pixels);
+      linear_.help.pack_pixels(&pixels);
     }
     for (int64_t g = first; g < last; g += 8)
       for (int64_t pixel = begin; pixel < end; pixel += kTileRows) {
@@ -270,7 +269,7 @@ void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sp
                            static_cast<int>(height(pixel)),
                            Target{y + image * linear_.outputs * f.pixels + pixel, 1, f.pixels},
                            &linear_.epilogue};
-        linear_.kernels.block(&job);
+        kernel.run(&job);
       }
   });
 }

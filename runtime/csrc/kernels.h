@@ -8,7 +8,7 @@
 namespace sparsecc {
 
 constexpr int kGroup = 16;     // outputs (or pixels, or rows of x) that share a vector, on every ISA
-constexpr int kMaxWide = 8;    // vectors of 16 in one element panel, at most
+constexpr int kMaxWide = 4;    // vectors of 16 in one element panel, at most
 constexpr int kTileRows = 16;  // rows of x in one block panel
 
 struct Epilogue {
@@ -65,23 +65,30 @@ struct ElementJob {
 };
 
 // Weights of groups of 16 outputs cut in slices of 16 inputs. A slot holds at most one weight of
-// each output: 16 positions of four bits (lane 2j at bit 4j of the low half, lane 2j + 1 at bit 4j
-// of the high half) and a mask of the lanes that are used.
+// each output. The slots of a group are one flat list, so that the loop over them has no inner loop
+// with a small, unpredictable trip count.
+//   kUniform  every slice has `slots_per_slice` slots with a weight for every output
+//   kMasked   any number of slots, a mask of the outputs that have a weight, zeros for the others
+//   kPacked   as kMasked, but only existing weights are stored (needs a two-register permute)
 struct SliceView {
+  enum Form { kUniform, kMasked, kPacked } form;
   const int64_t* slot_start;   // per group: first slot
   const int64_t* value_start;  // per group: first value
-  const uint8_t* slots;        // [groups][slices]
-  const uint64_t* positions;   // per slot
-  const uint16_t* masks;       // per slot
-  const float* values;         // expand: only used lanes; else 16 per slot, zero where unused
-  int64_t slices, inputs, outputs;
-  bool expand;
+  // kUniform, kMasked: 8 bytes per slot, four bits per output: 2j at bit 4j of the low half, 2j + 1 at
+  // bit 4j of the high half. kPacked: 16 bytes, per output the input and above it the stored rank.
+  const uint8_t* positions;
+  const uint16_t* masks;  // per slot
+  const uint16_t* steps;  // per slot: slices to move on before it
+  const float* values;    // 16 per slot; kPacked: as many as the mask has bits, 16 of slack at the end
+  int64_t slots_per_slice;
+  int64_t slices;
+  int64_t outputs;
 };
 
 struct SliceJob {
   const SliceView* weight;
   int64_t group_begin, group_end;
-  const float* x;
+  const float* x;  // rows readable up to a whole number of slices
   int64_t row_stride;
   int rows;
   Target target;
@@ -98,14 +105,8 @@ struct PixelJob {
   float* panel;  // [input_count][stride]
 };
 
-struct KernelSet {
-  int block_rows[2];  // rows of x in one register tile, for wide = 1 and 2
-  int element_wide;   // vectors of 16 in the widest element panel
-  bool expand;        // whether slice kernels can read packed values
-  int slice_rows;     // rows of x up to which slices beat panels
-  void (*block)(const BlockJob* job);
-  void (*element)(const ElementJob* job);
-  void (*slice)(const SliceJob* job);
+// What surrounds the kernels: bringing x into panels and sums out of them.
+struct Helpers {
   // panel[k * stride + r] = x[r * row_stride + k]; rows..stride are filled with zeros.
   void (*pack_rows)(const float* x, int64_t row_stride, int64_t rows, int64_t inputs, float* panel,
                     int64_t stride);
@@ -115,15 +116,29 @@ struct KernelSet {
                  const Epilogue* epilogue);
 };
 
+struct Tile {
+  int rows, wide;
+};
+
+#define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
+  namespace isa {                                     \
+  constexpr Tile kernel##_tile{rows, wide};           \
+  void kernel(const Job* job);                        \
+  }
+#include "kernels.inc"
+#undef SPARSECC_KERNEL
+
 namespace generic {
-extern const KernelSet kKernels;
+extern const Helpers kHelpers;
 }
+#if defined(__x86_64__)
 namespace avx2 {
-extern const KernelSet kKernels;
+extern const Helpers kHelpers;
 }
 namespace avx512 {
-extern const KernelSet kKernels;
+extern const Helpers kHelpers;
 }
+#endif
 
 }  // namespace sparsecc
 #endif

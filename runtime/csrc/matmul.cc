@@ -14,6 +14,9 @@ constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a sec
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
 
+// A slot costs as much per row of x as this many single weights for up to 16 rows (measured, Zen 5).
+constexpr double kSliceGain = 1.2;
+
 // Tasks per thread: enough to even out what the prefix sums do not see.
 int64_t wanted_tasks(const sparsecc_executor* executor) {
   const int64_t threads = thread_count(executor);
@@ -31,21 +34,16 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
     return;
   }
   const Rows rows = expand_rows(weight);
-  const bool exact = weight.layout.kind == Layout::kNofM;
-  element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.kernels));
-  slice_.emplace(rows, linear_.kernels.expand && !exact);
-  slice_rows_ = linear_.kernels.slice_rows;
+  element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa));
+  slice_.emplace(rows, linear_.isa == Isa::kAvx512);
+  slice_rows_ = std::max<int64_t>(1, static_cast<int64_t>(kSliceGain * slice_->fill));
 }
 
 bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
 
 const char* sparsecc_matmul::kernel(int64_t rows) const {
-  const size_t isa = static_cast<size_t>(linear_.isa);
-  static constexpr const char* kBlock[] = {"block-generic", "block-avx2", "block-avx512"};
-  static constexpr const char* kSlice[] = {"slice-generic", "slice-avx2", "slice-avx512"};
-  static constexpr const char* kElement[] = {"element-generic", "element-avx2", "element-avx512"};
-  if (block_.has_value()) return kBlock[isa];
-  return uses_slice(rows) ? kSlice[isa] : kElement[isa];
+  if (block_.has_value()) return block_kernel(linear_.isa, block_->view().wide).name;
+  return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name : element_kernel(linear_.isa).name;
 }
 
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
@@ -65,6 +63,7 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
   const BlockView weight = block_->view();
+  const auto kernel = block_kernel(linear_.isa, weight.wide);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * kTileRows * 4);
   const int64_t tasks = wanted_tasks(executor);
   int64_t panels = ceil_div(rows, kTileRows);
@@ -82,7 +81,7 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
     const auto height = [&](int64_t row) { return std::min<int64_t>(kTileRows, row_end - row); };
     if (rows > 1)
       for (int64_t row = row_begin; row < row_end; row += kTileRows)
-        linear_.kernels.pack_rows(x + row * inputs, inputs, height(row), inputs,
+        linear_.help.pack_rows(x + row * inputs, inputs, height(row), inputs,
                                   panel.data() + (row - row_begin) * inputs, height(row));
     for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
       for (int64_t row = row_begin; row < row_end; row += kTileRows) {
@@ -90,7 +89,7 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
         const BlockJob job{&weight, group, std::min(group_end, group + kGroupsAtOnce), from, height(row),
                            static_cast<int>(height(row)), Target{y + row * outputs, outputs, 1},
                            &linear_.epilogue};
-        linear_.kernels.block(&job);
+        kernel.run(&job);
       }
   });
 }
@@ -98,25 +97,34 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const SliceView weight = slice_->view();
+  const auto kernel = slice_kernel(linear_.isa, weight.form);
+  const int64_t inputs = linear_.inputs, whole = round_up(inputs, kGroup);
+  Scratch<2> padded(rows * whole);  // slices are read whole, and much faster from aligned memory
+  for (int64_t row = 0; row < rows; ++row) {
+    std::copy_n(x + row * inputs, inputs, padded.data() + row * whole);
+    std::fill_n(padded.data() + row * whole + inputs, whole - inputs, 0.0f);
+  }
+  x = padded.data();
   const auto cuts = cut_by_weight(slice_->slot_start.data(), slice_->groups, wanted_tasks(executor), 8);
   run_tasks(executor, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t task) {
     const SliceJob job{&weight,
                        cuts[static_cast<size_t>(task)],
                        cuts[static_cast<size_t>(task) + 1],
                        x,
-                       linear_.inputs,
+                       whole,
                        static_cast<int>(rows),
                        Target{y, linear_.outputs, 1},
                        &linear_.epilogue};
-    linear_.kernels.slice(&job);
+    kernel.run(&job);
   });
 }
 
 void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
                                   const sparsecc_executor* executor) const {
   const ElementPack& weight = *element_;
+  const auto kernel = element_kernel(linear_.isa);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const int64_t wide = element_width(rows, linear_.kernels.element_wide), lanes = wide * kGroup;
+  const int64_t wide = element_width(rows, kernel.tile.wide), lanes = wide * kGroup;
   const int64_t row_chunks = ceil_div(rows, lanes);
   const int64_t parts_wanted =
       std::max(ceil_div(wanted_tasks(executor), row_chunks), ceil_div(outputs, kSumOutputs));
@@ -134,16 +142,16 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
       std::fill_n(sums.data() + n * lanes, lanes, linear_.epilogue.bias[output + n]);
     for (int64_t block = 0; block < weight.blocks; ++block) {
       const int64_t k = block * weight.block_inputs;
-      linear_.kernels.pack_rows(x + row * inputs + k, inputs, count, std::min(weight.block_inputs, inputs - k),
+      linear_.help.pack_rows(x + row * inputs + k, inputs, count, std::min(weight.block_inputs, inputs - k),
                                 panel.data(), lanes);
       for (int64_t chunk = first; chunk < last; ++chunk) {
         const ElementJob job{weight.cell(chunk, block), panel.data(),
                              sums.data() + (chunk - first) * ElementPack::kChunk * lanes,
                              static_cast<int>(wide)};
-        linear_.kernels.element(&job);
+        kernel.run(&job);
       }
     }
-    linear_.kernels.finish(sums.data(), lanes, output_count, count,
+    linear_.help.finish(sums.data(), lanes, output_count, count,
                            Target{y + row * outputs + output, outputs, 1}, &linear_.epilogue);
   });
 }

@@ -1,23 +1,68 @@
 #include "operator.h"
 
 #include <cstring>
+#include <string>
 
 namespace sparsecc {
+namespace {
 
-const KernelSet& kernel_set(Isa isa) {
+constexpr Isa kIsa_generic = Isa::kGeneric;
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512) return avx512::kKernels;
-  if (isa == Isa::kAvx2) return avx2::kKernels;
+constexpr Isa kIsa_avx2 = Isa::kAvx2;
+constexpr Isa kIsa_avx512 = Isa::kAvx512;
+#endif
+
+// The row of the table with this name. Rows exist for every kernel that is asked for.
+template <class Job>
+Kernel<Job> find(Isa isa, const char* wanted) {
+#define SPARSECC_KERNEL(isa_of_row, kernel, JobOfRow, rows, wide)                          \
+  if constexpr (std::is_same_v<Job, JobOfRow>)                                             \
+    if (isa == kIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0)                     \
+      return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel};
+#include "kernels.inc"
+#undef SPARSECC_KERNEL
+  throw Failure{std::string("no kernel ") + wanted + " for " + isa_name(isa)};
+}
+
+}  // namespace
+
+Kernel<BlockJob> block_kernel(Isa isa, int wide) { return find<BlockJob>(isa, wide == 2 ? "block32" : "block16"); }
+
+Kernel<ElementJob> element_kernel(Isa isa) { return find<ElementJob>(isa, "element"); }
+
+Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form) {
+  const char* name = form == SliceView::kUniform  ? "slice_uniform"
+                     : form == SliceView::kPacked ? "slice_packed"
+                                                  : "slice_masked";
+  return find<SliceJob>(isa, name);
+}
+
+const Helpers& helpers(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512) return avx512::kHelpers;
+  if (isa == Isa::kAvx2) return avx2::kHelpers;
 #endif
   (void)isa;
-  return generic::kKernels;
+  return generic::kHelpers;
+}
+
+const char* kernel_table() {
+  static const std::string table = [] {
+    std::string text;
+#define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
+  if (isa_usable(kIsa_##isa)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
+#include "kernels.inc"
+#undef SPARSECC_KERNEL
+    return text;
+  }();
+  return table.c_str();
 }
 
 Linear::Linear(const sparsecc_weight_desc& desc, const Weight& weight)
     : outputs(weight.outputs),
       inputs(weight.inputs),
       isa(choose_isa(desc.isa)),
-      kernels(kernel_set(isa)),
+      help(helpers(isa)),
       bias_(round_up(weight.outputs, 2 * kGroup)) {
   if (desc.bias != nullptr)
     std::memcpy(bias_.data(), desc.bias, static_cast<size_t>(weight.outputs) * sizeof(float));
@@ -29,7 +74,7 @@ bool has_block_kernel(const Layout& layout) {
 }
 
 // The panel of one block of inputs, in its widest form, takes two thirds of a 48 KB first-level cache.
-int64_t element_block_inputs(const KernelSet& kernels) { return 512 / kernels.element_wide; }
+int64_t element_block_inputs(Isa isa) { return 512 / element_kernel(isa).tile.wide; }
 
 int64_t element_width(int64_t lanes, int most) {
   const int64_t vectors = ceil_div(lanes, kGroup), chunks = ceil_div(vectors, most);

@@ -15,14 +15,27 @@
 
 namespace sparsecc {
 
-const KernelSet& kernel_set(Isa isa);
+// A kernel as selected: its row of kernels.inc and the function.
+template <class Job>
+struct Kernel {
+  const char* name;
+  Tile tile;
+  void (*run)(const Job* job);
+};
+
+Kernel<BlockJob> block_kernel(Isa isa, int wide);
+Kernel<ElementJob> element_kernel(Isa isa);
+Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form);
+const Helpers& helpers(Isa isa);
+// One line per kernel that this machine can run: name, instruction set, tile.
+const char* kernel_table();
 
 // One packed weight with its epilogue, on one instruction set.
 struct Linear {
   Linear(const sparsecc_weight_desc& desc, const Weight& weight);
   int64_t outputs, inputs;
   Isa isa;
-  const KernelSet& kernels;
+  const Helpers& help;
   Epilogue epilogue;
 
  private:
@@ -31,7 +44,7 @@ struct Linear {
 
 // Whether a weight runs on the block kernels; else it runs as single weights.
 bool has_block_kernel(const Layout& layout);
-int64_t element_block_inputs(const KernelSet& kernels);
+int64_t element_block_inputs(Isa isa);
 // 16 * wide lanes for `lanes` rows or pixels cut in chunks of nearly equal width.
 int64_t element_width(int64_t lanes, int most);
 

@@ -2,11 +2,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace sparsecc {
 namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
+
+template <class T>
+Buffer<T> aligned(const std::vector<T>& from) {
+  Buffer<T> to(static_cast<int64_t>(from.size()));
+  if (!from.empty()) std::memcpy(to.data(), from.data(), from.size() * sizeof(T));
+  return to;
+}
 
 }  // namespace
 
@@ -90,8 +98,7 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
     }
     chunk_start.push_back(placed);
   }
-  row_ = Buffer<uint16_t>(static_cast<int64_t>(row.size()));
-  if (!row.empty()) std::memcpy(row_.data(), row.data(), row.size() * sizeof(uint16_t));
+  row_ = aligned(row);
 }
 
 ElementView ElementPack::cell(int64_t chunk, int64_t block) const {
@@ -100,59 +107,119 @@ ElementView ElementPack::cell(int64_t chunk, int64_t block) const {
           value_.data() + cell.weight};
 }
 
-SlicePack::SlicePack(const Rows& rows, bool expand)
-    : groups(ceil_div(rows.outputs, kGroup)),
-      outputs_(rows.outputs),
-      inputs_(rows.inputs),
-      slices_(ceil_div(rows.inputs, kGroup)),
-      expand_(expand) {
-  slot_start = Buffer<int64_t>(groups + 1);
-  value_start_ = Buffer<int64_t>(groups + 1);
-  slots_ = Buffer<uint8_t>(groups * slices_);
-  std::vector<uint8_t> count(at(slices_));
-  for (int64_t group = 0; group < groups; ++group) {
-    uint8_t* most = slots_.data() + group * slices_;
-    const int64_t first = group * kGroup, last = std::min(outputs_, first + kGroup);
-    for (int64_t output = first; output < last; ++output) {
-      std::fill(count.begin(), count.end(), uint8_t{0});
-      for (int64_t i = rows.start[at(output)]; i < rows.start[at(output + 1)]; ++i)
-        ++count[rows.column[at(i)] / kGroup];
-      for (int64_t s = 0; s < slices_; ++s) most[s] = std::max(most[s], count[at(s)]);
-    }
-    int64_t total = 0;
-    for (int64_t s = 0; s < slices_; ++s) total += most[s];
-    slot_start[group + 1] = slot_start[group] + total;
-    value_start_[group + 1] = value_start_[group] +
-                              (expand ? rows.start[at(last)] - rows.start[at(first)] : total * kGroup);
-  }
-  positions_ = Buffer<uint64_t>(slot_start[groups]);
-  masks_ = Buffer<uint16_t>(slot_start[groups]);
-  values_ = Buffer<float>(value_start_[groups]);
-  for (int64_t group = 0; group < groups; ++group) {
-    const int64_t first = group * kGroup, lanes = std::min(outputs_, first + kGroup) - first;
-    int64_t next[kGroup];
-    for (int64_t lane = 0; lane < lanes; ++lane) next[lane] = rows.start[at(first + lane)];
-    int64_t slot = slot_start[group], value = value_start_[group];
-    for (int64_t s = 0; s < slices_; ++s)
-      for (int used = 0; used < slots_[group * slices_ + s]; ++used, ++slot) {
-        for (int64_t lane = 0; lane < lanes; ++lane) {
-          int64_t& i = next[lane];
-          const bool has = i < rows.start[at(first + lane + 1)] && rows.column[at(i)] / kGroup == at(s);
-          if (has) {
-            const uint64_t position = rows.column[at(i)] % kGroup;
-            positions_[slot] |= position << (lane % 2 * 32 + lane / 2 * 4);
-            masks_[slot] = static_cast<uint16_t>(masks_[slot] | 1u << lane);
-            values_[expand ? value++ : value + lane] = rows.value[at(i++)];
-          }
-        }
-        if (!expand) value += kGroup;
+namespace {
+
+// One slot before it is written in the form chosen.
+struct Slot {
+  uint16_t step = 0, mask = 0;
+  uint8_t position[kGroup] = {};
+  float weight[kGroup] = {};
+};
+
+// The slots of the outputs [first, first + lanes), in order.
+template <class Emit>
+void each_slot(const Rows& rows, int64_t first, int64_t lanes, int64_t slices, Emit emit) {
+  int64_t next[kGroup];
+  for (int64_t lane = 0; lane < lanes; ++lane) next[lane] = rows.start[at(first + lane)];
+  uint16_t step = 0;
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    while (true) {  // one slot per round, until no lane has a weight left in this slice
+      Slot slot;
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t i = next[lane];
+        if (i == rows.start[at(first + lane + 1)] || rows.column[at(i)] / kGroup != at(slice)) continue;
+        slot.position[lane] = static_cast<uint8_t>(rows.column[at(i)] % kGroup);
+        slot.mask = static_cast<uint16_t>(slot.mask | 1u << lane);
+        slot.weight[lane] = rows.value[at(i)];
+        ++next[lane];
       }
+      if (slot.mask == 0) break;
+      slot.step = std::exchange(step, uint16_t{0});
+      emit(slot);
+    }
+    if (step == UINT16_MAX) {  // an empty slot carries a step that has become too long
+      Slot slot;
+      slot.step = std::exchange(step, uint16_t{0});
+      emit(slot);
+    }
+    ++step;
   }
 }
 
+// How many slots every slice has if all are alike and full, else 0.
+int64_t uniform_slots(const Rows& rows, int64_t slices) {
+  if (slices == 0) return 0;
+  std::vector<int64_t> count(at(slices));
+  int64_t expected = -1;
+  for (int64_t output = 0; output < rows.outputs; ++output) {
+    std::fill(count.begin(), count.end(), 0);
+    for (int64_t i = rows.start[at(output)]; i < rows.start[at(output + 1)]; ++i)
+      ++count[rows.column[at(i)] / kGroup];
+    if (expected < 0) expected = count[0];
+    for (const int64_t c : count)
+      if (c != expected) return 0;
+  }
+  return expected;
+}
+
+void pack_halves(const Slot& slot, std::vector<uint8_t>& to) {
+  uint64_t packed = 0;
+  for (int lane = 0; lane < kGroup; ++lane)
+    packed |= uint64_t{slot.position[lane]} << (lane % 2 * 32 + lane / 2 * 4);
+  uint8_t bytes[sizeof packed];
+  std::memcpy(bytes, &packed, sizeof packed);
+  to.insert(to.end(), bytes, bytes + sizeof packed);
+}
+
+void pack_ranks(const Slot& slot, std::vector<uint8_t>& to) {
+  int rank = 0;
+  for (int lane = 0; lane < kGroup; ++lane) {
+    const bool used = (slot.mask >> lane & 1) != 0;
+    to.push_back(static_cast<uint8_t>(slot.position[lane] | rank << 4));
+    rank += used && rank < kGroup - 1 ? 1 : 0;
+  }
+}
+
+}  // namespace
+
+SlicePack::SlicePack(const Rows& rows, bool can_pack)
+    : groups(ceil_div(rows.outputs, kGroup)),
+      slot_start(groups + 1),
+      outputs_(rows.outputs),
+      slices_(ceil_div(rows.inputs, kGroup)),
+      slots_per_slice_(uniform_slots(rows, slices_)),
+      form_(slots_per_slice_ > 0 ? SliceView::kUniform : can_pack ? SliceView::kPacked : SliceView::kMasked),
+      value_start_(groups + 1) {
+  std::vector<uint16_t> steps, masks;
+  std::vector<uint8_t> positions;
+  std::vector<float> values;
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t first = group * kGroup, lanes = std::min(outputs_, first + kGroup) - first;
+    each_slot(rows, first, lanes, slices_, [&](const Slot& slot) {
+      masks.push_back(slot.mask);
+      steps.push_back(slot.step);
+      if (form_ == SliceView::kPacked) {
+        pack_ranks(slot, positions);
+      } else {
+        pack_halves(slot, positions);
+      }
+      for (int lane = 0; lane < kGroup; ++lane)
+        if (form_ != SliceView::kPacked || (slot.mask >> lane & 1) != 0) values.push_back(slot.weight[lane]);
+    });
+    slot_start[group + 1] = static_cast<int64_t>(masks.size());
+    value_start_[group + 1] = static_cast<int64_t>(values.size());
+  }
+  fill = masks.empty() ? kGroup : static_cast<double>(rows.value.size()) / static_cast<double>(masks.size());
+  values.insert(values.end(), kGroup, 0.0f);
+  positions_ = aligned(positions);
+  masks_ = aligned(masks);
+  steps_ = aligned(steps);
+  values_ = aligned(values);
+}
+
 SliceView SlicePack::view() const {
-  return {slot_start.data(), value_start_.data(), slots_.data(), positions_.data(), masks_.data(),
-          values_.data(),    slices_,             inputs_,       outputs_,          expand_};
+  return {form_,         slot_start.data(), value_start_.data(), positions_.data(), masks_.data(),
+          steps_.data(), values_.data(),    slots_per_slice_,    slices_,           outputs_};
 }
 
 }  // namespace sparsecc

@@ -1,7 +1,20 @@
-"""Calibration inputs and streamed statistics of what each weight is multiplied with."""
+"""Plain onnxruntime sessions, inputs for them, and statistics of what each weight is multiplied with."""
 
 from __future__ import annotations
 
 from sparsecc.calib.calibration import Calibration
+from sparsecc.calib.engine import Arrays, ModelLike, Session, open_session, run_error
+from sparsecc.calib.synthetic import synthetic_inputs
+from sparsecc.calib.tap import tap, tensor_shapes
 
-__all__ = ["Calibration"]
+__all__ = [
+    "Arrays",
+    "Calibration",
+    "ModelLike",
+    "Session",
+    "open_session",
+    "run_error",
+    "synthetic_inputs",
+    "tap",
+    "tensor_shapes",
+]

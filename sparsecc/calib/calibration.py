@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -74,9 +75,7 @@ class Calibration:
         self._seed = seed
         self._threads = threads
         self._byte_budget = byte_budget
-        self.batches = sum(
-            1 for _ in start()
-        )  # reads all, so that a bad sample is found before the slow part
+        self.batches, self._digest = _read_all(start)  # a bad sample is found before the slow part
         if not self.batches:
             raise UsageError(f"{description}: no samples; give at least one")
 
@@ -162,12 +161,24 @@ class Calibration:
     def __iter__(self) -> Iterator[Batch]:
         return self._start()
 
+    @property
+    def notes(self) -> list[str]:
+        """What a report must say about the inputs."""
+        if not self.synthetic:
+            return []
+        return ["calibrated on synthetic inputs: the statistics say nothing about real data"]
+
+    def fingerprint(self) -> str:
+        """``sha256:`` and the digest of names, types, shapes and values of all batches, in order."""
+        return f"sha256:{self._digest}"
+
     def to_json(self) -> dict[str, Any]:
         """What a report says about the inputs."""
         return {
             "source": self.description,
             "synthetic": self.synthetic,
             "batches": self.batches,
+            "fingerprint": self.fingerprint(),
             "unavailable": dict(self.unavailable),
         }
 
@@ -242,3 +253,15 @@ class Calibration:
         for part in found[1:]:
             total = total + part
         return total
+
+
+def _read_all(start: Batches) -> tuple[int, str]:
+    """Number of batches and the digest of what they hold."""
+    digest = hashlib.sha256()
+    count = 0
+    for batch in start():
+        count += 1
+        for name, array in sorted(batch.items()):
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return count, digest.hexdigest()

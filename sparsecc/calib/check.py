@@ -55,7 +55,8 @@ def fit_batch(
             other, known = sizes.setdefault(symbol, (name, size))
             if known != size:
                 raise UsageError(
-                    f"{where}: dimension '{symbol}' is {known} in '{other}' but {size} in '{name}'; make them equal"
+                    f"{where}: dimension '{symbol}' is {known} in '{other}' but {size} in '{name}'; "
+                    "make them equal"
                 )
     return batch
 
@@ -96,7 +97,7 @@ def fit_array(array: NDArray[Any], spec: TensorSpec, where: str, *, leading: int
 def _check_type(array: NDArray[Any], spec: TensorSpec, name: str) -> None:
     if spec.dtype in ("", "string", "sequence", "optional"):
         raise UsageError(
-            f"{name}: an input of type {spec.dtype or 'unknown'} cannot be calibrated; only tensors of numbers"
+            f"{name}: an input of type {spec.dtype or 'unknown'} cannot be fed; only tensors of numbers can"
         )
     wanted = np.dtype(spec.dtype)
     both_float = array.dtype.kind == wanted.kind == "f"

@@ -9,12 +9,13 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir
 
+from sparsecc.calib.engine import open_session
 from sparsecc.calib.source import Batch, Batches
+from sparsecc.calib.tap import tap, tensor_shapes
 from sparsecc.calib.views import Patches, Rows, States, Statistic, Sums, View
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site, conv_geometry
 from sparsecc.pm import Progress
-from sparsecc.verify import session, tap, tensor_shapes
 
 __all__ = ["Reading", "UnavailableError", "collect", "readings"]
 
@@ -146,7 +147,7 @@ class _Tapped:
         self._direct = [name for name in names if name in inputs]
         computed = [name for name in names if name not in inputs]
         # Without the native operators: their function bodies compute the same and need no library.
-        self._session = session(tap(model, computed), library=False, threads=threads) if computed else None
+        self._session = open_session(tap(model, computed), threads=threads) if computed else None
 
     def run(self, batch: Batch) -> Batch:
         computed = self._session.run(batch) if self._session else {}

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.calib.check import check_names, fit_array, fit_batch
+from sparsecc.calib.synthetic import synthetic_inputs
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, TensorSpec
-from sparsecc.verify import synthetic_inputs
 
 __all__ = ["Batch", "Batches", "from_arrays", "open_source", "synthetic"]
 
@@ -188,6 +188,8 @@ def _choose(count: int, wanted: int | None, seed: int) -> NDArray[np.intp]:
 
 
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise UsageError(f"{path.name}: cannot be read: no .npz, or cut short; write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -229,38 +231,39 @@ def _from_folder(
 def _merge(
     items: Iterable[tuple[str, Mapping[str, Any]]], specs: Mapping[str, TensorSpec]
 ) -> Iterator[Batch]:
-    """Yield batches of consecutive samples whose shapes agree; what does not fill a fixed batch is left out."""
+    """Yield batches of consecutive samples of equal shape; what does not fill a fixed batch is left out."""
     limit, fixed = _merge_limit(specs)
     pending: list[Batch] = []
-    rows, first = 0, ""
     for where, arrays in items:
         sample = _with_batch_axis(arrays, specs, where, free=limit > 1)
-        if limit == 1:
-            yield fit_batch(sample, specs, where)
-            continue
-        if pending and any(sample[name].shape[1:] != pending[0][name].shape[1:] for name in specs):
-            yield fit_batch(_joined(pending), specs, first)
-            pending, rows = [], 0
-        first = first if pending else where
+        if pending and _row_shapes(sample) != _row_shapes(pending[0]):
+            if not fixed:
+                yield fit_batch(_joined(pending), specs, where)
+            pending = []
         pending.append(sample)
-        rows += len(next(iter(sample.values())))
-        if rows >= limit:
-            yield fit_batch(_joined(pending), specs, first)
-            pending, rows = [], 0
+        if limit == 1 or sum(len(next(iter(item.values()))) for item in pending) >= limit:
+            yield fit_batch(_joined(pending), specs, where)
+            pending = []
     if pending and not fixed:
-        yield fit_batch(_joined(pending), specs, first)
+        yield fit_batch(_joined(pending), specs, "the last samples")
+
+
+def _row_shapes(sample: Batch) -> list[tuple[int, ...]]:
+    return [array.shape[1:] for array in sample.values()]
 
 
 def _merge_limit(specs: Mapping[str, TensorSpec]) -> tuple[int, bool]:
     """Rows per batch, and whether the model insists on them; 1 where samples cannot be put together."""
-    firsts = {spec.shape[0] if spec.shape else 0 for spec in specs.values()}
     if all(_counts_samples(spec) for spec in specs.values()):
         return _BATCH, False
+    firsts = {spec.shape[0] if spec.shape else 0 for spec in specs.values()}
     only = firsts.pop() if len(firsts) == 1 else 0
     return (only, True) if isinstance(only, int) and only > 1 else (1, False)
 
 
 def _joined(samples: Sequence[Batch]) -> Batch:
+    if len(samples) == 1:
+        return samples[0]
     return {name: np.concatenate([sample[name] for sample in samples]) for name in samples[0]}
 
 

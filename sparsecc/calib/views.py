@@ -20,6 +20,9 @@ __all__ = ["Patches", "Rows", "States", "Statistic", "Sums", "View"]
 
 Statistic = Literal["mean", "mean_square", "gram"]
 
+#: Index of all pictures and channels, which those of the spatial axes follow.
+_EVERY: tuple[Any, ...] = (slice(None), slice(None))
+
 #: Elements of X converted to float64 at a time: 32 MB.
 _CHUNK = 1 << 22
 
@@ -145,15 +148,15 @@ class Patches:
             summed += np.square(wide) if statistic == "mean_square" else wide
         outputs = self._outputs(padded)
         channels = padded.shape[1]
-        total = np.empty((channels, *self.kernel), np.float64)
-        for entry in itertools.product(*map(range, self.kernel)):
+        total = np.empty((channels, math.prod(self.kernel)), np.float64)
+        for number, entry in enumerate(itertools.product(*map(range, self.kernel))):
             window = tuple(
                 slice(at * dilation, at * dilation + (count - 1) * stride + 1, stride)
                 for at, dilation, count, stride in zip(
                     entry, self.dilations, outputs, self.strides, strict=True
                 )
             )
-            total[(slice(None), *entry)] = summed[(slice(None), *window)].reshape(channels, -1).sum(1)
+            total[:, number] = summed[(slice(None), *window)].reshape(channels, -1).sum(1)
         return total.reshape(self.groups, -1), len(padded) * math.prod(outputs)
 
     def _gram(self, padded: NDArray[Any], rng: np.random.Generator) -> tuple[NDArray[np.float64], int]:
@@ -167,7 +170,7 @@ class Patches:
         total = np.zeros((self.groups, length, length), np.float64)
         step = max(1, _CHUNK // (len(chosen) * self.groups * length))
         for start in range(0, len(padded), step):
-            patches = padded[start : start + step][(slice(None), slice(None), *index)]
+            patches = padded[start : start + step][_EVERY + index]
             for group, block in enumerate(np.split(patches, self.groups, axis=1)):
                 rows = np.moveaxis(block, 2, 1).reshape(-1, length).astype(np.float64)
                 total[group] += rows.T @ rows

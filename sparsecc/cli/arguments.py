@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-
-
+import re
 
 import click
 
@@ -21,10 +20,19 @@ __all__ = [
 
 model_argument = click.argument("model", type=click.Path())
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), default=0, show_default="all cores", help="Threads the model runs on."
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default="all cores",
+    help="Threads the model runs on.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, envvar="SPARSECC_SEED", show_default=True, help="Root of all randomness."
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    envvar="SPARSECC_SEED",
+    show_default=True,
+    help="Root of all randomness.",
 )
 calibration_option = click.option(
     "--calibration-data",
@@ -50,12 +58,8 @@ def parse_input_shapes(texts: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """
     shapes = {}
     for text in texts:
-        name, _, dims = text.rpartition(":")
-        try:
-            shape = tuple(int(dim) for dim in dims.split(",")) if dims else ()
-        except ValueError:
-            shape = None  # type: ignore[assignment]
-        if not name or shape is None or any(dim < 0 for dim in shape):
+        match = re.fullmatch(r"(.+):((?:\d+(?:,\d+)*)?)", text)
+        if match is None:
             raise UsageError(f"--input-shapes {text}: expected NAME:D,D,… such as x:1,3,224,224")
-        shapes[name] = shape
+        shapes[match[1]] = tuple(int(dim) for dim in match[2].split(",") if dim)
     return shapes

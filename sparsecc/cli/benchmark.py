@@ -18,7 +18,9 @@ __all__ = ["command"]
 
 @click.command("benchmark")
 @click.argument("models", nargs=-1, required=True, type=click.Path())
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Time spent measuring.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1), default=5.0, show_default=True, help="Time spent measuring."
+)
 @calibration_option
 @input_shapes_option
 @seed_option

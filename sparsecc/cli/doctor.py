@@ -28,7 +28,12 @@ def command(as_json: bool) -> int:
     healthy = all(check["ok"] or check["optional"] for check in checks)
     if as_json:
         print_json(
-            {"sparsecc": sparsecc.__version__, "python": platform.python_version(), "ok": healthy, "checks": checks}
+            {
+                "sparsecc": sparsecc.__version__,
+                "python": platform.python_version(),
+                "ok": healthy,
+                "checks": checks,
+            }
         )
     else:
         rows = [(_mark(check), check["name"], check["detail"]) for check in checks]
@@ -63,7 +68,9 @@ def _library() -> dict[str, Any]:
     try:
         path = runtime.get_library_path()
         return _check(
-            "operator library", True, f"{path}, version {runtime.library_version()}, {' '.join(runtime.isas())}"
+            "operator library",
+            True,
+            f"{path}, version {runtime.library_version()}, {' '.join(runtime.isas())}",
         )
     except RuntimeMissingError as error:
         return _check("operator library", False, str(error))

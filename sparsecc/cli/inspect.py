@@ -84,8 +84,13 @@ def inspect_model(path: str) -> dict[str, Any]:
     return {
         "path": path,
         "opset": model.opset,
-        "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in model.input_specs()],
-        "metadata": {key: value for key, value in sorted(model.metadata.items()) if key.startswith("sparsecc.")},
+        "inputs": [
+            {"name": s.name, "dtype": str(s.dtype), "shape": None if s.shape is None else list(s.shape)}
+            for s in model.input_specs()
+        ],
+        "metadata": {
+            key: value for key, value in sorted(model.metadata.items()) if key.startswith("sparsecc.")
+        },
         "sites": sites,
         "unsupported": [{"name": name, "reason": reason} for name, reason in model.unsupported_sites()],
         "totals": {

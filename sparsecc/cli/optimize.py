@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from sparsecc.cli.arguments import (
@@ -15,28 +17,50 @@ from sparsecc.cli.arguments import (
 )
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
 
+if TYPE_CHECKING:
+    from sparsecc.api import OptimizeResult
+
 __all__ = ["command"]
 
 
 @click.command("optimize")
 @model_argument
-@click.option("-o", "--output", type=click.Path(), help="File to write; default MODEL.sparse.onnx beside the input.")
+@click.option(
+    "-o", "--output", type=click.Path(), help="File to write; default MODEL.sparse.onnx beside the input."
+)
 @click.option("--target", default="cpu", show_default=True, help="Where it will run: cpu, cuda or arm64.")
 @click.option("--recipe", "-c", type=click.Path(), help="TOML recipe: a pipeline and per-site overrides.")
-@click.option("--pipeline", help="Pipeline text, for instance 'tidy,prune-magnitude{pattern=2:4},choose-layout,lower-sparse'.")
-@click.option("--pattern", help="Prune to unstructured, N:M (N kept of every M) or RxC (R outputs x C inputs).")
-@click.option("--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove.")
+@click.option(
+    "--pipeline",
+    help="Pipeline text, for instance 'tidy,prune-magnitude{pattern=2:4},choose-layout,lower-sparse'.",
+)
+@click.option(
+    "--pattern", help="Prune to unstructured, N:M (N kept of every M) or RxC (R outputs x C inputs)."
+)
+@click.option(
+    "--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove."
+)
 @click.option("--method", help="How to choose what to remove: magnitude or wanda.")
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
 @calibration_option
 @num_samples_option
 @input_shapes_option
-@click.option("--standard-ops-only", is_flag=True, help="Emit no custom operators: runs anywhere, at dense speed.")
-@click.option("--keep-slower", is_flag=True, help="Lower every site with zeros, also where dense is faster.")
-@click.option("--costs", type=click.Path(), help="Cost table file to use and extend instead of the cached one.")
+@click.option(
+    "--standard-ops-only", is_flag=True, help="Emit no custom operators: runs anywhere, at dense speed."
+)
+@click.option(
+    "--keep-slower",
+    is_flag=True,
+    help="Lower every site with zeros (to --pattern if given), also where dense is faster.",
+)
+@click.option(
+    "--costs", type=click.Path(), help="Cost table file to use and extend instead of the cached one."
+)
 @seed_option
 @threads_option
-@click.option("--dump-between-passes", type=click.Path(), metavar="DIR", help="Save the model after every pass.")
+@click.option(
+    "--dump-between-passes", type=click.Path(), metavar="DIR", help="Save the model after every pass."
+)
 @click.option("--stop-after", metavar="PASS", help="Stop the pipeline after this pass.")
 @click.option("--verify-each", is_flag=True, help="Compare outputs after every lossless pass.")
 @click.option("--time-passes", is_flag=True, help="Print how long each pass took.")
@@ -101,16 +125,21 @@ def command(
     if as_json:
         print_json(result.to_json())
         return
-    rows = [(d.site, d.op, f"{d.shape[0]}x{d.shape[1]}", f"{d.density:.3f}", d.layout, d.reason) for d in result.sites]
+    rows = [
+        (d.site, d.op, f"{d.shape[0]}x{d.shape[1]}", f"{d.density:.3f}", d.layout, d.reason)
+        for d in result.sites
+    ]
     print_table(("site", "op", "NxK", ">density", "layout", "why"), rows)
     if time_passes:
-        print_table(("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports])
+        print_table(
+            ("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports]
+        )
     click.echo("")
     for line in _summary(result):
         click.echo(line)
 
 
-def _summary(result: "api.OptimizeResult") -> list[str]:  # noqa: F821, UP037
+def _summary(result: OptimizeResult) -> list[str]:
     lines = [
         f"{result.output}: {format_bytes(result.bytes_before)} -> {format_bytes(result.bytes_after)} "
         f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)"

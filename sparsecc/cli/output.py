@@ -44,7 +44,9 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None
+) -> None:
     """Write a table to stdout. Columns whose name starts with ``>`` are aligned right; cells are plain text."""
     from rich.console import Console
     from rich.table import Table
@@ -53,7 +55,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         right = column.startswith(">")
-        table.add_column(Text(column.removeprefix(">")), justify="right" if right else "left", overflow="fold")
+        table.add_column(
+            Text(column.removeprefix(">")), justify="right" if right else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))  # Text: names from a model are never markup
     width = None if sys.stdout.isatty() else _WIDE

@@ -13,7 +13,9 @@ __all__ = ["command"]
 
 
 @click.command("targets")
-@click.option("--export-costs", type=click.Path(), metavar="FILE", help="Write this machine's measured costs to FILE.")
+@click.option(
+    "--export-costs", type=click.Path(), metavar="FILE", help="Write this machine's measured costs to FILE."
+)
 @json_option
 def command(export_costs: str | None, as_json: bool) -> None:
     """List the targets and what this machine is; export its measured costs for `optimize --costs`.
@@ -30,7 +32,10 @@ def command(export_costs: str | None, as_json: bool) -> None:
         click.echo(f"{export_costs}: {len(table)} measured entries of this machine", err=True)
         return
     available = {"cpu": "this machine" if host.name == "cpu" else "the operator library of an x86 machine"}
-    rows = [(name, name in available, available.get(name, "no operator library in this version")) for name in TARGET_NAMES]
+    rows = [
+        (name, name in available, available.get(name, "no operator library in this version"))
+        for name in TARGET_NAMES
+    ]
     if as_json:
         print_json(
             {

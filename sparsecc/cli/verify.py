@@ -19,8 +19,12 @@ __all__ = ["command"]
 @click.command("verify")
 @click.argument("reference", type=click.Path())
 @click.argument("model", type=click.Path())
-@click.option("--tolerance", type=float, default=1e-5, show_default=True, help="Largest relative L2 distance allowed.")
-@click.option("--library/--no-library", default=True, show_default=True, help="Load the operator library for MODEL.")
+@click.option(
+    "--tolerance", type=float, default=1e-5, show_default=True, help="Largest relative L2 distance allowed."
+)
+@click.option(
+    "--library/--no-library", default=True, show_default=True, help="Load the operator library for MODEL."
+)
 @calibration_option
 @num_samples_option
 @input_shapes_option
@@ -66,7 +70,13 @@ def command(
         )
     else:
         rows = [
-            (d.name, f"{d.max_abs:.3e}", f"{d.rel_l2:.3e}", f"{d.cosine:.8f}", "-" if d.argmax_agreement is None else f"{d.argmax_agreement:.4f}")
+            (
+                d.name,
+                f"{d.max_abs:.3e}",
+                f"{d.rel_l2:.3e}",
+                f"{d.cosine:.8f}",
+                "-" if d.argmax_agreement is None else f"{d.argmax_agreement:.4f}",
+            )
             for d in diffs
         ]
         print_table(("output", ">max abs", ">rel L2", ">cosine", ">argmax agreement"), rows)

@@ -32,15 +32,18 @@ def finalize(model: Model) -> None:
         UnsupportedModelError: the model's opset is older than the function bodies need.
     """
     onnx = model.onnx
-    for key in [key for key in onnx.functions if key[0] == DOMAIN]:
-        del onnx.functions[key]
+    others = {key: function for key, function in onnx.functions.items() if key[0] != DOMAIN}
+    onnx.functions.clear()
+    onnx.functions.update(others)
     used = {node.op_type: _operator(node) for node in _sparse_nodes(onnx)}
     _import_domain(onnx, bool(used))
     if not used:
         return
-    for name in sorted(used):
-        function = used[name].function(onnx.opset_imports.get("", 0))
-        onnx.functions[function.identifier()] = function
+    # Ours first: ONNX's reference evaluator wants a function before the functions that call it.
+    functions = [used[name].function(model.opset) for name in sorted(used)]
+    onnx.functions.clear()
+    onnx.functions.update({function.identifier(): function for function in functions})
+    onnx.functions.update(others)
     onnx.ir_version = max(onnx.ir_version, _FIRST_IR_VERSION_WITH_FUNCTIONS)
     for node in _sparse_nodes(onnx):
         _describe_output(node, used[node.op_type])

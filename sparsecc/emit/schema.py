@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["OLDEST_OPSET", "OPERATORS", "Attribute", "CustomOp", "Dim", "Input", "operators"]
+__all__ = ["OLDEST_OPSET", "Attribute", "CustomOp", "Dim", "Input", "operators"]
 
 OLDEST_OPSET = 11
 """Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
@@ -66,16 +66,6 @@ class CustomOp:
         return self.family + self.activation
 
     @property
-    def form(self) -> str:
-        """``MatMul`` or ``Conv``."""
-        return "Conv" if self.conv else "MatMul"
-
-    @property
-    def layouts(self) -> tuple[str, ...]:
-        """The forms of its ``layout`` attribute."""
-        return ("RxC",) if self.blocks else ("unstructured", "N:M")
-
-    @property
     def conv(self) -> bool:
         """Whether it is a convolution; otherwise a matrix multiplication."""
         return self.family.endswith("Conv")
@@ -111,7 +101,7 @@ class CustomOp:
             Attribute("strides", "ints", "as in Conv, one per spatial axis"),
             Attribute("pads", "ints", "as in Conv, begins then ends"),
             Attribute("dilations", "ints", "as in Conv, one per spatial axis"),
-            Attribute("group", "int", "as in Conv"),
+            Attribute("group", "int", "as in Conv" + ("; R divides Cout / group" if self.blocks else "")),
         )
         return (
             Attribute("layout", "string", layout),
@@ -191,10 +181,6 @@ class CustomOp:
         """
         arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
         return reference.evaluate(arrays, attributes, self.activation, conv=self.conv)
-
-
-OPERATORS = tuple(CustomOp(family, "") for family in FAMILIES)
-"""One operator of each family, the one without an activation."""
 
 
 @cache

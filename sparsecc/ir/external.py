@@ -11,6 +11,7 @@ import onnx
 import onnx_ir
 
 from sparsecc.errors import ModelError, UnsafeModelError
+from sparsecc.ir.check import check_tensor
 from sparsecc.ir.slots import Tensor
 
 __all__ = ["ExternalFiles"]
@@ -34,17 +35,15 @@ class ExternalFiles:
         return bool(self._open)
 
     def load(self, proto: onnx.TensorProto) -> Tensor:
-        """Return the tensor of ``proto``, mapped into memory where it is external.
+        """Return the tensor of ``proto``, checked, and mapped into memory where it is external.
 
         Raises:
             UnsafeModelError: the location leaves the model's folder, or offset or length is wrong.
-            ModelError: the file is missing or cannot be read.
+            ModelError: the file is missing or cannot be read, or the tensor is malformed.
         """
-        if proto.data_location != onnx.TensorProto.EXTERNAL:
-            return onnx_ir.serde.deserialize_tensor(proto)
+        check_tensor(proto)
         tensor = onnx_ir.serde.deserialize_tensor(proto)
-        assert isinstance(tensor, onnx_ir.ExternalTensor)
-        return self.map(tensor)
+        return self.map(tensor) if isinstance(tensor, onnx_ir.ExternalTensor) else tensor
 
     def map(self, tensor: onnx_ir.ExternalTensor) -> Tensor:
         """Return ``tensor`` as a read-only view of its file; errors as for ``load``."""
@@ -55,7 +54,7 @@ class ExternalFiles:
         offset = tensor.offset or 0
         needed = int(tensor.nbytes)
         length = needed if tensor.length is None else tensor.length
-        if length != needed or offset < 0:
+        if length != needed:
             raise UnsafeModelError(
                 f"external data of {tensor.name!r}: offset {offset} and length {length} are wrong for its "
                 f"type and shape, which need {needed} bytes; export the model again"

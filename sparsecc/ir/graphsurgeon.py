@@ -107,7 +107,12 @@ class _Lender(ExternalFiles):
         location = f"not-lent-ask-for-it-by-name-{len(self._held)}"
         self._held[location] = tensor
         return onnx_ir.ExternalTensor(
-            location, 0, int(tensor.nbytes), tensor.dtype, shape=tensor.shape, name=tensor.name or ""
+            location,
+            0,
+            int(tensor.nbytes),
+            tensor.dtype,
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
+            name=tensor.name or "",
         )
 
     def map(self, tensor: onnx_ir.ExternalTensor) -> Tensor:
@@ -117,7 +122,7 @@ class _Lender(ExternalFiles):
             raise ModelError(f"weight {tensor.name!r} has external data of its own: give it values instead")
         if held.name == tensor.name:
             return held
-        return onnx_ir.Tensor(held.numpy(), dtype=held.dtype, name=tensor.name, shape=held.shape)
+        return onnx_ir.Tensor(held.numpy(), dtype=held.dtype, name=tensor.name)
 
 
 def _refuse_lossy(proto: onnx.ModelProto) -> None:
@@ -125,8 +130,8 @@ def _refuse_lossy(proto: onnx.ModelProto) -> None:
         for attr in node.attribute:
             if (kind := onnx.AttributeProto.AttributeType.Name(attr.type)) not in _ATTRIBUTES:
                 raise UnsupportedModelError(
-                    f"node {node.name!r} ({node.op_type}): GraphSurgeon would drop attribute {attr.name!r} of type "
-                    f"{kind}; do this surgery on model.onnx"
+                    f"node {node.name!r} ({node.op_type}): GraphSurgeon would drop attribute {attr.name!r} "
+                    f"of type {kind}; do this surgery on model.onnx"
                 )
     if any(function.overload for function in proto.functions):
         raise UnsupportedModelError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,25 +12,16 @@ import onnx
 import onnx_ir
 
 from sparsecc.errors import ModelError, UnsupportedModelError
+from sparsecc.ir.check import check_tensor
 from sparsecc.ir.densify import densify_sparse_constants, graph_protos, node_protos
 from sparsecc.ir.external import ExternalFiles
-from sparsecc.ir.slots import Tensor, stub, swapped, tensor_slots
+from sparsecc.ir.slots import Tensor, all_graphs, stub, swapped, tensor_slots
 
 __all__ = ["adopt_proto", "check_structure", "one_line", "read_proto", "tensor_protos"]
 
 _PROTO_LIMIT = 1 << 31
 _OLDEST_OPSET = 7
 _FREE_INITIALIZERS = 4  # the first IR version whose initializers need not be graph inputs
-
-# Field that holds the elements when raw_data does not. Types that pack several into one are left out.
-_TYPED_FIELD = {
-    "FLOAT": "float_data",
-    "DOUBLE": "double_data",
-    "INT64": "int64_data",
-    "UINT64": "uint64_data",
-    "UINT32": "uint64_data",
-    "STRING": "string_data",
-} | dict.fromkeys(("INT32", "INT16", "INT8", "UINT16", "UINT8", "BOOL", "FLOAT16", "BFLOAT16"), "int32_data")
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
@@ -84,16 +75,17 @@ def adopt_proto(proto: onnx.ModelProto, files: ExternalFiles) -> onnx_ir.Model:
     """
     _check_versions(proto)
     densify_sparse_constants(proto, files)
-    _check_tensors(proto)
+    for inline in tensor_protos(proto):
+        check_tensor(inline)
     try:
         with _quiet_onnx_ir():
             model = onnx_ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx-ir raises many kinds on a broken model
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from None
+    check_structure(model)
     for slot in tensor_slots(model):
         if isinstance(tensor := slot.get(), onnx_ir.ExternalTensor):
             slot.set(files.map(tensor))
-    check_structure(model)
     model.graph.inputs[:] = [value for value in model.graph.inputs if not value.is_initializer()]
     model.ir_version = max(model.ir_version, _FREE_INITIALIZERS)
     return model
@@ -101,22 +93,39 @@ def adopt_proto(proto: onnx.ModelProto, files: ExternalFiles) -> onnx_ir.Model:
 
 def check_structure(model: onnx_ir.Model) -> None:
     """Raise ``ModelError`` with one line unless onnx.checker accepts the model. Weights are not touched."""
+    for graph in all_graphs(model):
+        for node in graph:
+            _check_texts(node)
 
     def place(_: object, tensor: Tensor) -> Tensor:
         return stub(tensor, empty=True)
 
-    with swapped(model, place):
-        skeleton = onnx_ir.serde.serialize_model(model)
+    try:
+        with swapped(model, place):
+            skeleton = onnx_ir.serde.serialize_model(model)
+    except onnx_ir.serde.SerdeError as error:
+        raise ModelError(f"not a valid ONNX model: {one_line(error)}") from None
+    for info in (*skeleton.graph.input, *skeleton.graph.output):
+        # The checker wants a shape there; onnxruntime runs models whose inputs have no known rank.
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from None
 
 
+def _check_texts(node: onnx_ir.Node) -> None:
+    """Refuse text attributes that are no UTF-8, which onnx-ir keeps as bytes; custom operators may have them."""
+    for name, attr in node.attributes.items():
+        if node.domain == "" and attr.type == onnx_ir.AttributeType.STRING and isinstance(attr.value, bytes):
+            raise ModelError(f"not a valid ONNX model: text {name!r} of node {node.name!r} is no UTF-8")
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the innermost cause of ``error`` as a single line of at most ``limit`` characters."""
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -140,31 +149,6 @@ def _check_versions(proto: onnx.ModelProto) -> None:
             )
 
 
-def _check_tensors(proto: onnx.ModelProto) -> None:
-    """Check that every inline tensor holds as many elements as its shape says."""
-    for tensor in tensor_protos(proto):
-        try:
-            dtype = onnx_ir.DataType(tensor.data_type)
-        except ValueError:
-            raise UnsupportedModelError(
-                f"tensor {tensor.name!r} has the unknown type {tensor.data_type}"
-            ) from None
-        if min(tensor.dims, default=0) < 0 or dtype == onnx_ir.DataType.UNDEFINED:
-            raise ModelError(f"tensor {tensor.name!r} has shape {list(tensor.dims)} and type {dtype.name}")
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            continue
-        size = math.prod(tensor.dims)
-        held, needed = len(tensor.raw_data), math.ceil(size * dtype.bitwidth / 8) if dtype.value != 8 else 0
-        if not tensor.HasField("raw_data"):
-            field = _TYPED_FIELD.get(dtype.name)
-            held, needed = (len(getattr(tensor, field)), size) if field else (0, 0)
-        if held != needed:
-            raise ModelError(
-                f"tensor {tensor.name!r} of shape {list(tensor.dims)} and type {dtype.name} holds {held} "
-                f"where {needed} are needed: the file is damaged"
-            )
-
-
 def tensor_protos(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every dense tensor: initializers and attributes of all graphs and functions."""
     for graph in graph_protos(proto):
@@ -183,6 +167,8 @@ def _quiet_onnx_ir() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # unknown keys of external data
+            yield
     finally:
         logger.setLevel(level)

@@ -275,6 +275,8 @@ def _view(use: _Use, tensor: Tensor, flipped: bool) -> _View:
         raise RefusedError(f"weight has type {tensor.dtype.name}: {QUANTISED_LATER}")
     if 0 in shape:
         raise RefusedError(f"weight of shape {list(shape)} is empty")
+    if any(attr.is_ref() for attr in use.node.attributes.values()):
+        raise RefusedError("attributes come from the caller of the function: inline the function")
     if use.node.op_type in ("MatMul", "Gemm"):
         return _linear_view(use.node, shape, flipped)
     if flipped:
@@ -304,9 +306,12 @@ def _conv_view(node: onnx_ir.Node, shape: tuple[int, ...]) -> _View:
     groups = node.attributes.get_int("group", 1) or 0
     if len(shape) < 3 or groups < 1 or shape[0] % groups:
         raise RefusedError(f"Conv weight of shape {list(shape)} does not fit group={groups}")
+    for name, length in (("strides", 1), ("dilations", 1), ("pads", 2)):
+        if name in node.attributes and len(node.attributes[name].as_ints()) != length * (len(shape) - 2):
+            raise RefusedError(f"Conv has {name} of the wrong length for a weight of shape {list(shape)}")
     return _View("conv", (shape[0], math.prod(shape[1:])), False, groups)
 
 
 def _flag(node: onnx_ir.Node, name: str) -> bool:
     attr = node.attributes.get(name)
-    return attr is not None and not attr.is_ref() and attr.as_int() != 0
+    return attr is not None and attr.as_int() != 0

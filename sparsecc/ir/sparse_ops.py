@@ -68,8 +68,8 @@ def sparse_op_node(
     ``y = activation(x W^T + bias)``; with ``conv`` a convolution of ``x`` by W.
 
     Args:
-        graph: the graph (or subgraph) which the node will be put into. onnxruntime hands a kernel only the
-            constants of the node's own graph, so the packed weight goes there too.
+        graph: the graph (or subgraph) which the node will be put into. onnxruntime up to 1.24 hands a kernel
+            only the constants of the node's own graph, so the packed weight goes there too.
         x: float32, ``[..., K]``, or ``[B, C, H, W]`` or ``[B, C, L]`` with ``conv``.
         weight: the packed matrix ``[N, K]``; K runs over (Cin / group, kernel...) with ``conv``.
         name: name of the node and prefix of its initializers.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsecc.errors import UsageError
+from sparsecc.errors import RuntimeMissingError, UsageError
 
 __all__ = ["CostTable", "cache_directory", "machine_facts"]
 
@@ -46,16 +46,23 @@ def machine_facts() -> dict[str, str]:
     """What a measured time depends on besides the operator: processor, instruction set, library versions."""
     import onnxruntime
 
-    from sparsecc import runtime
-
     return {
         "machine": platform.machine(),
         "cpu": _cpu_model(),
         "cores": str(os.cpu_count()),
-        "isa": os.environ.get("SPARSECC_ISA") or runtime.isas()[0],
         "onnxruntime": onnxruntime.__version__,
-        "sparsecc": runtime.library_version(),
+        **_library_facts(),
     }
+
+
+def _library_facts() -> dict[str, str]:
+    from sparsecc import runtime
+
+    try:
+        isa = os.environ.get("SPARSECC_ISA") or runtime.isas()[0]
+        return {"isa": isa, "sparsecc": runtime.library_version()}
+    except RuntimeMissingError:
+        return {"isa": "none", "sparsecc": "none"}
 
 
 class CostTable:

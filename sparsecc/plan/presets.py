@@ -6,11 +6,10 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
 from sparsecc.sparse import Pattern
 
-__all__ = ["DEFAULT_SPARSITY", "METHODS", "preset"]
+__all__ = ["METHODS", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
 METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
-DEFAULT_SPARSITY = 0.5
 
 
 def preset(
@@ -27,10 +26,10 @@ def preset(
 
     Args:
         pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given.
-        sparsity: fraction of weights to remove; 0.5 when only a pattern or a method is given. N:M has its own.
+        sparsity: fraction of weights to remove; the method's default when not given. N:M has its own.
         method: one of ``METHODS``; ``wanda`` when there is calibration data, else ``magnitude``.
         match: which sites to prune and lower.
-        keep_slower: lower every site that has zeros, also where dense is faster.
+        keep_slower: lower every site that has zeros (to ``pattern``, if given), also where dense is faster.
         standard_ops_only: emit no custom operators.
         calibrated: calibration data is at hand.
 
@@ -41,7 +40,8 @@ def preset(
     if pattern is not None or sparsity is not None or method is not None:
         steps.append(_prune_step(pattern, sparsity, method, match, calibrated))
     if not standard_ops_only:
-        steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower))
+        forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None
+        steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced))
         if not keep_slower:
             steps.append(_pass("confirm-layout"))
         steps.append(_pass("lower-sparse"))
@@ -62,7 +62,7 @@ def _prune_step(
         raise SpecError("--pattern dense prunes nothing; leave it out")
     amount: dict[str, float] = {}
     if wanted.kind != "nm":
-        amount["sparsity"] = DEFAULT_SPARSITY if sparsity is None else sparsity
+        amount = {} if sparsity is None else {"sparsity": sparsity}
     elif sparsity is not None and abs(1 - sparsity - wanted.n / wanted.m) > 1e-9:
         raise UsageError(
             f"--pattern {wanted} keeps {wanted.n} of {wanted.m}, which is sparsity {1 - wanted.n / wanted.m:g}; "

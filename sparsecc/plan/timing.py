@@ -138,7 +138,9 @@ class MeasuredCosts:
         shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
         digest = _digest(model.fingerprint().encode(), chosen.encode(), shapes.encode())
         key = f"model {digest} sites={len(sites)} threads={self._threads}"
-        return self.table.get_or_measure(key, ["relative"], lambda: self._time_model(model, sites))["relative"]
+        return self.table.get_or_measure(key, ["relative"], lambda: self._time_model(model, sites))[
+            "relative"
+        ]
 
     def _time_model(self, model: Model, sites: frozenset[str]) -> dict[str, float]:
         result = verify.benchmark(

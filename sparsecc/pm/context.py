@@ -54,18 +54,26 @@ class CalibrationSource(Protocol):
         A site that cannot be measured (inside a subgraph, never executed) is left out.
         """
 
+    @property
+    def unavailable(self) -> Mapping[str, str]:
+        """Name and reason of each site that the last statistics left out."""
+
     def gram(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
         """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
 
 
 class CostSource(Protocol):
-    """Times measured on the target; what was measured before is not measured again."""
+    """Measured times on the target, for the passes that decide."""
 
     def site_times_ms(self, model: Model, site: Site, patterns: Sequence[Pattern]) -> Mapping[str, float]:
-        """Return the milliseconds of one run of the site, by ``dense`` and by ``str`` of each pattern."""
+        """Return the median milliseconds of the site alone, under ``dense`` and the text of each pattern.
+
+        Raises:
+            MeasurementError: the site cannot be timed; the message says why.
+        """
 
     def relative_time(self, model: Model, sites: frozenset[str]) -> float:
-        """Return time of the model with the named sites lowered / time of the dense model."""
+        """Return (time of the whole model with these marked sites lowered) / (time with none lowered)."""
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,10 @@ class DumpInstrument(Instrument):
     Files are ``00-input.onnx``, ``01-tidy.onnx`` and so on, numbered by the place in the pipeline.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, save: Callable[[Model, Path], None] | None = None) -> None:
+        """Save into ``directory`` with ``save``; by default as the model is, no function bodies added."""
         self.directory = Path(directory)
+        self._save = save or (lambda model, path: model.save(path))
         self._index = 0
 
     def begin(self, passes: Sequence[Pass], model: Model, ctx: PassContext) -> None:
@@ -69,7 +71,7 @@ class DumpInstrument(Instrument):
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"cannot create the dump folder '{self.directory}': {error.strerror}") from error
-        model.save(self.directory / "00-input.onnx")
+        self._save(model, self.directory / "00-input.onnx")
 
     def before(self, pass_: Pass, model: Model, ctx: PassContext) -> None:
         """Count the pass."""
@@ -78,7 +80,7 @@ class DumpInstrument(Instrument):
     def after(self, pass_: Pass, model: Model, report: PassReport, ctx: PassContext) -> None:
         """Save what changed."""
         if report.changed:
-            model.save(self.directory / f"{self._index:02d}-{pass_.name}.onnx")
+            self._save(model, self.directory / f"{self._index:02d}-{pass_.name}.onnx")
 
 
 class VerifyEachInstrument(Instrument):

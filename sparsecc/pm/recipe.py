@@ -65,7 +65,9 @@ def format_recipe(specs: Sequence[str], overrides: Sequence[SiteOverride]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _parse_override(table: dict[str, Any], where: str) -> SiteOverride:
+def _parse_override(table: object, where: str) -> SiteOverride:
+    if not isinstance(table, dict):
+        raise SpecError(f"{where}: must be a table; write [[override]] above its keys")
     _refuse_unknown(table, _OVERRIDE_TYPES, where)
     if "match" not in table:
         raise SpecError(f'{where}: needs match = "GLOB" or match = "re:EXPRESSION"')
@@ -73,9 +75,12 @@ def _parse_override(table: dict[str, Any], where: str) -> SiteOverride:
         if not isinstance(value, _OVERRIDE_TYPES[key]) or (isinstance(value, bool) and key != "skip"):
             wanted = {"sparsity": "a number", "skip": "true or false"}.get(key, "text in quotes")
             raise SpecError(f"{where}: {key} must be {wanted}, got {value!r}")
-    pattern = Pattern.parse(table["pattern"]) if "pattern" in table else None
     sparsity = float(table["sparsity"]) if "sparsity" in table else None
-    return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False))
+    try:
+        pattern = Pattern.parse(table["pattern"]) if "pattern" in table else None
+        return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False))
+    except SpecError as error:
+        raise SpecError(f"{where}: {error}") from None
 
 
 def _refuse_unknown(table: dict[str, Any], known: Sequence[str] | dict[str, Any], where: str) -> None:

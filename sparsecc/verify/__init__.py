@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sparsecc.calib import Arrays, ModelLike, Session, synthetic_inputs, tap, tensor_shapes
 from sparsecc.verify.compare import OutputDiff, compare, compare_arrays, worst_rel_l2
-from sparsecc.verify.inputs import make_inputs, synthetic_inputs
-from sparsecc.verify.session import Arrays, ModelLike, Session, session
-from sparsecc.verify.tap import tap, tensor_shapes
+from sparsecc.verify.inputs import make_inputs
+from sparsecc.verify.session import session
 from sparsecc.verify.timing import Benchmark, Timing, benchmark, time_interleaved
 
 __all__ = [

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecc.calib import Arrays, ModelLike, Session
 from sparsecc.errors import UsageError, VerificationError
-from sparsecc.verify.session import Arrays, ModelLike, Session, session
+from sparsecc.verify.session import session
 
 __all__ = ["OutputDiff", "compare", "compare_arrays", "worst_rel_l2"]
 
@@ -55,7 +56,8 @@ class _Accumulator:
     def add(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         if a.shape != b.shape:
             raise VerificationError(
-                f"output '{self.name}' has shape {list(a.shape)} in the first model and {list(b.shape)} in the second"
+                f"output '{self.name}' has shape {list(a.shape)} in the first model and {list(b.shape)} "
+                "in the second; compare two versions of one model"
             )
         self.elements += a.size
         if a.dtype.kind in "OUS":

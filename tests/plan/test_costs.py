@@ -34,7 +34,10 @@ def test_unknown_name_under_known_key_is_measured() -> None:
     table = CostTable(None, FACTS)
     table.put("k", {"dense": 2.0})
     assert table.get("k", ("dense", "2:4")) is None
-    assert table.get_or_measure("k", ("dense", "2:4"), lambda: {"dense": 3.0, "2:4": 1.5}) == {"dense": 3.0, "2:4": 1.5}
+    assert table.get_or_measure("k", ("dense", "2:4"), lambda: {"dense": 3.0, "2:4": 1.5}) == {
+        "dense": 3.0,
+        "2:4": 1.5,
+    }
 
 
 def test_same_content_same_bytes(tmp_path: Path) -> None:
@@ -46,7 +49,9 @@ def test_same_content_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "machine": {}, "times_ms": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "machine": {}, "times_ms": [1]}']
+)
 def test_not_a_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "costs.json"
     path.write_text(text)

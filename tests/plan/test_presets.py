@@ -21,7 +21,9 @@ LOWER = "choose-layout,confirm-layout,lower-sparse"
         ({"pattern": "2:4", "sparsity": 0.5}, f"tidy,prune-magnitude{{pattern=2:4}},{LOWER}"),
         ({"sparsity": 0.9, "calibrated": True}, f"tidy,prune-wanda{{sparsity=0.9}},{LOWER}"),
         ({"method": "magnitude", "calibrated": True}, f"tidy,prune-magnitude,{LOWER}"),
-        ({"pattern": "16x1", "sparsity": 0.8, "standard_ops_only": True}, "tidy,prune-magnitude{pattern=16x1 sparsity=0.8}"),
+        ({"pattern": "8x1", "standard_ops_only": True}, "tidy,prune-magnitude{pattern=8x1}"),
+        ({"pattern": "2:4", "keep_slower": True}, "tidy,prune-magnitude{pattern=2:4},"
+         "choose-layout{keep-slower=true layout=2:4},lower-sparse"),
         ({"keep_slower": True}, "tidy,choose-layout{keep-slower=true},lower-sparse"),
         ({"match": "re:.*mlp.*"}, "tidy,choose-layout{match=re:.*mlp.*},confirm-layout,lower-sparse"),
     ],

@@ -1,10 +1,6 @@
 // Blocks of 16 or 32 outputs by one input: outputs in the lanes, a tile of rows of x in registers.
 #pragma once
 
-// Register tile: at most 16 sums of 512 bits, 12 of 256, 8 of 128 (16 with 32 registers).
-template <int Wide>
-constexpr int kBlockRows = kParts == 1 ? 16 / Wide : kParts == 2 ? 6 / Wide : kManyRegisters ? 4 / Wide : 2 / Wide;
-
 // Few rows would leave the FMA units waiting for their own results: several blocks go to separate sums.
 template <int Rows, int Wide>
 constexpr int kChains = Rows * Wide * kParts >= 8 ? 1 : Rows * Wide * kParts >= 4 ? 2 : 4;
@@ -93,22 +89,13 @@ static void block_tile_of(const BlockJob& job, int64_t first_row, int rows) {
   if constexpr (Rows > 1) block_tile_of<Rows - 1, Wide>(job, first_row, rows);
 }
 
-template <int Wide>
+template <int Most, int Wide>
 static void block_panel(const BlockJob& job) {
-  constexpr int most = kBlockRows<Wide> > 0 ? kBlockRows<Wide> : 1;
-  const int tiles = (job.rows + most - 1) / most;
+  const int tiles = (job.rows + Most - 1) / Most;
   int first = 0;
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int rows = (job.rows - first + tiles - t - 1) / (tiles - t);
-    block_tile_of<most, Wide>(job, first, rows);
+    block_tile_of<Most, Wide>(job, first, rows);
     first += rows;
-  }
-}
-
-static void block(const BlockJob* job) {
-  if (job->weight->wide == 1) {
-    block_panel<1>(*job);
-  } else {
-    block_panel<2>(*job);
   }
 }

@@ -50,5 +50,3 @@ static void element_of(const ElementJob& job) {
   if (job.wide == Wide) return element_wide<Wide>(job);
   if constexpr (Wide > 1) element_of<Wide - 1>(job);
 }
-
-static void element(const ElementJob* job) { element_of<kElementWide>(*job); }

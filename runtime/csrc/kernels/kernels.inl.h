@@ -22,12 +22,6 @@ namespace SPARSECC_NAMESPACE {
 namespace {
 
 constexpr int kLanes = SPARSECC_LANES;
-#if defined(__aarch64__) || SPARSECC_AVX512
-constexpr bool kManyRegisters = true;
-#else
-constexpr bool kManyRegisters = false;
-#endif
-constexpr int kElementWide = kLanes == 4 && !kManyRegisters ? 2 : 4;
 
 #include "vector.inl.h"
 // In this order.
@@ -41,10 +35,19 @@ constexpr int kElementWide = kLanes == 4 && !kManyRegisters ? 2 : 4;
 
 }  // namespace
 
-const KernelSet kKernels = {
-    {kBlockRows<1>, kBlockRows<2>}, kElementWide, SPARSECC_AVX512 != 0, SPARSECC_AVX512 != 0 ? 3 : 1,
-    block, element, slice, pack_rows, pack_pixels, finish,
-};
+void block16(const BlockJob* job) { block_panel<block16_tile.rows, 1>(*job); }
+void block32(const BlockJob* job) { block_panel<block32_tile.rows, 2>(*job); }
+void element(const ElementJob* job) { element_of<element_tile.wide>(*job); }
+void slice_uniform(const SliceJob* job) {
+  slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job);
+}
+#if SPARSECC_AVX512
+void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, SliceView::kPacked>(*job); }
+#else
+void slice_masked(const SliceJob* job) { slice_tiles<slice_masked_tile.rows, SliceView::kMasked>(*job); }
+#endif
+
+const Helpers kHelpers = {pack_rows, pack_pixels, finish};
 
 }  // namespace SPARSECC_NAMESPACE
 }  // namespace sparsecc

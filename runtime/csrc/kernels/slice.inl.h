@@ -2,46 +2,57 @@
 // registers. Takes N:M and unstructured weights alike.
 #pragma once
 
-#if SPARSECC_AVX512
-SPARSECC_INLINE __m512i slot_positions(uint64_t packed) {
-  const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
-  return _mm512_srlv_epi32(_mm512_set1_epi64((long long)packed), shift);
-}
+// Slots whose sums are kept apart, so that one need not wait for another.
+template <int Rows>
+constexpr int kSliceChains = kParts > 1 || Rows > 2 ? 1 : 4 / Rows;
 
-template <int Rows, bool Expand>
-SPARSECC_INLINE void slice_slots(const SliceView& w, int64_t& slot, const float*& values, int64_t end,
-                                 const F16 (&x)[Rows], F16 (&sum)[Rows]) {
-  for (; slot < end; ++slot) {
-    const __mmask16 mask = (__mmask16)w.masks[slot];
-    const __m512i at = slot_positions(w.positions[slot]);
-    __m512 weight;
-    if constexpr (Expand) {
-      weight = _mm512_maskz_expandloadu_ps(mask, values);
-      values += __builtin_popcount(mask);
+// One slot for all rows: where[] picks from x, and `used` says which outputs have a weight at all, so
+// that x never matters where there is none.
+#if SPARSECC_AVX512
+template <int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+                                int64_t row_stride, F16 (&sum)[Rows]) {
+  __m512i where;
+  __m512 weight;
+  __mmask16 used = (__mmask16)0xffff;
+  if constexpr (Form == SliceView::kPacked) {
+    const __m512i both = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i*)(w.positions + 16 * slot)));
+    const uint32_t mask = w.masks[slot];
+    // Not vexpandps: on Zen 5 it takes six cycles where this permute takes one.
+    weight = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), _mm512_loadu_ps(values));
+    values += _mm_popcnt_u32(mask);
+    where = both;
+    used = (__mmask16)mask;
+  } else {
+    const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
+    where = _mm512_srlv_epi32(_mm512_set1_epi64(((const long long*)w.positions)[slot]), shift);
+    weight = _mm512_load_ps(values);
+    values += kGroup;
+    if constexpr (Form == SliceView::kMasked) used = (__mmask16)w.masks[slot];
+  }
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const __m512 picked = _mm512_permutexvar_ps(where, _mm512_load_ps(x + r * row_stride));
+    __m512& to = (__m512&)sum[r].part[0];
+    if constexpr (Form == SliceView::kUniform) {
+      to = _mm512_fmadd_ps(picked, weight, to);
     } else {
-      weight = _mm512_load_ps(values);
-      values += kGroup;
-    }
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      const __m512 picked = _mm512_permutexvar_ps(at, (__m512)x[r].part[0]);
-      sum[r].part[0] = (Vec)_mm512_mask3_fmadd_ps(picked, weight, (__m512)sum[r].part[0], mask);
+      to = _mm512_mask3_fmadd_ps(picked, weight, to, used);
     }
   }
 }
 #else
-// The lanes of `x` that the positions name, zero where the weight is (so that x never matters there).
 SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
   F16 picked;
 #if SPARSECC_AVX2
   const __m256i pair = _mm256_set1_epi64x((long long)packed);
-  const __m256 low = _mm256_loadu_ps(x), high = _mm256_loadu_ps(x + 8);
-  SPARSECC_UNROLL
+  const __m256 low = _mm256_load_ps(x), high = _mm256_load_ps(x + 8);
   for (int p = 0; p < 2; ++p) {
     const __m256i first = _mm256_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12);
-    const __m256i at = _mm256_srlv_epi32(pair, _mm256_add_epi32(first, _mm256_set1_epi32(16 * p)));
-    const __m256 from = _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at),
-                                         _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+    const __m256i where = _mm256_srlv_epi32(pair, _mm256_add_epi32(first, _mm256_set1_epi32(16 * p)));
+    const __m256 from =
+        _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, where), _mm256_permutevar8x32_ps(high, where),
+                         _mm256_castsi256_ps(_mm256_slli_epi32(where, 28)));
     const __m256 used = _mm256_cmp_ps(_mm256_load_ps(values + 8 * p), _mm256_setzero_ps(), _CMP_NEQ_UQ);
     picked.part[p] = (Vec)_mm256_and_ps(from, used);
   }
@@ -55,71 +66,84 @@ SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
 #endif
   return picked;
 }
+
+template <int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+                                int64_t row_stride, F16 (&sum)[Rows]) {
+  const uint64_t packed = ((const uint64_t*)w.positions)[slot];
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r)
+    sum[r] = multiply_add(sum[r], pick(x + r * row_stride, packed, values), load(values));
+  values += kGroup;
+}
 #endif
 
-template <int Rows, bool Expand>
+template <int Rows, int Form>
 SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t first_row, F16 (&sum)[Rows]) {
+  constexpr int chains = kSliceChains<Rows>;
   const SliceView& w = *job.weight;
-  const uint8_t* slots = w.slots + group * w.slices;
-  int64_t slot = w.slot_start[group];
   const float* values = w.values + w.value_start[group];
+  const float* x = job.x + first_row * job.row_stride;
+  F16 part[chains][Rows];
   SPARSECC_UNROLL
-  for (int r = 0; r < Rows; ++r) sum[r] = broadcast(0.0f);
-  for (int64_t slice = 0; slice < w.slices; ++slice) {
-    const int64_t end = slot + slots[slice], first = slice * kGroup;
-    const int64_t left = w.inputs - first;
-    const float* x = job.x + first_row * job.row_stride + first;
-    F16 held[Rows];
+  for (int c = 0; c < chains; ++c)
     SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r)
-      held[r] = left < kGroup ? load_first(x + r * job.row_stride, left) : load(x + r * job.row_stride);
-#if SPARSECC_AVX512
-    slice_slots<Rows, Expand>(w, slot, values, end, held, sum);
-#else
-    float spilled[Rows][kGroup] __attribute__((aligned(32)));
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) store(spilled[r], held[r]);
-    for (; slot < end; ++slot, values += kGroup)
+    for (int r = 0; r < Rows; ++r) part[c][r] = broadcast(0.0f);
+  int64_t slot = w.slot_start[group];
+  const auto one = [&](int64_t i, int c) __attribute__((always_inline)) {
+    if constexpr (Form != SliceView::kUniform) x += w.steps[i] * kGroup;
+    slice_slot<Rows, Form>(w, i, values, x, job.row_stride, part[c]);
+  };
+  const auto several = [&](int64_t end) __attribute__((always_inline)) {
+    for (; slot + chains <= end; slot += chains)
       SPARSECC_UNROLL
-      for (int r = 0; r < Rows; ++r)
-        sum[r] = multiply_add(sum[r], pick(spilled[r], w.positions[slot], values), load(values));
-#endif
+      for (int c = 0; c < chains; ++c) one(slot + c, c);
+    for (; slot < end; ++slot) one(slot, 0);
+  };
+  if constexpr (Form == SliceView::kUniform) {
+    for (int64_t slice = 0; slice < w.slices; ++slice, x += kGroup) several(slot + w.slots_per_slice);
+  } else {
+    several(w.slot_start[group + 1]);
+  }
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    sum[r] = part[0][r];
+    SPARSECC_UNROLL
+    for (int c = 1; c < chains; ++c) sum[r] = add(sum[r], part[c][r]);
   }
 }
 
-template <int Rows, bool Expand>
+template <int Rows, int Form>
 static void slice_rows(const SliceJob& job, int64_t first_row) {
   const Target& to = job.target;
   for (int64_t group = job.group_begin; group < job.group_end; ++group) {
     F16 sum[Rows];
-    slice_group<Rows, Expand>(job, group, first_row, sum);
+    slice_group<Rows, Form>(job, group, first_row, sum);
     const int64_t output = group * kGroup, left = job.weight->outputs - output;
     const int64_t n = left < kGroup ? left : kGroup;
     float tile[Rows * kGroup] __attribute__((aligned(64)));
     SPARSECC_UNROLL
     for (int r = 0; r < Rows; ++r) store(tile + r * kGroup, add(sum[r], load(job.epilogue->bias + output)));
     activate(tile, Rows, *job.epilogue);
-    SPARSECC_UNROLL
     for (int r = 0; r < Rows; ++r)
       store_first(to.y + (first_row + r) * to.row_stride + output, load(tile + r * kGroup), n);
   }
 }
 
-template <bool Expand>
-static void slice_all(const SliceJob& job) {
-  int row = 0;
-  for (; row + 4 <= job.rows; row += 4) slice_rows<4, Expand>(job, row);
-  switch (job.rows - row) {
-    case 3: return slice_rows<3, Expand>(job, row);
-    case 2: return slice_rows<2, Expand>(job, row);
-    case 1: return slice_rows<1, Expand>(job, row);
-    default: return;
-  }
+// Calls the kernel for exactly `rows` rows, 1 <= rows <= Rows.
+template <int Rows, int Form>
+static void slice_rows_of(const SliceJob& job, int64_t first_row, int64_t rows) {
+  if (rows == Rows) return slice_rows<Rows, Form>(job, first_row);
+  if constexpr (Rows > 1) slice_rows_of<Rows - 1, Form>(job, first_row, rows);
 }
 
-static void slice(const SliceJob* job) {
-#if SPARSECC_AVX512
-  if (job->weight->expand) return slice_all<true>(*job);
-#endif
-  slice_all<false>(*job);
+template <int Most, int Form>
+static void slice_tiles(const SliceJob& job) {
+  const int64_t tiles = (job.rows + Most - 1) / Most;
+  int64_t first = 0;
+  for (int64_t t = 0; t < tiles; ++t) {  // tiles of nearly equal height
+    const int64_t rows = (job.rows - first + tiles - t - 1) / (tiles - t);
+    slice_rows_of<Most, Form>(job, first, rows);
+    first += rows;
+  }
 }

@@ -1,7 +1,7 @@
 #include "kernel.h"
 
 #include <atomic>
-#include <cstdio>
+#include <charconv>
 #include <cstdlib>
 #include <cstring>
 #include <thread>
@@ -13,6 +13,7 @@ namespace {
 
 constexpr size_t kValues = 1, kIndices = 2, kShape = 3, kBias = 4, kLow = 5, kHigh = 6;
 constexpr int64_t kLargestDim = INT32_MAX;
+constexpr size_t kLongestLayout = 32, kLongestName = 200;
 
 struct MatMulDeleter {
   void operator()(sparsecc_matmul* op) const { sparsecc_matmul_destroy(op); }
@@ -84,15 +85,13 @@ class SessionThreads {
 
 // ---- what a node says -------------------------------------------------------------------------------
 
-// "RxC" with nothing else around it.
+// "RxC" with nothing else around it. What sizes are allowed is the kernels' business.
 bool parse_block(const std::string& layout, int64_t* rows, int64_t* cols) {
-  int used = 0;
-  int r = 0, c = 0;
-  if (std::sscanf(layout.c_str(), "%3dx%3d%n", &r, &c, &used) != 2) return false;
-  if (used != static_cast<int>(layout.size()) || r < 1 || c < 1) return false;
-  *rows = r;
-  *cols = c;
-  return true;
+  const char* const end = layout.data() + layout.size();
+  const auto first = std::from_chars(layout.data(), end, *rows);
+  if (first.ec != std::errc() || first.ptr == end || *first.ptr != 'x') return false;
+  const auto second = std::from_chars(first.ptr + 1, end, *cols);
+  return second.ec == std::errc() && second.ptr == end && *rows > 0 && *cols > 0;
 }
 
 std::vector<int64_t> read_shape(const NodeReader& node, const Family& family) {
@@ -111,7 +110,8 @@ std::vector<int64_t> read_shape(const NodeReader& node, const Family& family) {
     }
     if (i > 0) columns *= shape[i];  // cannot overflow: both factors are below 2^31
     if (columns > kLargestDim) {
-      throw KernelError("input 'shape' is " + to_text(shape) + ", a row must have at most 2147483647 entries");
+      throw KernelError("input 'shape' is " + to_text(shape) +
+                        ", a row must have at most 2147483647 entries");
     }
   }
   return shape;
@@ -173,6 +173,13 @@ void read_weight(const NodeReader& node, const Family& family, const Activation&
                       std::to_string(SPARSECC_LAYOUT_VERSION) + "): use a matching sparsecc release");
   }
   weight->layout = node.text("layout");
+  if (weight->layout.size() > kLongestLayout) {
+    throw KernelError("attribute 'layout' has " + std::to_string(weight->layout.size()) +
+                      " characters, which is no layout");
+  }
+  if (weight->layout.find('\0') != std::string::npos) {
+    throw KernelError("attribute 'layout' holds a zero byte");
+  }
   if (!family.blocks && weight->layout.find('x') != std::string::npos) {
     throw KernelError("attribute 'layout' is '" + weight->layout + "', expected 'unstructured' or N:M");
   }
@@ -335,18 +342,28 @@ class ConvKernel final : public Kernel {
 
 }  // namespace
 
+std::string message(const std::string& label, const char* fault) {
+  std::string text = "sparsecc: " + label + ": " + fault;
+  for (char& c : text) {
+    const auto code = static_cast<unsigned char>(c);
+    if (code < 0x20 || code == 0x7f) c = '?';
+  }
+  return text;
+}
+
 std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
                                     const Activation& activation) {
   const NodeReader node(api, info);
-  const std::string label =
-      "node '" + node.name() + "' (" + std::string(family.name) + activation.suffix + ")";
+  std::string name = node.name();
+  if (name.size() > kLongestName) name = name.substr(0, kLongestName) + "...";
+  const std::string label = "node '" + name + "' (" + family.name + activation.suffix + ")";
   try {
     Weight weight;
     read_weight(node, family, activation, &weight);
     if (!family.conv) return std::make_unique<MatMulKernel>(api, label, weight);
     return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape));
   } catch (const KernelError& error) {
-    throw KernelError("sparsecc: " + label + ": " + error.what());
+    throw KernelError(message(label, error.what()));
   }
 }
 

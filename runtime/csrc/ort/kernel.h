@@ -33,6 +33,9 @@ class Kernel {
       : api(functions), label(std::move(node_label)) {}
 };
 
+// "sparsecc: <label>: <fault>" as one line, whatever the file's texts hold.
+std::string message(const std::string& label, const char* fault);
+
 // Validates everything the node says and re-packs its weight. Throws KernelError.
 std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
                                     const Activation& activation);

@@ -19,14 +19,25 @@ const char* type_name(ElementType type) {
 
 std::string quoted(const char* name) { return "'" + std::string(name) + "'"; }
 
-// Attributes come with a two-step protocol: the size first, then the contents.
+// Texts come with a two-step protocol: the size, which counts the terminator, then the contents.
 template <typename Query>
 std::string sized_string(const Functions& api, Query query) {
   size_t size = 0;
   check(api, query(nullptr, &size));
   std::string text(size, '\0');
   if (size > 0) check(api, query(text.data(), &size));
-  return text.c_str();  // the reported size counts the terminator
+  if (!text.empty()) text.pop_back();
+  return text;
+}
+
+// onnxruntime's own words for a missing attribute and for one of another type differ between releases.
+template <typename Read>
+auto attribute_of_type(const char* name, const char* type, Read read) {
+  try {
+    return read();
+  } catch (const KernelError&) {
+    throw KernelError("attribute " + quoted(name) + " is missing or is not " + type);
+  }
 }
 
 }  // namespace
@@ -75,32 +86,41 @@ std::string NodeReader::name() const {
 }
 
 std::string NodeReader::text(const char* attribute) const {
-  return sized_string(api_, [&](char* out, size_t* size) {
-    return api_.KernelInfoGetAttribute_string(info_, attribute, out, size);
+  return attribute_of_type(attribute, "a text", [&] {
+    return sized_string(api_, [&](char* out, size_t* size) {
+      return api_.KernelInfoGetAttribute_string(info_, attribute, out, size);
+    });
   });
 }
 
 int64_t NodeReader::integer(const char* attribute) const {
-  int64_t value = 0;
-  check(api_, api_.KernelInfoGetAttribute_int64(info_, attribute, &value));
-  return value;
+  return attribute_of_type(attribute, "an integer", [&] {
+    int64_t value = 0;
+    check(api_, api_.KernelInfoGetAttribute_int64(info_, attribute, &value));
+    return value;
+  });
 }
 
 float NodeReader::number(const char* attribute) const {
-  float value = 0;
-  check(api_, api_.KernelInfoGetAttribute_float(info_, attribute, &value));
-  return value;
+  return attribute_of_type(attribute, "a float", [&] {
+    float value = 0;
+    check(api_, api_.KernelInfoGetAttribute_float(info_, attribute, &value));
+    return value;
+  });
 }
 
 std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected) const {
-  size_t size = 0;
-  check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, nullptr, &size));
-  if (size != expected) {
-    throw KernelError("attribute " + quoted(attribute) + " has " + std::to_string(size) +
+  const auto values = attribute_of_type(attribute, "a list of integers", [&] {
+    size_t size = 0;
+    check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, nullptr, &size));
+    std::vector<int64_t> read(size);
+    if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, read.data(), &size));
+    return read;
+  });
+  if (values.size() != expected) {
+    throw KernelError("attribute " + quoted(attribute) + " has " + std::to_string(values.size()) +
                       " entries, expected " + std::to_string(expected));
   }
-  std::vector<int64_t> values(size);
-  if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, values.data(), &size));
   return values;
 }
 

@@ -52,7 +52,7 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
     try {
       node->run(context);
     } catch (const KernelError& error) {
-      throw KernelError("sparsecc: " + node->label + ": " + error.what());
+      throw KernelError(message(node->label, error.what()));
     }
   });
 }

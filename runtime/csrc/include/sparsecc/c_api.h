@@ -22,6 +22,11 @@
  * length is completed with one token 15. Positions are linear in the grid (W itself for the first
  * two layouts), so they strictly increase; the last must lie inside the grid, and the number of
  * placed positions must equal the number of stored values (blocks).
+ *
+ * Arithmetic: float32, sums in an order that depends on the instruction set and the number of rows.
+ * A weight that is not stored is skipped, not multiplied: NaN and infinity in x reach only the
+ * outputs that have a stored weight there (a dense product would spread them further). Zeros stored
+ * as single weights may be skipped too; zeros inside a stored block are multiplied.
  */
 #ifndef SPARSECC_C_API_H_
 #define SPARSECC_C_API_H_
@@ -111,6 +116,8 @@ SPARSECC_API const char* sparsecc_isas(void);
 /* The kernel an op would run for that many rows (matmul) or pixels (conv), for reports and tests. */
 SPARSECC_API const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows);
 SPARSECC_API const char* sparsecc_conv_kernel(const sparsecc_conv* op);
+/* Every kernel this machine can run, one line each: "name isa tile". */
+SPARSECC_API const char* sparsecc_kernel_table(void);
 SPARSECC_API const char* sparsecc_version(void);
 
 #ifdef __cplusplus

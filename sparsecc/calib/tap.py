@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import onnx_ir
 
+from sparsecc.calib.engine import Arrays, open_session
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
-from sparsecc.verify.session import Arrays, session
 
 __all__ = ["tap", "tensor_shapes"]
 
@@ -55,7 +55,7 @@ def tensor_shapes(model: Model, names: Iterable[str], inputs: Arrays) -> dict[st
         node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
     graph.extend(nodes)
     graph.outputs[:] = [node.outputs[0] for node in nodes]
-    shapes = session(copy).run(inputs)
+    shapes = open_session(copy).run(inputs)
     return {
         name: tuple(int(size) for size in shape) for name, shape in zip(found, shapes.values(), strict=True)
     }

@@ -1,0 +1,243 @@
+"""Accuracy of pruned models on real data, without any fine-tuning.
+
+Prunes the CIFAR-10 ResNet, two MobileNets and a MiniLM sentence encoder with every method and pattern of the
+table, measures the task metric of each and writes a JSON file and a table::
+
+    python bench/accuracy.py --data FOLDER
+
+Calibration samples are never among the samples measured on; both counts are in the results.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc import ir, verify
+from sparsecc.calib import Calibration
+from sparsecc.pm import PassContext, Pipeline
+from sparsecc.sparse import density
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Column of the table and pipeline; the first is the model as it is.
+VARIANTS = {
+    "dense": "",
+    "50 % magnitude": "tidy,prune-magnitude{sparsity=0.5}",
+    "50 % Wanda": "tidy,prune-wanda{sparsity=0.5}",
+    "4:8 magnitude": "tidy,prune-magnitude{pattern=4:8}",
+    "4:8 Wanda": "tidy,prune-wanda{pattern=4:8}",
+    "2:4 magnitude": "tidy,prune-magnitude{pattern=2:4}",
+    "2:4 Wanda": "tidy,prune-wanda{pattern=2:4}",
+}
+
+Batch = dict[str, NDArray[Any]]
+Run = Callable[[Batch], list[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, how it is measured, and what it is calibrated on.
+
+    Attributes:
+        path: the model.
+        metric: name of the figure.
+        measure: gives the figure and the number of samples it was taken on.
+        calibration: inputs, disjoint from the samples measured on.
+        calibration_samples: how many samples they hold.
+    """
+
+    path: Path
+    metric: str
+    measure: Callable[[Run], tuple[float, int]]
+    calibration: Sequence[Batch]
+    calibration_samples: int
+
+
+def load_evaluation(data: Path) -> ModuleType:
+    """Import the evaluation script that lies beside the data."""
+    spec = importlib.util.spec_from_file_location("eval_dense", data / "eval_dense.py")
+    if spec is None or spec.loader is None or not (data / "eval_dense.py").exists():
+        raise click.UsageError(f"no eval_dense.py in {data}; give the folder of models and data with --data")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
+    return [{name: x[start : start + size]} for start in range(0, len(x), size)]
+
+
+def cifar(data: Path, evaluation: ModuleType) -> Task:
+    """Every tenth picture calibrates, the others measure."""
+    archive = np.load(data / "images" / "cifar10_test_2500.npz")
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+    deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
+    x = (archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / deviation
+    held = np.arange(len(x)) % 10 == 0
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation._accuracy(run, "input", x[~held], archive["labels"][~held], 100)
+        return found["accuracy"], found["n"]
+
+    return Task(
+        data / "models" / "resnet20_cifar10.onnx",
+        "accuracy",
+        measure,
+        batched(x[held], "input", 50),
+        int(held.sum()),
+    )
+
+
+def mobilenet(data: Path, evaluation: ModuleType, name: str, size: int, held: int = 64) -> Task:
+    """The last ``held`` pictures calibrate."""
+    from PIL import Image
+
+    folder = data / "images" / "imagenet224"
+    rows = evaluation._labels(folder)
+    prepare = evaluation.pre_tf(size)
+    pictures = [
+        prepare(Image.open(folder / file).convert("RGB")).transpose(2, 0, 1) for file, _ in rows[-held:]
+    ]
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation.imagenet(prepare, background=True, limit=len(rows) - held)(run)
+        return found["top1"], found["n"]
+
+    calibration = batched(np.stack(pictures).astype(np.float32), "input", 16)
+    return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, held)
+
+
+def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 128) -> Task:
+    """The sentences of the last ``held`` pairs calibrate."""
+    file = "stsb_dev_minilm_tokens.npz"
+    tokens = np.load(data / "text" / file)
+    pairs = len(tokens["score"])
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation.sts(file, limit=pairs - held)(run)
+        return found["spearman"], found["n"]
+
+    ids = np.concatenate([tokens["ids_a"][-held:], tokens["ids_b"][-held:]])
+    lengths = np.concatenate([tokens["len_a"][-held:], tokens["len_b"][-held:]])
+    path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
+    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held)
+
+
+def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
+    """Batches of sentences of equal length: padding would count in the statistics."""
+    batches = []
+    for length in np.unique(lengths):
+        x = ids[lengths == length][:, :length].astype(np.int64)
+        batches.append(
+            {"input_ids": x, "attention_mask": np.ones_like(x), "token_type_ids": np.zeros_like(x)}
+        )
+    return batches
+
+
+def tasks(data: Path, folder: Path) -> dict[str, Task]:
+    evaluation = load_evaluation(data)
+    return {
+        "resnet20_cifar10": cifar(data, evaluation),
+        "mobilenet_v1_0.25_128": mobilenet(data, evaluation, "mobilenet_v1_0.25_128", 128),
+        "mobilenet_v2_1.0_224": mobilenet(data, evaluation, "mobilenet_v2_1.0_224", 224),
+        "minilm_l6_v2": minilm(data, evaluation, folder),
+    }
+
+
+def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str, Any]:
+    """Run the pipeline on ``model`` and say what it did to its sites."""
+    context = PassContext(calibration=Calibration.from_batches(task.calibration, model, threads=threads))
+    report = Pipeline.parse(pipeline).run(model, context)[-1]
+    pruned = {change.site for change in report.changed}
+    sites = [site for site in model.sites() if site.name in pruned]
+    weights = sum(site.shape[0] * site.shape[1] for site in sites)
+    kept = sum(density(site.numpy()) * site.shape[0] * site.shape[1] for site in sites)
+    return {
+        "pipeline": pipeline,
+        "sites_pruned": len(sites),
+        "sites_left": len(report.skipped),
+        "weights_pruned_in": weights,
+        "density": round(kept / weights, 6) if weights else 1.0,
+    }
+
+
+def measure_variant(task: Task, pipeline: str, threads: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    model = ir.Model.load(task.path)
+    row = prune(model, task, pipeline, threads) if pipeline else {"pipeline": ""}
+    runnable = verify.session(model, threads=threads)
+    value, count = task.measure(lambda feed: list(runnable.run(feed).values()))
+    return {**row, "value": value, "samples": count, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    lines = ["| model (metric, samples) | " + " | ".join(VARIANTS) + " |", "|---" * (len(VARIANTS) + 1) + "|"]
+    for name, result in results.items():
+        rows = result["variants"]
+        cells = [f"{rows[variant]['value']:.4f}" if variant in rows else "-" for variant in VARIANTS]
+        lines.append(f"| {name} ({result['metric']}, {result['samples']}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=lambda: os.environ.get("SPARSECC_TEST_DATA", ROOT.parent / "shared" / "data"),
+    help="Folder of models and labelled data (default: SPARSECC_TEST_DATA).",
+)
+@click.option("--only", multiple=True, help="Measure only this model; may be repeated.")
+@click.option("--threads", default=1, show_default=True, help="Threads of every session.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=ROOT / "bench" / "results" / "accuracy.json",
+    help="JSON file.",
+)
+def main(data: Path, only: tuple[str, ...], threads: int, output: Path) -> None:
+    """Measure every variant of every model, write OUTPUT and print the table."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, task in tasks(data, Path(folder)).items():
+            if only and name not in only:
+                continue
+            rows = {}
+            for variant, pipeline in VARIANTS.items():
+                rows[variant] = measure_variant(task, pipeline, threads)
+                click.echo(f"{name}: {variant} {rows[variant]['value']:.4f}", err=True)
+            results[name] = {
+                "metric": task.metric,
+                "samples": rows["dense"]["samples"],
+                "calibration_samples": task.calibration_samples,
+                "variants": rows,
+            }
+    import onnxruntime
+
+    document = {
+        "command": "python bench/accuracy.py",
+        "machine": platform.machine(),
+        "onnxruntime": onnxruntime.__version__,
+        "threads": threads,
+        "models": results,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document, indent=1) + "\n")
+    click.echo(table(results))
+
+
+if __name__ == "__main__":
+    main()

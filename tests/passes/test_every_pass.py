@@ -1,0 +1,260 @@
+"""Laws that every registered pass obeys, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsecc.ir import Model
+from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, get_pass, pass_names
+from sparsecc.pm.checks import graph_fault, signature
+
+NAMES = pass_names()
+TENSORS = {np.float32: "float", np.float16: "float16"}
+
+
+class FakeCalibration:
+    """Statistics that depend on nothing but the site's name."""
+
+    unavailable: dict[str, str] = {}  # noqa: RUF012
+
+    def mean_square(self, model, sites):
+        return {site.name: self._rng(site).random(site.shape[1]) for site in sites if site.in_main_graph}
+
+    def gram(self, model, sites):
+        roots = {site.name: self._rng(site).standard_normal((site.shape[1],) * 2) for site in sites}
+        return {name: root @ root.T for name, root in roots.items()}
+
+    @staticmethod
+    def _rng(site) -> np.random.Generator:
+        return np.random.default_rng(list(site.name.encode()))
+
+
+class FakeCosts:
+    """Sparse is always twice as fast."""
+
+    def site_times_ms(self, model, site, patterns):
+        return {"dense": 1.0, **{str(pattern): 0.5 for pattern in patterns}}
+
+    def relative_time(self, model, sites):
+        return 1.0 - 0.1 * len(sites)
+
+
+def context() -> PassContext:
+    return PassContext(calibration=FakeCalibration(), costs=FakeCosts())
+
+
+def build(text: str, **weights: np.ndarray) -> Model:
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text)
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return Model.from_proto(proto)
+
+
+def sparse_weight(*shape: int, dtype=np.float32) -> np.ndarray:
+    """Weights with a tenth left, so that passes that look for zeros find some."""
+    rng = np.random.default_rng(list(shape))
+    return (rng.standard_normal(shape) * (rng.random(shape) < 0.1)).astype(dtype)
+
+
+def empty() -> Model:
+    return build("g (float[2] x) => (float[2] x) {}")
+
+
+def no_weights() -> Model:
+    return build("g (float[B,4] x) => (float[B,4] y) { y = Relu(x) }")
+
+
+def layers(dtype=np.float32) -> Model:
+    kind = TENSORS[dtype]
+    return build(
+        f"""g ({kind}[B,T,64] x) => ({kind}[B,T,64] y) {{
+            k = Constant<value_float=2.0>()
+            [up] h = MatMul(x, w1)
+            b = Add(b1, h)
+            r = Relu(b)
+            [down] d = MatMul(r, w2)
+            y = Identity(d)
+        }}""",
+        w1=sparse_weight(64, 96, dtype=dtype),
+        b1=sparse_weight(1, 96, dtype=dtype),
+        w2=sparse_weight(96, 64, dtype=dtype),
+    )
+
+
+def convolutions() -> Model:
+    return build(
+        """g (float[B,32,H,W] x) => (float[B,32,H2,W2] y) {
+            [first] c = Conv<group=2, pads=[1,1,1,1]>(x, w)
+            n = BatchNormalization(c, s, s, s, s)
+            r = Relu(n)
+            [second] y = Conv(r, v)
+        }""",
+        w=sparse_weight(32, 16, 3, 3),
+        v=sparse_weight(32, 32, 1, 1),
+        s=np.ones(32, np.float32),
+    )
+
+
+def branches() -> Model:
+    return build(
+        """g (bool c, float[2,64] x) => (float[2,64] y) {
+            y = If(c) <
+                then_branch = t () => (float[2,64] p) { [then] p = MatMul(x, w) },
+                else_branch = e () => (float[2,64] q) { [else] m = MatMul(x, v) q = Identity(m) }
+            >
+        }""",
+        w=sparse_weight(64, 64),
+        v=sparse_weight(64, 64),
+    )
+
+
+def tied() -> Model:
+    return build(
+        """g (float[B,64] x) => (float[B,64] y) {
+            [first] h = MatMul(x, w)
+            r = Relu(h)
+            [second] y = MatMul(r, w)
+        }""",
+        w=sparse_weight(64, 64),
+    )
+
+
+def tied_on_other_axes() -> Model:
+    return build(
+        """g (float[B,64] x) => (float[B,64] y) {
+            [first] h = MatMul(x, w)
+            [second] y = Gemm<transB=1>(h, w)
+        }""",
+        w=sparse_weight(64, 64),
+    )
+
+
+def not_finite() -> Model:
+    weight = sparse_weight(64, 64)
+    weight[0, 0], weight[1, 1] = np.nan, np.inf
+    return build("g (float[B,64] x) => (float[B,64] y) { [bad] y = MatMul(x, w) }", w=weight)
+
+
+def zero_size() -> Model:
+    text = "g (float[B,0] x) => (float[B,8] y) { [hollow] y = MatMul(x, w) }"
+    return build(text, w=np.zeros((0, 8), np.float32))
+
+
+def unknown_domain() -> Model:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17, "other": 1]>
+        g (float[B,64] x) => (float[B,64] y) { h = other.Op(x) [known] y = MatMul(h, w) }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(sparse_weight(64, 64), "w"))
+    return Model.from_proto(proto)
+
+
+def half() -> Model:
+    return layers(np.float16)
+
+
+MODELS = [
+    *(empty, no_weights, layers, half, convolutions, branches, tied, tied_on_other_axes),
+    *(not_finite, zero_size, unknown_domain),
+]
+
+
+def prepared(name: str, model: Model) -> Model:
+    """Run the passes that must come before: lowering reads the marks of choose-layout."""
+    before = {"confirm-layout": "choose-layout", "lower-sparse": "choose-layout"}.get(name)
+    if before is not None:
+        Pipeline.parse(before).run(model, context())
+    return model
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_constructs_and_is_its_text(name):
+    pass_ = get_pass(name)()
+    assert isinstance(pass_, Pass)
+    assert str(pass_) == name
+    assert Pipeline.parse(str(pass_)).passes == (pass_,)
+    assert dataclasses.is_dataclass(pass_)
+    assert hash(pass_) == hash(get_pass(name)())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_has_a_sample_that_parses_and_explains_every_option(name):
+    pass_type = get_pass(name)
+    doc = inspect.getdoc(pass_type) or ""
+    samples = re.findall(r"Sample: ``([^`]+)``", doc)
+    assert samples, "the docstring of a pass ends in a line 'Sample: ``name{option=value}``'"
+    for sample in samples:
+        (pass_,) = Pipeline.parse(sample).passes
+        assert type(pass_) is pass_type
+        assert str(pass_) == sample
+    for field in dataclasses.fields(pass_type):
+        assert re.search(rf"^\s*{field.name}:", doc, re.MULTILINE), f"option {field.name} is not explained"
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_survives_keeps_the_signature_and_gives_reasons(name, make):
+    model = prepared(name, make())
+    before, bytes_before = signature(model), model.fingerprint()
+    (report,) = Pipeline.parse(name).run(model, context())
+    assert isinstance(report, PassReport)
+    assert signature(model) == before
+    assert graph_fault(model) is None
+    assert all(item.site and item.reason for item in report.skipped)
+    assert all(item.site and item.detail for item in report.changed)
+    if not report.changed:
+        assert model.fingerprint() == bytes_before
+    accounted = {item.site for item in (*report.changed, *report.skipped)}
+    if name.startswith("prune-"):
+        assert accounted >= {site.name for site in make().sites()}
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_is_deterministic(name, make):
+    results = []
+    for _ in range(2):
+        model = prepared(name, make())
+        (report,) = Pipeline.parse(name).run(model, context())
+        results.append((model.fingerprint(), report.to_json(timings=False)))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_run_changes_nothing_more(name, make):
+    model = prepared(name, make())
+    Pipeline.parse(name).run(model, context())
+    stable = model.fingerprint()
+    Pipeline.parse(name).run(model, context())
+    assert model.fingerprint() == stable
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
+    model = prepared(name, layers())
+    Pipeline.parse(name).run(model, context())
+    model.save(tmp_path / "model.onnx")
+    assert Model.load(tmp_path / "model.onnx").fingerprint() == model.fingerprint()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not get_pass(name).lossless])
+def test_lossy_passes_report_numbers(name):
+    (report,) = Pipeline.parse(name).run(prepared(name, layers_dense()), context())
+    assert report.changed
+    for change in report.changed:
+        assert {"density_before", "density_after", "relative_error"} <= set(change.numbers)
+
+
+def layers_dense() -> Model:
+    model = layers()
+    for site in model.sites():
+        rng = np.random.default_rng(0)
+        site.replace(rng.standard_normal(site.shape).astype(np.float32))
+    return model

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sparsecc import verify
+from sparsecc.errors import UsageError, VerificationError
+from sparsecc.ir import Model
+
+
+def scaled(factor: float, output: str = "y") -> Model:
+    return Model.from_proto(
+        onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["": 17]>
+            g (float[B, N] x) => (float[B, N] {output}) <float k = {{{factor}}}> {{ {output} = Mul(x, k) }}"""
+        )
+    )
+
+
+PLAIN = (False, False)
+
+
+def test_equal_models() -> None:
+    (diff,) = verify.compare(scaled(2), scaled(2), {"x": np.ones((2, 3), np.float32)}, library=PLAIN)
+    assert (diff.max_abs, diff.rel_l2, diff.argmax_agreement) == (0, 0, 1)
+    assert diff.cosine == pytest.approx(1)
+    assert diff.elements == 6
+
+
+def test_difference_over_several_batches() -> None:
+    batches = [{"x": np.full((1, 4), value, np.float32)} for value in (1, -3)]
+    (diff,) = verify.compare(scaled(2), scaled(3), batches, library=PLAIN)
+    assert diff.max_abs == 3
+    assert diff.rel_l2 == pytest.approx(0.5)
+    assert verify.worst_rel_l2([diff]) == diff.rel_l2
+    assert verify.worst_rel_l2([]) == 0
+    assert diff.to_json()["name"] == "y"
+
+
+def test_refusals() -> None:
+    x = {"x": np.ones((1, 2), np.float32)}
+    with pytest.raises(VerificationError, match="has no output y; it has z"):
+        verify.compare(scaled(1), scaled(1, "z"), x, library=PLAIN)
+    with pytest.raises(UsageError, match="no inputs to compare"):
+        verify.compare(scaled(1), scaled(1), [], library=PLAIN)
+    with pytest.raises(VerificationError, match=r"shape \[2\] .* \[3\]"):
+        verify.compare_arrays("y", np.ones(2), np.ones(3))
+
+
+def test_not_finite() -> None:
+    a = np.array([np.nan, np.inf, 1.0])
+    assert verify.compare_arrays("y", a, a).nonfinite_mismatch == 0
+    assert verify.compare_arrays("y", a, a).rel_l2 == 0
+    for b in ([np.nan, -np.inf, 1.0], [0.0, np.inf, 1.0], [np.nan, np.inf, np.nan]):
+        diff = verify.compare_arrays("y", a, np.array(b))
+        assert diff.nonfinite_mismatch == 1
+        assert diff.rel_l2 == np.inf
+        assert diff.max_abs == np.inf
+
+
+def test_zeros_integers_text_and_empty() -> None:
+    zero, one = np.zeros(3), np.ones(3)
+    assert verify.compare_arrays("y", zero, zero).rel_l2 == 0
+    assert verify.compare_arrays("y", zero, zero).cosine == 1
+    assert verify.compare_arrays("y", zero, one).rel_l2 == np.inf
+    assert verify.compare_arrays("y", one, zero).rel_l2 == 1
+    integers = verify.compare_arrays("y", np.array([1, 2]), np.array([1, 4]))
+    assert integers.max_abs == 2
+    assert integers.argmax_agreement is None
+    assert verify.compare_arrays("y", np.array(["a", "b"]), np.array(["a", "c"])).rel_l2 == np.inf
+    assert verify.compare_arrays("y", np.zeros((0, 4)), np.zeros((0, 4))).rel_l2 == 0
+    assert verify.compare_arrays("y", np.array(2.0), np.array(2.0)).argmax_agreement is None
+
+
+def test_argmax_agreement() -> None:
+    a = np.array([[1.0, 2], [2, 1], [0, 3], [5, 4]])
+    b = np.array([[2.0, 1], [2, 1], [0, 3], [5, 4]])
+    assert verify.compare_arrays("y", a, b).argmax_agreement == 0.75
+
+
+floats = hnp.arrays(np.float64, 6, elements=st.floats(-10, 10))
+
+
+@given(floats, floats)
+def test_agrees_with_the_definitions(a: np.ndarray, b: np.ndarray) -> None:
+    diff = verify.compare_arrays("y", a, b)
+    assert diff.max_abs == np.abs(a - b).max()
+    norm = np.linalg.norm(a)
+    if norm > 1e-100:
+        assert diff.rel_l2 == pytest.approx(np.linalg.norm(a - b) / norm)
+    assert -1 <= diff.cosine <= 1
