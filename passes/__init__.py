@@ -10,5 +10,6 @@ LOADERS: dict[str, str] = {
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",
     "confirm-layout": "sparsecc.passes.lower.confirm_layout:ConfirmLayout",
+    "restore-dense": "sparsecc.passes.lower.restore_dense:RestoreDense",
     "lower-sparse": "sparsecc.passes.lower.lower_sparse:LowerSparse",
 }

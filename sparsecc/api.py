@@ -281,11 +281,12 @@ def optimize(
         reports = chosen.run(work, context)
         emit.finalize(work)
         judge = _Judge(original, timed, table, threads, keep_slower, library)
-        work, latency = judge.not_slower(work, before_lowering.model, notes)
+        lossless = all(item.lossless for item in chosen.passes)
+        work, latency = judge.not_slower(work, before_lowering.model if lossless else None, notes)
     finally:
         table.save()
     reference = before_lowering.model or work
-    if all(item.lossless for item in chosen.passes):
+    if lossless:
         reference = original
     distance = _verify(reference, work, inputs, library)
     sites = _decisions(before_lowering.model or work, work, reports)
@@ -532,10 +533,12 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
     reasons: dict[str, str] = {}
     for report in reports:
         for skip in report.skipped:
-            if report.pass_name != "lower-sparse" or skip.site not in reasons:
+            if report.pass_name not in ("lower-sparse", "restore-dense") or skip.site not in reasons:
                 reasons[skip.site] = skip.reason
         for change in report.changed:
-            if report.pass_name != "lower-sparse":
+            if report.pass_name == "restore-dense":
+                reasons[change.site] += f"; {change.detail}"
+            elif report.pass_name != "lower-sparse":
                 reasons[change.site] = change.detail
     return [
         SiteDecision(

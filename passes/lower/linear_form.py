@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-from sparsecc.ir import Model, Site
+from sparsecc.ir import ConvGeometry, Model, Site, conv_geometry
 from sparsecc.passes.lower.activations import Activation, elementwise_region
 
 __all__ = ["MIN_OPSET", "LinearForm", "Refusal", "linear_form", "lowerable"]
@@ -32,6 +32,7 @@ class LinearForm:
         activation: what follows, possibly nothing.
         absorbed: the nodes after ``node`` that the fused operator replaces.
         output: the value the fused operator produces.
+        conv: geometry of this node's convolution (nodes that share a weight may differ in stride), or ``None``.
     """
 
     node: onnx_ir.Node
@@ -40,10 +41,15 @@ class LinearForm:
     activation: Activation
     absorbed: tuple[onnx_ir.Node, ...]
     output: onnx_ir.Value
+    conv: ConvGeometry | None
 
 
-def lowerable(model: Model, site: Site) -> None:
-    """Raise :class:`Refusal` unless a sparse operator exists for the kind of ``site``."""
+def lowerable(model: Model, site: Site, node: onnx_ir.Node) -> ConvGeometry | None:
+    """The geometry of a convolution, ``None`` for the others.
+
+    Raises:
+        Refusal: there is no sparse operator for this kind of site.
+    """
     if site.op not in ("MatMul", "Gemm", "Conv"):
         raise Refusal(f"no sparse operator for {site.op} yet: its weights are pruned as values only")
     if model.opset < MIN_OPSET:
@@ -52,14 +58,16 @@ def lowerable(model: Model, site: Site) -> None:
         raise Refusal(f"{site.dtype.name} weights: the CPU kernels compute in float32 only")
     if site.scope == "function":
         raise Refusal("inside a local function: packed weights cannot be stored there; inline it first")
-    if site.op == "Conv":
-        geometry = site.conv
-        if geometry is None or geometry.pads is None:
-            raise Refusal("auto_pad depends on the input size, which is not static")
-        if len(geometry.kernel_shape) > 2:
-            raise Refusal("three-dimensional convolution has no sparse operator")
-        if site.depthwise:
-            raise Refusal("depthwise: onnxruntime's own kernel is faster than any sparse form")
+    if site.op != "Conv":
+        return None
+    geometry = conv_geometry(node, site.weight_shape)
+    if geometry.pads is None:
+        raise Refusal("auto_pad depends on the input size, which is not static")
+    if len(geometry.kernel_shape) > 2:
+        raise Refusal("three-dimensional convolution has no sparse operator")
+    if site.depthwise:
+        raise Refusal("depthwise: onnxruntime's own kernel is faster than any sparse form")
+    return geometry
 
 
 def _float_attribute(node: onnx_ir.Node, name: str, default: float) -> float:
@@ -110,7 +118,7 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
     Raises:
         Refusal: the site has no sparse operator, or Gemm's C is not one constant per output.
     """
-    lowerable(model, site)
+    conv = lowerable(model, site, node)
     outputs = site.shape[0]
     weight = site.numpy()
     bias = np.zeros(outputs, np.float32)
@@ -121,9 +129,8 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         scale = np.float32(_float_attribute(node, "beta", 1.0))
     else:
         scale = np.float32(1)
-    if node.op_type == "Conv":
-        assert site.conv is not None
-        axis = len(site.conv.kernel_shape) + 1
+    if conv is not None:
+        axis = len(conv.kernel_shape) + 1
     if own_bias is not None:
         constant = _channel_constant(own_bias, outputs, 1, 2)
         if constant is None:
@@ -141,4 +148,4 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         absorbed.extend(region.nodes)
         output = region.output
     activation = region.activation if region is not None else Activation()
-    return LinearForm(node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output)
+    return LinearForm(node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output, conv)

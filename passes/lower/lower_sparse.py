@@ -42,8 +42,8 @@ def lower_node(
         bias=form.bias,
         activation=form.activation.suffix,
         parameters=dict(form.activation.parameters),
-        weight_shape=site.weight_shape if site.op == "Conv" else None,
-        conv=site.conv,
+        weight_shape=None if form.conv is None else site.weight_shape,
+        conv=form.conv,
         name=node.name or site.name,
         share=share,
     )

@@ -17,6 +17,16 @@ struct Failure {
   std::string message;
 };
 
+// The start of a text from outside, fit for a one-line message.
+inline std::string quoted(const char* text) {
+  constexpr int kMost = 24;
+  std::string shown(1, '"');
+  for (int i = 0; i < kMost && text[i] != '\0'; ++i)
+    shown.push_back(text[i] >= ' ' && text[i] <= '~' ? text[i] : '?');
+  shown.push_back('"');
+  return shown;
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -80,9 +80,7 @@ Isa choose_isa(const char* wanted) {
   const bool any = wanted == nullptr || *wanted == '\0';
   for (const Isa isa : kBestFirst)
     if (isa_usable(isa) && (any || std::strcmp(wanted, isa_name(isa)) == 0)) return isa;
-  std::string message(source);
-  message.append(" is \"").append(wanted, strnlen(wanted, 24)).append("\", usable here: ").append(isa_list());
-  throw Failure{message};
+  throw Failure{std::string(source) + " is " + quoted(wanted) + ", usable here: " + isa_list()};
 }
 
 const char* isa_list() {

@@ -1,7 +1,6 @@
 #include "weight.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -28,9 +27,8 @@ int read_number(const char*& at) {
 }
 
 [[noreturn]] void bad_layout(const char* text) {
-  const std::string shown(text, strnlen(text, 24));
-  throw Failure{"unknown layout \"" + shown +
-                "\": expected \"unstructured\", \"N:M\" (N < M <= 16) or \"RxC\" (1..64 each)"};
+  throw Failure{"unknown layout " + quoted(text) +
+                ": expected \"unstructured\", \"N:M\" (N < M <= 16) or \"RxC\" (1..64 each)"};
 }
 
 void check_sizes(const sparsecc_weight_desc& desc) {
@@ -54,8 +52,11 @@ void check_sizes(const sparsecc_weight_desc& desc) {
     throw Failure{"value_count or index_bytes is negative"};
   if ((desc.value_count > 0 && desc.values == nullptr) || (desc.index_bytes > 0 && desc.indices == nullptr))
     throw Failure{"values or indices is null although its length is not zero"};
-  if (desc.activation < SPARSECC_ACT_NONE || desc.activation > SPARSECC_ACT_HARD_SWISH)
-    throw Failure{"unknown activation " + show(desc.activation)};
+  int activation = 0;  // as a number first: reading an enumeration that holds no member is undefined
+  static_assert(sizeof activation == sizeof desc.activation);
+  std::memcpy(&activation, &desc.activation, sizeof activation);
+  if (activation < SPARSECC_ACT_NONE || activation > SPARSECC_ACT_HARD_SWISH)
+    throw Failure{"unknown activation " + show(activation)};
 }
 
 // Walks the gap stream and calls place(position) for every stored unit.

@@ -24,6 +24,8 @@ INLINE_LIMIT = 1_500_000_000
 
 _EXTERNAL_FROM = 1024
 _SKELETON_KEEPS = 4096
+_SKELETON_KEEPS_INTEGERS = 1 << 20
+_SHAPE_TYPES = (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
 _PAGE_FROM = 1 << 16
 
 
@@ -43,10 +45,14 @@ def to_proto(model: onnx_ir.Model) -> onnx.ModelProto:
 
 
 def to_skeleton(model: onnx_ir.Model) -> onnx.ModelProto:
-    """Return the protobuf with tensors above 4 KiB cut to one element; enough for shape inference."""
+    """Return the protobuf with tensors above 4 KiB cut to one element; enough for shape inference.
+
+    Integers that shapes may be computed from stay up to 1 MiB: cut short, they would give wrong shapes.
+    """
 
     def place(_: Slot, tensor: Tensor) -> Tensor:
-        return stub(tensor) if tensor.nbytes > _SKELETON_KEEPS else tensor
+        keeps = _SKELETON_KEEPS_INTEGERS if tensor.dtype in _SHAPE_TYPES else _SKELETON_KEEPS
+        return stub(tensor) if tensor.nbytes > keeps else tensor
 
     with swapped(model, place):
         return onnx_ir.serde.serialize_model(model)

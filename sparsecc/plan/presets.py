@@ -37,13 +37,16 @@ def preset(
         UsageError: flags that contradict each other.
     """
     steps: list[Pass] = [_pass("tidy")]
-    if pattern is not None or sparsity is not None or method is not None:
+    prunes = pattern is not None or sparsity is not None or method is not None
+    if prunes:
         steps.append(_prune_step(pattern, sparsity, method, match, calibrated))
     if not standard_ops_only:
         forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None
         steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced))
         if not keep_slower:
             steps.append(_pass("confirm-layout"))
+            if prunes:
+                steps.append(_pass("restore-dense"))
         steps.append(_pass("lower-sparse"))
     elif keep_slower:
         raise UsageError("--keep-slower needs custom operators; leave out --standard-ops-only")

@@ -99,7 +99,7 @@ class MeasuredCosts:
 
     def _site_key(self, site: Site, form: LinearForm, shape: tuple[int, ...]) -> str:
         zeros = _digest(np.packbits(form.weight != 0).tobytes())
-        geometry = "" if site.conv is None else f" {site.conv}"
+        geometry = "" if form.conv is None else f" {form.conv}"
         return (
             f"{site.op} x{list(shape)} w{list(site.weight_shape)}{geometry} act={form.activation.suffix or 'none'} "
             f"threads={self._threads} zeros={zeros}"

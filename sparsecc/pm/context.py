@@ -132,6 +132,7 @@ class PassContext:
         overrides: per-site settings; where two match, the later wins field by field.
         instruments: called around every pass.
         progress: told how far long work is.
+        before_lossy: the model as it was before the first lossy pass of the run; the pipeline keeps it.
     """
 
     seed: int = 0
@@ -142,6 +143,7 @@ class PassContext:
     overrides: tuple[SiteOverride, ...] = ()
     instruments: list[Instrument] = field(default_factory=list)
     progress: Progress = no_progress
+    before_lossy: Model | None = None
 
     def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
         """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.

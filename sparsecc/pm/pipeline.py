@@ -131,6 +131,8 @@ class _Runner:
     def run(self, pass_: Pass) -> None:
         for instrument in self.ctx.instruments:
             instrument.before(pass_, self.model, self.ctx)
+        if not pass_.lossless and self.ctx.before_lossy is None:
+            self.ctx.before_lossy = self.model.copy()
         started = time.perf_counter()
         report = self._call(pass_)
         report.seconds = time.perf_counter() - started

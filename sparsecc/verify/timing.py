@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from sparsecc.calib import Arrays, ModelLike, Session, run_error
 from sparsecc.errors import UsageError
@@ -21,14 +21,22 @@ __all__ = ["Benchmark", "Timing", "benchmark", "time_interleaved"]
 _COLD_LIMIT = 0.05
 
 
+#: Shortest sample in seconds: reading a clock takes a microsecond on some virtual machines.
+_SAMPLE_SECONDS = 0.00025
+
+Clock: TypeAlias = Literal["wall", "cpu"]
+
+_CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
 @dataclass(frozen=True)
 class Timing:
     """Times of one model.
 
     Attributes:
         path: where the model was read from, or ``None`` for a model in memory.
-        median_ms: median over the rounds of the mean time of one run in a slice.
-        min_ms: smallest of those means.
+        median_ms: median over the rounds of the time of one run in a slice.
+        min_ms: smallest of those times.
         iterations: timed runs in all.
     """
 
@@ -50,12 +58,15 @@ class Benchmark:
             steadier than the ratio of the medians and need not equal it.
         threads: threads of every session; 0 is onnxruntime's choice.
         rounds: rounds run.
+        clock: ``cpu`` (one thread: CPU time of the thread that runs the model, which is the wall time of an
+            idle machine but does not grow when other programs take the core) or ``wall``.
     """
 
     models: tuple[Timing, ...]
     ratio_to_first: tuple[float, ...]
     threads: int
     rounds: int
+    clock: Clock = "wall"
 
     def to_json(self) -> dict[str, Any]:
         """The document that ``sparsecc benchmark --json`` prints."""
@@ -64,6 +75,7 @@ class Benchmark:
             "ratio_to_first": list(self.ratio_to_first),
             "threads": self.threads,
             "rounds": self.rounds,
+            "clock": self.clock,
         }
 
 
@@ -82,7 +94,8 @@ def benchmark(
     """Time the models in turns on the same inputs, in one process.
 
     Every session exists before timing starts, reads and writes bound buffers (no copies by Python), and no
-    pool spins while another model runs. See :func:`time_interleaved` for the turns.
+    pool spins while another model runs. See :func:`time_interleaved` for the turns, and :class:`Benchmark`
+    for the clock.
 
     Args:
         models: models in memory or paths; the first is what the others are compared with.
@@ -104,8 +117,10 @@ def benchmark(
     flags = [library] * len(models) if isinstance(library, bool) else list(library)
     sessions = [session(m, library=flag, threads=threads) for m, flag in zip(models, flags, strict=True)]
     calls = [_bound_call(item, inputs) for item in sessions]
+    clock: Clock = "cpu" if threads == 1 else "wall"  # one thread: all work is done by the calling one
     times, repeats = time_interleaved(
         calls,
+        clock=clock,
         warmup=warmup,
         rounds=rounds,
         min_rounds=min_rounds,
@@ -125,7 +140,7 @@ def benchmark(
         statistics.median(first / own for first, own in zip(times[0], column, strict=True))
         for column in times
     )
-    return Benchmark(timings, ratios, threads or 0, len(times[0]))
+    return Benchmark(timings, ratios, threads or 0, len(times[0]), clock)
 
 
 def _path(model: ModelLike) -> str | None:
@@ -156,6 +171,7 @@ def _bound_call(item: Session, inputs: Arrays) -> Callable[[], object]:
 def time_interleaved(
     calls: Sequence[Callable[[], object]],
     *,
+    clock: Clock = "wall",
     warmup: int = 2,
     rounds: int = 21,
     min_rounds: int = 3,
@@ -164,13 +180,23 @@ def time_interleaved(
 ) -> tuple[list[list[float]], list[int]]:
     """Time ``calls`` in rounds; in each round each call gets one slice, in an order that turns and flips.
 
-    Within a slice a call is repeated until at least ``slice_seconds`` pass; the number of repeats is fixed
-    beforehand. The garbage collector is off during timing.
+    A slice takes samples until ``slice_seconds`` pass, by a number fixed beforehand, and counts as the lower
+    quartile of its samples: an interruption only ever adds time. A sample is one call, or as many as make the
+    cost of reading the clock negligible. The garbage collector is off during timing.
+
+    Args:
+        calls: what to time.
+        clock: ``wall``, or ``cpu`` for the CPU time of the calling thread.
+        warmup: untimed runs of each call before anything is measured.
+        rounds: rounds wanted.
+        min_rounds: rounds run even when ``max_seconds`` has passed.
+        max_seconds: seconds of wall time after which no new round starts.
+        slice_seconds: least time of a slice.
 
     Returns:
-        Seconds per call, ``[call][round]``, and the repeats per slice of each call.
+        Seconds per call, ``[call][round]``, and how often a slice runs each call.
     """
-    turns = [_prepare(call, warmup, slice_seconds) for call in calls]
+    turns = [_prepare(call, _CLOCKS[clock], warmup, slice_seconds) for call in calls]
     times: list[list[float]] = [[] for _ in calls]
     with _no_garbage_collection():
         deadline = time.perf_counter() + max_seconds
@@ -179,14 +205,16 @@ def time_interleaved(
                 break
             for index in _order(len(calls), number):
                 times[index].append(turns[index].take())
-    return times, [turn.repeats for turn in turns]
+    return times, [turn.samples * turn.repeats for turn in turns]
 
 
 @dataclass(frozen=True)
 class _Turn:
-    """One call, how often a slice repeats it, and whether a slice starts with an untimed call."""
+    """One call, the samples of a slice, the calls in a sample, and whether a slice starts with an untimed call."""
 
     call: Callable[[], object]
+    clock: Callable[[], float]
+    samples: int
     repeats: int
     settle: bool
 
@@ -194,24 +222,33 @@ class _Turn:
         """Seconds per call in one slice."""
         if self.settle:  # brings back into the caches what the other models have driven out
             self.call()
-        start = time.perf_counter()
+        return _lower_quartile([self._sample() for _ in range(self.samples)])
+
+    def _sample(self) -> float:
+        start = self.clock()
         for _ in range(self.repeats):
             self.call()
-        return (time.perf_counter() - start) / self.repeats
+        return (self.clock() - start) / self.repeats
 
 
-def _prepare(call: Callable[[], object], warmup: int, slice_seconds: float) -> _Turn:
+def _lower_quartile(values: list[float]) -> float:
+    return sorted(values)[len(values) // 4]
+
+
+def _prepare(
+    call: Callable[[], object], clock: Callable[[], float], warmup: int, slice_seconds: float
+) -> _Turn:
     for _ in range(warmup):
         call()
     best = math.inf
-    end = time.perf_counter()
-    stop = end + max(slice_seconds, 1e-6)
-    while end < stop:
-        start = end
+    stop = time.perf_counter() + slice_seconds
+    while best == math.inf or time.perf_counter() < stop:
+        start = clock()
         call()
-        end = time.perf_counter()
-        best = min(best, end - start)
-    return _Turn(call, max(1, math.ceil(slice_seconds / best)), settle=best < _COLD_LIMIT)
+        best = min(best, max(clock() - start, 1e-7))
+    repeats = max(1, math.ceil(_SAMPLE_SECONDS / best))
+    samples = max(1, math.ceil(slice_seconds / (best * repeats)))
+    return _Turn(call, clock, samples, repeats, settle=best < _COLD_LIMIT)
 
 
 def _order(count: int, number: int) -> list[int]:

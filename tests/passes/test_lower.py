@@ -205,3 +205,28 @@ def test_candidates_follow_the_zeros() -> None:
     assert found[-1] == "unstructured"
     groups = np.tile(np.array([1, 0, 1, 0], bool), (64, 16))
     assert "1:2" in [str(pattern) for pattern in candidate_patterns(weight * groups)]
+
+
+def test_restore_dense_gives_unmarked_sites_their_weights_back() -> None:
+    dense = build(CHAIN, SHAPES, sparsity=0.0)
+    model = dense.copy()
+    times = {"fc1": {"dense": 1.0, "unstructured": 0.5}, "fc2": {"dense": 1.0, "unstructured": 2.0}}
+    pipeline = "prune-magnitude{sparsity=0.5 min-elements=0},choose-layout,restore-dense"
+    reports = run(model, pipeline, FakeCosts(times))
+    assert [change.site for change in reports[2].changed] == ["fc2"]
+    before, after = dense.sites(), model.sites()
+    np.testing.assert_array_equal(before[1].numpy(), after[1].numpy())
+    assert (after[0].numpy() == 0).mean() == 0.5
+
+
+def test_tied_convolutions_keep_their_own_strides() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16, 8, 8] x) => (float[n, 16, 4, 4] y) {
+        [a] h = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w)
+        [b] y = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]>(h, w) }"""
+    dense = build(text, {"w": (16, 16, 3, 3)})
+    model = dense.copy()
+    run(model, "choose-layout{layout=unstructured},lower-sparse")
+    emit.finalize(model)
+    assert operators(model) == ["SparseConv", "SparseConv"]
+    assert verify.worst_rel_l2(verify.compare(dense, model, verify.make_inputs(dense))) <= 1e-6

@@ -11,16 +11,17 @@ from sparsecc.plan import preset
 from sparsecc.pm import Pipeline
 
 LOWER = "choose-layout,confirm-layout,lower-sparse"
+PRUNED = "choose-layout,confirm-layout,restore-dense,lower-sparse"
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
         ({}, f"tidy,{LOWER}"),
-        ({"pattern": "2:4"}, f"tidy,prune-magnitude{{pattern=2:4}},{LOWER}"),
-        ({"pattern": "2:4", "sparsity": 0.5}, f"tidy,prune-magnitude{{pattern=2:4}},{LOWER}"),
-        ({"sparsity": 0.9, "calibrated": True}, f"tidy,prune-wanda{{sparsity=0.9}},{LOWER}"),
-        ({"method": "magnitude", "calibrated": True}, f"tidy,prune-magnitude,{LOWER}"),
+        ({"pattern": "2:4"}, f"tidy,prune-magnitude{{pattern=2:4}},{PRUNED}"),
+        ({"pattern": "2:4", "sparsity": 0.5}, f"tidy,prune-magnitude{{pattern=2:4}},{PRUNED}"),
+        ({"sparsity": 0.9, "calibrated": True}, f"tidy,prune-wanda{{sparsity=0.9}},{PRUNED}"),
+        ({"method": "magnitude", "calibrated": True}, f"tidy,prune-magnitude,{PRUNED}"),
         ({"pattern": "8x1", "standard_ops_only": True}, "tidy,prune-magnitude{pattern=8x1}"),
         ({"pattern": "2:4", "keep_slower": True}, "tidy,prune-magnitude{pattern=2:4},"
          "choose-layout{keep-slower=true layout=2:4},lower-sparse"),

@@ -578,7 +578,7 @@ def test_conv_random(isa: str) -> None:
             batch=int(rng.integers(1, 3)),
             outputs=32,
         )
-        check_conv(rng, case, LAYOUTS[trial % 2 * 7], isa=isa, activation=trial % 10)
+        check_conv(rng, case, ("unstructured", "16x1")[trial % 2], isa=isa, activation=trial % 10)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -664,7 +664,7 @@ def small_packed(layout: str = "unstructured") -> Packed:
         ({"layout": b"999999999999999999999x1"}, "unknown layout"),
         ({"layout": b"16x1x1"}, "unknown layout"),
         ({"layout": b"x" * 5000}, "unknown layout"),
-        ({"layout": b"\xff\xfe"}, "unknown layout"),
+        ({"layout": b"\xff\n\xfe"}, "unknown layout"),
         ({"layout": b"16x1"}, "whole number|places|grid"),
         ({"layout": b"2:4"}, "keeps"),
         ({"shape": (0, 64)}, "outputs is 0"),
@@ -728,7 +728,8 @@ def test_null_arguments_are_refused() -> None:
         ([1, 0], "repeats"),
         ([0, 1], "repeats"),
         ([1, 15, 15, 15, 15, 15, 15, 15], "past the grid"),
-        ([1, 15, 15, 15], "places 1 of 2"),
+        ([1, 15], "places 1 of 2"),
+        ([1, 15, 15, 15], "past the grid"),
         ([9, 9], "position 17"),
         ([1, 1, 1, 15], "more than the 2"),
     ],

@@ -36,8 +36,16 @@ def test_counts_and_shape_of_the_result() -> None:
         assert timing.iterations % 4 == 0
         assert timing.iterations > 0
     document = result.to_json()
-    assert set(document) == {"models", "ratio_to_first", "threads", "rounds"}
+    assert set(document) == {"models", "ratio_to_first", "threads", "rounds", "clock"}
     assert set(document["models"][0]) == {"path", "median_ms", "min_ms", "iterations"}
+
+
+@pytest.mark.parametrize(("threads", "clock"), [(1, "cpu"), (2, "wall"), (None, "wall")])
+def test_clock(threads: int | None, clock: str) -> None:
+    x = {"x": np.ones((1, 4), np.float32)}
+    result = verify.benchmark([small()], x, library=False, threads=threads, **QUICK)
+    assert result.clock == clock
+    assert result.threads == (threads or 0)
 
 
 def test_ratio_is_first_over_own(monkeypatch: pytest.MonkeyPatch) -> None:
