@@ -39,7 +39,7 @@ def read_smtx(path: Path) -> npt.NDArray[np.bool_]:
 
 
 def linear_model(mask: npt.NDArray[np.bool_], seed: int) -> onnx.ModelProto:
-    """y = x W^T with W [N, K] random where the mask is set."""
+    """A MatMul by W^T, with W [N, K] random where the mask is set."""
     outputs, inputs = mask.shape
     weight = np.random.default_rng(seed).standard_normal(mask.shape, dtype=np.float32) * mask
     graph = helper.make_graph(

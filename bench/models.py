@@ -145,7 +145,7 @@ def measure(case: Case, threads: int, folder: Path, calibration: Path | None, **
     shapes = options["input_shapes"]
     source = None
     if calibration is not None:
-        source = calib.Calibration.from_path(calibration, model, input_shapes=shapes)
+        source = calib.Calibration.from_path(str(calibration), model, input_shapes=shapes)
     inputs = verify.make_inputs(model, source, shapes=shapes)
     timing = verify.benchmark(
         [case.path, output], inputs, threads=threads, library=[False, True], max_seconds=seconds

@@ -33,11 +33,7 @@ class Demo:
 DEMOS = (
     Demo("text_lm/text_lm_sparse16x1.onnx", "text_lm", ()),
     Demo("digits_cnn/digits_cnn_sparse16x1.onnx", "digits_cnn", ()),
-    Demo(
-        "digits_cnn/digits_cnn.onnx",
-        "digits_cnn",
-        ("--pattern", "unstructured", "--sparsity", "0.6", "--method", "wanda"),
-    ),
+    Demo("text_lm/text_lm.onnx", "text_lm", ("--pattern", "2:4", "--method", "wanda")),
 )
 
 

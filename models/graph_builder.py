@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -41,7 +42,7 @@ class GraphBuilder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
-    def op(self, op_type: str, scope: str, *inputs: str, outputs: int = 1, **attributes: object) -> str:
+    def op(self, op_type: str, scope: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """Add one node and return its first output, ``<scope>/<op_type>_output_0``."""
         name = f"{scope}/{op_type}"
         results = [f"{name}_output_{i}" for i in range(outputs)]

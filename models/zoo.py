@@ -10,7 +10,7 @@ command line::
 What is pruned, with a random mask of the wanted pattern: in the transformers every weight of a linear layer
 (not the embeddings), in the convolutional networks every convolution except the stem and the depthwise ones
 (not the classifier). The graphs are written so that onnxruntime's own fusions apply to the dense model: see
-``models/README.md`` for what was seen to fuse.
+``models/README.md`` for what was seen to fuse. Needs sparsecc installed, for the masks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ import onnx
 from graph_builder import GraphBuilder, Prune
 from numpy.typing import NDArray
 from onnx import TensorProto
+
+from sparsecc.errors import SparseccError
+from sparsecc.sparse import Pattern, keep_mask
 
 __all__ = ["ZOO", "Decoder", "Encoder", "MobileNet", "ResNet", "build"]
 
@@ -153,8 +156,6 @@ def random_mask(pattern: str, sparsity: float, seed: int) -> Prune | None:
     """Return a chooser of random masks of a pattern, or None where nothing is to be pruned."""
     if pattern == "dense":
         return None
-    from sparsecc.sparse import Pattern, keep_mask
-
     parsed = Pattern.parse(pattern)
     rng = np.random.default_rng([seed, 1])
 
@@ -303,7 +304,7 @@ def _swiglu(graph: GraphBuilder, scope: str, x: str, spec: Decoder) -> str:
 
 def _decoder(graph: GraphBuilder, name: str, spec: Decoder, batch: int, seq: int) -> onnx.ModelProto:
     x = "hidden_states"
-    inputs = [(x, TensorProto.FLOAT, (batch, seq, spec.hidden))]
+    inputs: list[tuple[str, int, tuple[int, ...]]] = [(x, TensorProto.FLOAT, (batch, seq, spec.hidden))]
     cache_shape = (batch, spec.kv_heads, spec.past, spec.hidden // spec.heads)
     for i in range(spec.layers):
         past = (f"past.{i}.key", f"past.{i}.value") if spec.past else None
@@ -414,10 +415,12 @@ def _parse_overrides(
 @click.option(
     "--set", "overrides", multiple=True, callback=_parse_overrides, help="FIELD=INTEGER of the size."
 )
-def main(name: str, output: Path, overrides: dict[str, int], **options: Any) -> None:
+def main(name: str, output: Path, overrides: dict[str, Any], **options: Any) -> None:
     """Build one architecture and write it."""
     try:
         model = build(name, **options, **overrides)
+    except SparseccError as error:
+        raise click.UsageError(str(error)) from error
     except TypeError as error:
         fields = ", ".join(field.name for field in dataclasses.fields(ZOO[name]))
         raise click.UsageError(f"{name} has no such size; its fields are: {fields}") from error

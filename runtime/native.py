@@ -1,4 +1,9 @@
-"""Find the operator library and register it with onnxruntime sessions."""
+"""Find the operator library and register it with onnxruntime sessions.
+
+Environment variables: ``SPARSECC_OPS_LIBRARY`` is the library to use; and, read by the library itself when it
+is first used, ``SPARSECC_ISA`` (one of ``isas()``) forces a lower instruction set and ``SPARSECC_THREADS`` is
+for how many threads the work of one operator is cut.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 // cache (never the whole im2col matrix), and the matmul kernels run on that panel.
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -17,6 +18,7 @@ namespace {
 constexpr int64_t kMaxGeometry = int64_t{1} << 20;
 constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int64_t kSumOutputs = 1024;
+constexpr int64_t kGroupsAtOnce = 8;
 constexpr int64_t kSlack = 64;  // floats that may be read past the end of padded input
 
 std::string show(int64_t number) { return std::to_string(number); }
@@ -76,7 +78,7 @@ sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_co
 }
 
 const char* sparsecc_conv::kernel() const {
-  return block_.has_value() ? block_kernel(linear_.isa, block_->view().wide).name : element_kernel(linear_.isa).name;
+  return block_.has_value() ? lane_kernel(linear_.isa).name : element_kernel(linear_.isa).name;
 }
 
 void sparsecc_conv::output_size(const int64_t in[2], int64_t out[2]) const {
@@ -168,9 +170,9 @@ std::vector<int64_t> input_offsets(const sparsecc_conv_geometry& g, int64_t inpu
 }
 
 void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_width, int64_t first, int64_t count,
-                   int64_t lanes, int32_t* offsets) {
-  for (int64_t i = 0; i < lanes; ++i) {
-    const int64_t pixel = first + std::min(i, count - 1);
+                   int32_t* offsets) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t pixel = first + i;
     offsets[i] = static_cast<int32_t>(pixel / out_width * g.stride[0] * width + pixel % out_width * g.stride[1]);
   }
 }
@@ -182,93 +184,104 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const 
   const int64_t outputs = linear_.outputs / geometry_.groups;
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
-  const int64_t wide = element_width(f.pixels, kernel.tile.wide), lanes = wide * kGroup;
-  const int64_t pixel_chunks = ceil_div(f.pixels, lanes);
-  const int64_t outer = f.batch * geometry_.groups * pixel_chunks;
-  const int64_t threads = thread_count(executor);
+  const LaneChunks chunks(f.pixels, kernel.tile.wide);
+  const int64_t outer = f.batch * geometry_.groups * chunks.count(), threads = thread_count(executor);
   const int64_t parts = std::clamp(ceil_div(threads == 1 ? 1 : 2 * threads, outer), ceil_div(outputs, kSumOutputs),
                                    element_[0].chunks);
   std::vector<std::vector<int64_t>> cuts;
   for (const ElementPack& weight : element_)
     cuts.push_back(cut_by_weight(weight.chunk_start.data(), weight.chunks, parts, ElementPack::kChunk));
+  const bool relu = linear_.epilogue.activation == SPARSECC_ACT_RELU;
+  const bool clip = linear_.epilogue.activation == SPARSECC_ACT_CLIP;
+  const bool direct = relu || clip || linear_.epilogue.activation == SPARSECC_ACT_NONE;
   run_tasks(executor, outer * parts, [&](int64_t task) {
-    const int64_t part = task % parts, chunk_index = task / parts % pixel_chunks;
-    const int64_t plane = task / parts / pixel_chunks;  // image and conv group
+    const int64_t part = task % parts, chunk = task / parts % chunks.count();
+    const int64_t plane = task / parts / chunks.count();  // image and conv group
     const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
     const ElementPack& weight = element_[static_cast<size_t>(group)];
     const int64_t first = cuts[static_cast<size_t>(group)][static_cast<size_t>(part)];
     const int64_t last = cuts[static_cast<size_t>(group)][static_cast<size_t>(part) + 1];
     if (first == last) return;
-    const int64_t pixel = chunk_index * lanes, count = std::min(lanes, f.pixels - pixel);
+    const int64_t pixel = chunks.begin(chunk), count = chunks.size(chunk);
+    const int64_t lanes = int64_t{chunks.wide(chunk)} * kGroup;
     const int64_t output = first * ElementPack::kChunk;
     const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
     int32_t offsets[kMaxWide * kGroup];
-    pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, count, lanes, offsets);
+    pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, count, offsets);
     Scratch<0> panel(weight.block_inputs * lanes);
     Scratch<1> sums(output_count * lanes);
     const float* bias = linear_.epilogue.bias + group * outputs + output;
-    for (int64_t n = 0; n < output_count; ++n) std::fill_n(sums.data() + n * lanes, lanes, bias[n]);
     const float* base = x + (image * channels_ + group * group_channels) * f.plane();
+    float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
+    ElementJob job{};
+    job.panel = panel.data();
+    job.wide = chunks.wide(chunk);
+    job.count = count;
+    job.low = clip ? linear_.epilogue.alpha : relu ? 0.0f : -INFINITY;
+    job.high = clip ? linear_.epilogue.beta : INFINITY;
     for (int64_t block = 0; block < weight.blocks; ++block) {
       const int64_t k = block * weight.block_inputs;
-      const PixelJob pixels{base,  inputs.data() + k, std::min(weight.block_inputs, linear_.inputs - k), offsets,
-                            lanes, !f.direct,         panel.data()};
+      const PixelJob pixels{base,  inputs.data() + k, std::min(weight.block_inputs, linear_.inputs - k),
+                            offsets, count,           lanes,
+                            !f.direct, panel.data()};
       linear_.help.pack_pixels(&pixels);
-      for (int64_t chunk = first; chunk < last; ++chunk) {
-        const ElementJob job{weight.cell(chunk, block), panel.data(),
-                             sums.data() + (chunk - first) * ElementPack::kChunk * lanes, static_cast<int>(wide)};
+      job.direct = direct && block == weight.blocks - 1;
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t local = (c - first) * ElementPack::kChunk;
+        job.weight = weight.cell(c, block);
+        job.sums = sums.data() + local * lanes;
+        job.bias = block == 0 ? bias + local : nullptr;
+        job.target = Target{to + local * f.pixels, 1, f.pixels};
         kernel.run(&job);
       }
     }
-    float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
-    linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
+    if (!direct)
+      linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
   });
 }
 
 void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
   const BlockView weight = block_->view();
-  const auto kernel = block_kernel(linear_.isa, weight.wide);
+  const auto kernel = lane_kernel(linear_.isa);
   const int64_t groups = block_->groups / geometry_.groups;  // of outputs, in one conv group
-  const int64_t group_groups = geometry_.groups == 1 ? block_->groups : groups;
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
-  const int64_t tiles = ceil_div(f.pixels, kTileRows);
-  const int64_t threads = thread_count(executor);
-  const int64_t fit = std::clamp<int64_t>(kPanelBytes / (linear_.inputs * kTileRows * 4), 1, tiles);
-  const int64_t wanted = threads == 1 ? 1 : 2 * threads;
-  const int64_t chunk_tiles = std::min(fit, ceil_div(tiles * f.batch * geometry_.groups, wanted));
-  const int64_t pixel_chunks = ceil_div(tiles, chunk_tiles);
-  const int64_t outer = f.batch * geometry_.groups * pixel_chunks;
-  const int64_t parts = std::clamp<int64_t>(ceil_div(wanted, outer), 1, group_groups);
+  const LaneChunks panels(f.pixels, kernel.tile.wide);
+  const int64_t panel_floats = linear_.inputs * kernel.tile.wide * kGroup;
+  const int64_t threads = thread_count(executor), wanted = threads == 1 ? 1 : 2 * threads;
+  const int64_t fit = std::clamp<int64_t>(kPanelBytes / (panel_floats * 4), 1, panels.count());
+  const int64_t chunk_panels = std::min(fit, ceil_div(panels.count() * f.batch * geometry_.groups, wanted));
+  const int64_t chunks = ceil_div(panels.count(), chunk_panels);
+  const int64_t outer = f.batch * geometry_.groups * chunks;
+  const int64_t parts = std::clamp<int64_t>(ceil_div(wanted, outer), 1, groups);
   run_tasks(executor, outer * parts, [&](int64_t task) {
-    const int64_t part = task % parts, pixel_chunk = task / parts % pixel_chunks;
-    const int64_t plane = task / parts / pixel_chunks;
+    const int64_t part = task % parts, chunk = task / parts % chunks;
+    const int64_t plane = task / parts / chunks;
     const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
-    const auto cuts = cut_by_weight(block_->start.data() + group * group_groups, group_groups, parts, 4);
-    const int64_t first = group * group_groups + cuts[static_cast<size_t>(part)];
-    const int64_t last = group * group_groups + cuts[static_cast<size_t>(part) + 1];
-    const int64_t begin = pixel_chunk * chunk_tiles * kTileRows;
-    const int64_t end = std::min(f.pixels, begin + chunk_tiles * kTileRows);
+    const auto cuts = cut_by_weight(block_->start.data() + group * groups, groups, parts, 4);
+    const int64_t first = group * groups + cuts[static_cast<size_t>(part)];
+    const int64_t last = group * groups + cuts[static_cast<size_t>(part) + 1];
+    const int64_t begin = chunk * chunk_panels, end = std::min(panels.count(), begin + chunk_panels);
     const float* base = x + (image * channels_ + group * group_channels) * f.plane();
-    Scratch<0> panel((end - begin) * linear_.inputs);
-    const auto height = [&](int64_t pixel) { return std::min<int64_t>(kTileRows, end - pixel); };
-    for (int64_t pixel = begin; pixel < end; pixel += kTileRows) {
-      int32_t offsets[kTileRows];
-      pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, height(pixel), height(pixel), offsets);
-      const PixelJob pixels{base,          inputs.data(), linear_.inputs, offsets,
-                            height(pixel), !f.direct,     panel.data() + (pixel - begin) * linear_.inputs};
+    Scratch<0> packed((end - begin) * panel_floats);
+    for (int64_t p = begin; p < end; ++p) {
+      int32_t offsets[kMaxWide * kGroup];
+      pixel_offsets(geometry_, f.padded[1], f.out[1], panels.begin(p), panels.size(p), offsets);
+      const PixelJob pixels{base,    inputs.data(),   linear_.inputs,
+                            offsets, panels.size(p),  int64_t{panels.wide(p)} * kGroup,
+                            !f.direct, packed.data() + (p - begin) * panel_floats};
       linear_.help.pack_pixels(&pixels);
     }
-    for (int64_t g = first; g < last; g += 8)
-      for (int64_t pixel = begin; pixel < end; pixel += kTileRows) {
-        const BlockJob job{&weight,
-                           g,
-                           std::min(last, g + 8),
-                           panel.data() + (pixel - begin) * linear_.inputs,
-                           height(pixel),
-                           static_cast<int>(height(pixel)),
-                           Target{y + image * linear_.outputs * f.pixels + pixel, 1, f.pixels},
-                           &linear_.epilogue};
+    for (int64_t g = first; g < last; g += kGroupsAtOnce)
+      for (int64_t p = begin; p < end; ++p) {
+        const LaneJob job{&weight,
+                          g,
+                          std::min(last, g + kGroupsAtOnce),
+                          packed.data() + (p - begin) * panel_floats,
+                          panels.wide(p),
+                          panels.size(p),
+                          Target{y + image * linear_.outputs * f.pixels + panels.begin(p), 1, f.pixels},
+                          &linear_.epilogue};
         kernel.run(&job);
       }
   });

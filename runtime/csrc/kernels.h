@@ -60,8 +60,25 @@ struct ElementView {
 struct ElementJob {
   ElementView weight;
   const float* panel;  // [block of inputs][16 * wide]
-  float* sums;         // [outputs][16 * wide], added to
   int wide;
+  float* sums;        // [outputs][16 * wide]
+  const float* bias;  // first block of inputs: where sums start (their old contents do not count); else null
+  // Last block of inputs, planes only, activation none, relu or clip: results go straight to the target.
+  bool direct;
+  Target target;
+  int64_t count;  // lanes that exist, at most 16 * wide
+  float low, high;
+};
+
+// The same blocks as BlockJob with rows of x (or pixels) in the lanes.
+struct LaneJob {
+  const BlockView* weight;
+  int64_t group_begin, group_end;
+  const float* panel;  // [inputs][16 * wide]
+  int wide;
+  int64_t count;  // lanes that exist, at most 16 * wide
+  Target target;
+  const Epilogue* epilogue;
 };
 
 // Weights of groups of 16 outputs cut in slices of 16 inputs. A slot holds at most one weight of
@@ -99,10 +116,11 @@ struct PixelJob {
   const float* base;      // first channel of this group of one (padded) image
   const int64_t* inputs;  // offset of each input (channel, kernel row, kernel column)
   int64_t input_count;
-  const int32_t* pixels;  // [stride] offsets of each output pixel; the tail repeats a valid one
-  int64_t stride;
-  bool slack;    // at least 64 floats may be read after the last pixel
-  float* panel;  // [input_count][stride]
+  const int32_t* pixels;  // [count] offsets of output pixels, ascending
+  int64_t count;
+  int64_t stride;  // of the panel, a multiple of 16
+  bool slack;      // at least 64 floats may be read after any pixel
+  float* panel;    // [input_count][stride]; lanes after `count` are of no consequence
 };
 
 // What surrounds the kernels: bringing x into panels and sums out of them.

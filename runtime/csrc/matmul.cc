@@ -42,7 +42,9 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
 bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
 
 const char* sparsecc_matmul::kernel(int64_t rows) const {
-  if (block_.has_value()) return block_kernel(linear_.isa, block_->view().wide).name;
+  if (block_.has_value())
+    return panel_rows(rows) > kTileRows ? lane_kernel(linear_.isa).name
+                                        : block_kernel(linear_.isa, block_->view().wide).name;
   return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name : element_kernel(linear_.isa).name;
 }
 
@@ -58,40 +60,65 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
 }
 
 // Chunks of rows whose panels stay in cache; in each, a few groups of outputs at a time over all
-// panels, so that neighbouring outputs of a row are written close together in time.
+// panels, so that neighbouring outputs of a row are written close together in time. Whole panels of the
+// lane kernel first, the rows left over by the kernel with outputs in the lanes.
 void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
   const BlockView weight = block_->view();
-  const auto kernel = block_kernel(linear_.isa, weight.wide);
-  const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * kTileRows * 4);
-  const int64_t tasks = wanted_tasks(executor);
-  int64_t panels = ceil_div(rows, kTileRows);
+  const int64_t height = panel_rows(rows), tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
+  const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
   const int64_t chunk_panels = std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
   const int64_t row_chunks = ceil_div(panels, chunk_panels);
   const auto cuts =
       cut_by_weight(block_->start.data(), block_->groups, ceil_div(tasks, row_chunks), 4);
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
   run_tasks(executor, row_chunks * parts, [&](int64_t task) {
-    const int64_t row_begin = task / parts * chunk_panels * kTileRows;
-    const int64_t row_end = std::min(rows, row_begin + chunk_panels * kTileRows);
+    const int64_t row_begin = task / parts * chunk_panels * height;
+    const int64_t row_end = std::min(rows, row_begin + chunk_panels * height);
     const int64_t group_begin = cuts[static_cast<size_t>(task % parts)];
     const int64_t group_end = cuts[static_cast<size_t>(task % parts) + 1];
     Scratch<0> panel(rows == 1 ? 0 : (row_end - row_begin) * inputs);
-    const auto height = [&](int64_t row) { return std::min<int64_t>(kTileRows, row_end - row); };
     if (rows > 1)
-      for (int64_t row = row_begin; row < row_end; row += kTileRows)
-        linear_.help.pack_rows(x + row * inputs, inputs, height(row), inputs,
-                                  panel.data() + (row - row_begin) * inputs, height(row));
-    for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
-      for (int64_t row = row_begin; row < row_end; row += kTileRows) {
-        const float* from = rows == 1 ? x : panel.data() + (row - row_begin) * inputs;
-        const BlockJob job{&weight, group, std::min(group_end, group + kGroupsAtOnce), from, height(row),
-                           static_cast<int>(height(row)), Target{y + row * outputs, outputs, 1},
-                           &linear_.epilogue};
-        kernel.run(&job);
+      for (int64_t row = row_begin; row < row_end; row += height) {
+        const int64_t n = std::min(height, row_end - row);
+        linear_.help.pack_rows(x + row * inputs, inputs, n, inputs, panel.data() + (row - row_begin) * inputs, n);
       }
+    for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
+      for (int64_t row = row_begin; row < row_end; row += height)
+        run_panel(weight, group, std::min(group_end, group + kGroupsAtOnce),
+                  rows == 1 ? x : panel.data() + (row - row_begin) * inputs, std::min(height, row_end - row),
+                  y + row * outputs);
   });
+}
+
+// Two vectors of rows per panel where the lane kernel takes them and there are enough rows; a kernel
+// with two vectors of outputs has as few loads without the final transpose.
+int64_t sparsecc_matmul::panel_rows(int64_t rows) const {
+  const int64_t lanes = int64_t{lane_kernel(linear_.isa).tile.wide} * kGroup;
+  return block_->view().wide == 1 && lanes > kTileRows && rows >= lanes ? lanes : kTileRows;
+}
+
+void sparsecc_matmul::run_panel(const BlockView& weight, int64_t group_begin, int64_t group_end,
+                                const float* panel, int64_t rows, float* y) const {
+  const Target target{y, linear_.outputs, 1};
+  if (rows > kTileRows && rows % kGroup == 0) {
+    const LaneJob job{&weight, group_begin, group_end, panel, static_cast<int>(rows / kGroup),
+                      rows,    target,      &linear_.epilogue};
+    return lane_kernel(linear_.isa).run(&job);
+  }
+  const auto kernel = block_kernel(linear_.isa, weight.wide);
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const BlockJob job{&weight,
+                       group_begin,
+                       group_end,
+                       panel + row,
+                       rows,
+                       static_cast<int>(std::min<int64_t>(kTileRows, rows - row)),
+                       Target{y + row * linear_.outputs, linear_.outputs, 1},
+                       &linear_.epilogue};
+    kernel.run(&job);
+  }
 }
 
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
@@ -124,34 +151,37 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
   const ElementPack& weight = *element_;
   const auto kernel = element_kernel(linear_.isa);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const int64_t wide = element_width(rows, kernel.tile.wide), lanes = wide * kGroup;
-  const int64_t row_chunks = ceil_div(rows, lanes);
+  const LaneChunks chunks(rows, kernel.tile.wide);
   const int64_t parts_wanted =
-      std::max(ceil_div(wanted_tasks(executor), row_chunks), ceil_div(outputs, kSumOutputs));
+      std::max(ceil_div(wanted_tasks(executor), chunks.count()), ceil_div(outputs, kSumOutputs));
   const auto cuts = cut_by_weight(weight.chunk_start.data(), weight.chunks, parts_wanted, ElementPack::kChunk);
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
-  run_tasks(executor, row_chunks * parts, [&](int64_t task) {
-    const int64_t row = task / parts * lanes, count = std::min(lanes, rows - row);
+  run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
+    const int64_t chunk = task / parts, row = chunks.begin(chunk), count = chunks.size(chunk);
+    const int wide = chunks.wide(chunk);
+    const int64_t lanes = int64_t{wide} * kGroup;
     const int64_t first = cuts[static_cast<size_t>(task % parts)], last = cuts[static_cast<size_t>(task % parts) + 1];
     if (first == last) return;
     const int64_t output = first * ElementPack::kChunk;
     const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
     Scratch<0> panel(weight.block_inputs * lanes);
     Scratch<1> sums(output_count * lanes);
-    for (int64_t n = 0; n < output_count; ++n)
-      std::fill_n(sums.data() + n * lanes, lanes, linear_.epilogue.bias[output + n]);
+    ElementJob job{};
+    job.panel = panel.data();
+    job.wide = wide;
     for (int64_t block = 0; block < weight.blocks; ++block) {
       const int64_t k = block * weight.block_inputs;
       linear_.help.pack_rows(x + row * inputs + k, inputs, count, std::min(weight.block_inputs, inputs - k),
-                                panel.data(), lanes);
-      for (int64_t chunk = first; chunk < last; ++chunk) {
-        const ElementJob job{weight.cell(chunk, block), panel.data(),
-                             sums.data() + (chunk - first) * ElementPack::kChunk * lanes,
-                             static_cast<int>(wide)};
+                             panel.data(), lanes);
+      for (int64_t c = first; c < last; ++c) {
+        const int64_t local = (c - first) * ElementPack::kChunk;
+        job.weight = weight.cell(c, block);
+        job.sums = sums.data() + local * lanes;
+        job.bias = block == 0 ? linear_.epilogue.bias + output + local : nullptr;
         kernel.run(&job);
       }
     }
-    linear_.help.finish(sums.data(), lanes, output_count, count,
-                           Target{y + row * outputs + output, outputs, 1}, &linear_.epilogue);
+    linear_.help.finish(sums.data(), lanes, output_count, count, Target{y + row * outputs + output, outputs, 1},
+                        &linear_.epilogue);
   });
 }

@@ -28,6 +28,8 @@ Kernel<Job> find(Isa isa, const char* wanted) {
 
 Kernel<BlockJob> block_kernel(Isa isa, int wide) { return find<BlockJob>(isa, wide == 2 ? "block32" : "block16"); }
 
+Kernel<LaneJob> lane_kernel(Isa isa) { return find<LaneJob>(isa, "block_lanes"); }
+
 Kernel<ElementJob> element_kernel(Isa isa) { return find<ElementJob>(isa, "element"); }
 
 Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form) {
@@ -75,10 +77,5 @@ bool has_block_kernel(const Layout& layout) {
 
 // The panel of one block of inputs, in its widest form, takes two thirds of a 48 KB first-level cache.
 int64_t element_block_inputs(Isa isa) { return 512 / element_kernel(isa).tile.wide; }
-
-int64_t element_width(int64_t lanes, int most) {
-  const int64_t vectors = ceil_div(lanes, kGroup), chunks = ceil_div(vectors, most);
-  return std::max<int64_t>(1, ceil_div(vectors, chunks == 0 ? 1 : chunks));
-}
 
 }  // namespace sparsecc

@@ -2,6 +2,7 @@
 #ifndef SPARSECC_OPERATOR_H_
 #define SPARSECC_OPERATOR_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -24,6 +25,7 @@ struct Kernel {
 };
 
 Kernel<BlockJob> block_kernel(Isa isa, int wide);
+Kernel<LaneJob> lane_kernel(Isa isa);
 Kernel<ElementJob> element_kernel(Isa isa);
 Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form);
 const Helpers& helpers(Isa isa);
@@ -45,8 +47,20 @@ struct Linear {
 // Whether a weight runs on the block kernels; else it runs as single weights.
 bool has_block_kernel(const Layout& layout);
 int64_t element_block_inputs(Isa isa);
-// 16 * wide lanes for `lanes` rows or pixels cut in chunks of nearly equal width.
-int64_t element_width(int64_t lanes, int most);
+
+// Cuts rows of x or pixels in chunks of nearly equal numbers of vectors, at most `most` of 16 each.
+class LaneChunks {
+ public:
+  LaneChunks(int64_t lanes, int64_t most)
+      : lanes_(lanes), vectors_(ceil_div(lanes, kGroup)), chunks_(ceil_div(vectors_, most)) {}
+  int64_t count() const { return chunks_; }
+  int64_t begin(int64_t chunk) const { return chunk * vectors_ / chunks_ * kGroup; }
+  int64_t size(int64_t chunk) const { return std::min(lanes_, begin(chunk + 1)) - begin(chunk); }
+  int wide(int64_t chunk) const { return static_cast<int>(ceil_div(size(chunk), kGroup)); }
+
+ private:
+  int64_t lanes_, vectors_, chunks_;
+};
 
 }  // namespace sparsecc
 
@@ -62,6 +76,9 @@ struct sparsecc_matmul {
   void run_slice(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   bool uses_slice(int64_t rows) const;
+  int64_t panel_rows(int64_t rows) const;
+  void run_panel(const sparsecc::BlockView& weight, int64_t group_begin, int64_t group_end, const float* panel,
+                 int64_t rows, float* y) const;
 
   sparsecc::Linear linear_;
   int64_t slice_rows_ = 0;

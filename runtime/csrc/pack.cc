@@ -57,7 +57,7 @@ BlockView BlockPack::view() const {
 ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block)
     : block_inputs(block),
       chunks(ceil_div(output_count, kChunk)),
-      blocks(ceil_div(rows.inputs, block)),
+      blocks(std::max<int64_t>(1, ceil_div(rows.inputs, block))),
       outputs_(output_count) {
   const int64_t first_weight = rows.start[at(first_output)];
   const int64_t weights = rows.start[at(first_output + output_count)] - first_weight;
@@ -78,7 +78,8 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
         const auto from = rows.column.begin() + next[at(base + r)];
         const auto stop = rows.column.begin() + rows.start[at(first_output + base + r + 1)];
         end[at(r)] = std::lower_bound(from, stop, (b + 1) * block) - rows.column.begin();
-        if (size(static_cast<uint16_t>(r)) > 0) order.push_back(static_cast<uint16_t>(r));
+        // The first and last blocks visit every row: sums start and end there.
+        if (size(static_cast<uint16_t>(r)) > 0 || b == 0 || b == blocks - 1) order.push_back(static_cast<uint16_t>(r));
       }
       std::stable_sort(order.begin(), order.end(), [&](uint16_t x, uint16_t y) { return size(x) < size(y); });
       cells_.push_back({static_cast<int64_t>(runs_.size()), 0, static_cast<int64_t>(row.size()), placed});

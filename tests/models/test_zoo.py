@@ -183,4 +183,15 @@ def test_command_line(tmp_path):
     result = CliRunner().invoke(zoo.main, arguments)
     assert result.exit_code == 0, result.output
     assert np.isfinite(run(onnx.load(path))).all()
-    assert "no such size" in CliRunner().invoke(zoo.main, ["minilm_l6", "-o", str(path), "--set=x=1"]).output
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("--set=x=1", "no such size"), ("--set=layers", "FIELD=INTEGER"), ("--pattern=0x1", "pattern")],
+)
+def test_command_line_mistakes_are_one_line(tmp_path, option, message):
+    path = tmp_path / "tiny.onnx"
+    result = CliRunner().invoke(zoo.main, ["minilm_l6", "-o", str(path), option])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not path.exists()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -143,6 +146,32 @@ def test_threads_do_not_change_the_result(session, packed, kind: str, pattern: s
     x = _input(kind)
     one, two = (session(proto, library=True, threads=n).run(None, {"x": x})[0] for n in (1, 2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_how_the_work_is_cut_does_not_change_the_result(packed, tmp_path) -> None:
+    """The library reads SPARSECC_THREADS once a process, so each value gets its own."""
+    code = (
+        "import sys, numpy as np, onnxruntime as ort; from sparsecc import runtime\n"
+        "for name in sys.argv[1:]:\n"
+        "    session = runtime.load(name, threads=2); shape = session.get_inputs()[0].shape\n"
+        "    x = np.random.default_rng(0).standard_normal([d if isinstance(d, int) else 9 for d in shape])\n"
+        "    print(session.run(None, {'x': x.astype(np.float32)})[0].tobytes().hex())"
+    )
+    files = []
+    for kind, pattern in itertools.product(("3-D", "conv2d"), ("unstructured", "2:4", "16x1")):
+        files.append(tmp_path / f"{len(files)}.onnx")
+        _model(packed, kind, pattern).save(files[-1])
+    results = [
+        subprocess.run(
+            [sys.executable, "-c", code, *files],
+            env={**os.environ, "SPARSECC_THREADS": str(threads)},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for threads in (1, 2, 7)
+    ]
+    assert len(results[0]) > 1000
+    assert results[0] == results[1] == results[2]
 
 
 def test_nan_and_infinity_pass_through(session, packed) -> None:

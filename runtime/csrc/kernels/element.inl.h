@@ -11,13 +11,16 @@ static void element_wide(const ElementJob& job) {
   const uint16_t* row = w.row;
   const uint16_t* index = w.index;
   const float* value = w.value;
+  const Vec low = splat(job.low), high = splat(job.high);
   for (int64_t run = 0; run < w.run_count; ++run) {
     const uint32_t count = w.runs[run].count;
     for (uint32_t r = 0; r < w.runs[run].rows; ++r) {
-      float* sums = job.sums + *row++ * stride;
+      const int64_t output = *row++;
+      float* sums = job.sums + output * stride;
       F16 sum[kElementChains<Wide>][Wide];
       SPARSECC_UNROLL
-      for (int v = 0; v < Wide; ++v) sum[0][v] = load(sums + v * kGroup);
+      for (int v = 0; v < Wide; ++v)
+        sum[0][v] = job.bias != nullptr ? broadcast(job.bias[output]) : load(sums + v * kGroup);
       SPARSECC_UNROLL
       for (int c = 1; c < kElementChains<Wide>; ++c)
         for (int v = 0; v < Wide; ++v) sum[c][v] = broadcast(0.0f);
@@ -37,7 +40,18 @@ static void element_wide(const ElementJob& job) {
       for (int v = 0; v < Wide; ++v) {
         SPARSECC_UNROLL
         for (int c = 1; c < kElementChains<Wide>; ++c) sum[0][v] = add(sum[0][v], sum[c][v]);
-        store(sums + v * kGroup, sum[0][v]);
+      }
+      if (job.direct) {
+        float* y = job.target.y + output * job.target.output_stride;
+        SPARSECC_UNROLL
+        for (int v = 0; v < Wide; ++v) {
+          for (int p = 0; p < kParts; ++p) sum[0][v].part[p] = at_most(at_least(sum[0][v].part[p], low), high);
+          const int64_t left = job.count - v * kGroup;
+          store_first(y + v * kGroup, sum[0][v], left < kGroup ? left : kGroup);
+        }
+      } else {
+        SPARSECC_UNROLL
+        for (int v = 0; v < Wide; ++v) store(sums + v * kGroup, sum[0][v]);
       }
       index += count;
       value += count;

@@ -16,28 +16,96 @@ static void pack_rows(const float* x, int64_t row_stride, int64_t rows, int64_t 
   }
 }
 
-// Sixteen pixels of one input, from wherever they lie.
-SPARSECC_INLINE void pack_gathered(const PixelJob& job, int64_t first, int64_t width) {
-  const int32_t* pixels = job.pixels + first;
-  for (int64_t k = 0; k < job.input_count; ++k) {
+// Lanes whose pixels follow each other without a gap, from lane `first` on.
+SPARSECC_INLINE int64_t contiguous(const PixelJob& job, int64_t first, int64_t end) {
+  int64_t n = 1;
+  while (first + n < end && job.pixels[first + n] == job.pixels[first] + n) ++n;
+  return n;
+}
+
+#if SPARSECC_AVX512
+// Sixteen pixels as a few windows of 32 floats, each picked by one two-register permute.
+struct Windows {
+  static constexpr int kMost = 4;
+  int count = 0;
+  int64_t from[kMost];
+  __m512i pick[kMost];
+  __mmask16 lanes[kMost];
+};
+
+SPARSECC_INLINE bool find_windows(const int32_t* pixels, int64_t n, Windows& windows) {
+  for (int64_t lane = 0; lane < n;) {
+    if (windows.count == Windows::kMost) return false;
+    const int32_t base = pixels[lane];
+    alignas(64) int32_t pick[kGroup] = {};
+    uint32_t mask = 0;
+    for (; lane < n && pixels[lane] < base + 2 * kGroup; ++lane) {
+      pick[lane] = pixels[lane] - base;
+      mask |= 1u << lane;
+    }
+    windows.from[windows.count] = base;
+    windows.pick[windows.count] = _mm512_load_si512(pick);
+    windows.lanes[windows.count++] = (__mmask16)mask;
+  }
+  return true;
+}
+
+template <int Count>
+static void pack_windows(const PixelJob& job, const Windows& windows, float* to) {
+  for (int64_t k = 0; k < job.input_count; ++k, to += job.stride) {
     const float* from = job.base + job.inputs[k];
-    float* to = job.panel + k * job.stride + first;
-    for (int64_t i = 0; i < width; ++i) to[i] = from[pixels[i]];
+    __m512 all = _mm512_setzero_ps();
+    SPARSECC_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      const float* at = from + windows.from[i];
+      const __m512 picked =
+          _mm512_permutex2var_ps(_mm512_loadu_ps(at), windows.pick[i], _mm512_loadu_ps(at + kGroup));
+      all = _mm512_mask_mov_ps(all, windows.lanes[i], picked);
+    }
+    _mm512_store_ps(to, all);
+  }
+}
+
+// Whether sixteen pixels could be packed by windows.
+static bool pack_by_windows(const PixelJob& job, int64_t first, int64_t n) {
+  Windows windows;
+  if (!job.slack || !find_windows(job.pixels + first, n, windows)) return false;
+  switch (windows.count) {
+    case 1: pack_windows<1>(job, windows, job.panel + first); break;
+    case 2: pack_windows<2>(job, windows, job.panel + first); break;
+    case 3: pack_windows<3>(job, windows, job.panel + first); break;
+    default: pack_windows<4>(job, windows, job.panel + first);
+  }
+  return true;
+}
+#else
+static bool pack_by_windows(const PixelJob&, int64_t, int64_t) { return false; }
+#endif
+
+// Pixels from wherever they lie, by runs.
+static void pack_scattered(const PixelJob& job, int64_t first, int64_t end) {
+  while (first < end) {
+    const int64_t n = contiguous(job, first, end);
+    const float* from = job.base + job.pixels[first];
+    for (int64_t k = 0; k < job.input_count; ++k) {
+      float* to = job.panel + k * job.stride + first;
+      for (int64_t i = 0; i < n; ++i) to[i] = from[job.inputs[k] + i];
+    }
+    first += n;
   }
 }
 
 static void pack_pixels(const PixelJob* job) {
-  for (int64_t first = 0; first < job->stride; first += kGroup) {
-    const int64_t width = job->stride - first < kGroup ? job->stride - first : kGroup;
-    bool together = width == kGroup;
-    for (int64_t i = 1; i < width; ++i) together &= job->pixels[first + i] == job->pixels[first] + i;
-    if (!together) {
-      pack_gathered(*job, first, width);
-      continue;
-    }
+  for (int64_t first = 0; first < job->count; first += kGroup) {
+    const int64_t n = job->count - first < kGroup ? job->count - first : kGroup;
     const float* from = job->base + job->pixels[first];
     float* to = job->panel + first;
-    for (int64_t k = 0; k < job->input_count; ++k) store(to + k * job->stride, load(from + job->inputs[k]));
+    if (contiguous(*job, first, first + n) == n) {
+      for (int64_t k = 0; k < job->input_count; ++k)
+        store(to + k * job->stride, load_first(from + job->inputs[k], n));
+    } else if (!pack_by_windows(*job, first, n)) {
+      pack_scattered(*job, first, first + n);
+    }
   }
 }
 

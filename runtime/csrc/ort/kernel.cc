@@ -1,12 +1,10 @@
 #include "kernel.h"
 
-#include <atomic>
 #include <charconv>
-#include <cstdlib>
 #include <cstring>
-#include <thread>
 
 #include "node_reader.h"
+#include "session_threads.h"
 
 namespace sparsecc::ort {
 namespace {
@@ -20,67 +18,6 @@ struct MatMulDeleter {
 };
 struct ConvDeleter {
   void operator()(sparsecc_conv* op) const { sparsecc_conv_destroy(op); }
-};
-
-// ---- threads ----------------------------------------------------------------------------------------
-
-// onnxruntime has no way to ask how many threads a session has, so the work is cut for the machine (or
-// for $SPARSECC_THREADS). A session with one thread runs the pieces one after another.
-int32_t thread_hint() {
-  static const int32_t hint = [] {
-    const char* text = std::getenv("SPARSECC_THREADS");
-    const long asked = text != nullptr ? std::strtol(text, nullptr, 10) : 0;
-    if (asked > 0) return static_cast<int32_t>(asked < 1024 ? asked : 1024);
-    const unsigned cores = std::thread::hardware_concurrency();
-    return static_cast<int32_t>(cores > 0 ? cores : 1);
-  }();
-  return hint;
-}
-
-// Lends the session's own pool to the kernels.
-class SessionThreads {
- public:
-  SessionThreads(const Functions& api, const OrtKernelContext* context)
-      : executor{this, thread_hint(), &SessionThreads::parallel_for}, api_(api), context_(context) {}
-
-  bool failed() const { return failed_.load(); }
-
-  const sparsecc_executor executor;
-
- private:
-  struct Job {
-    SessionThreads* threads;
-    void (*fn)(void*, int64_t);
-    void* arg;
-  };
-
-  static void run_task(void* data, size_t task) {
-    const auto* job = static_cast<const Job*>(data);
-    // An exception must not unwind through onnxruntime's threads.
-    try {
-      job->fn(job->arg, static_cast<int64_t>(task));
-    } catch (...) {
-      job->threads->failed_ = true;
-    }
-  }
-
-  static void parallel_for(void* self, int64_t tasks, void (*fn)(void*, int64_t), void* arg) {
-    auto* threads = static_cast<SessionThreads*>(self);
-    Job job{threads, fn, arg};
-    const auto total = static_cast<size_t>(tasks > 0 ? tasks : 0);
-    if (total > 1) {
-      // Batch count 0 lets idle threads take the next task, which evens out unequal tasks.
-      OrtStatus* status =
-          threads->api_.KernelContext_ParallelFor(threads->context_, &run_task, total, 0, &job);
-      if (status == nullptr) return;
-      threads->api_.ReleaseStatus(status);  // refused before the first task: do it here
-    }
-    for (size_t task = 0; task < total; ++task) run_task(&job, task);
-  }
-
-  const Functions& api_;
-  const OrtKernelContext* context_;
-  std::atomic<bool> failed_{false};
 };
 
 // ---- what a node says -------------------------------------------------------------------------------
@@ -258,10 +195,6 @@ float* make_output(const Functions& api, OrtKernelContext* context, const std::v
   return static_cast<float*>(data);
 }
 
-void check_tasks(const SessionThreads& threads) {
-  if (threads.failed()) throw KernelError("a worker ran out of memory");
-}
-
 class MatMulKernel final : public Kernel {
  public:
   MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight)
@@ -282,16 +215,17 @@ class MatMulKernel final : public Kernel {
     float* y = make_output(api, context, dims);
     const int64_t rows = x.count / inputs_;
     if (rows == 0) return;
-    SessionThreads threads(api, context);
+    SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
       return sparsecc_matmul_run(op_.get(), static_cast<const float*>(x.data), rows, y, &threads.executor,
                                  error, size);
     });
-    check_tasks(threads);
+    threads.check();
   }
 
  private:
   std::unique_ptr<sparsecc_matmul, MatMulDeleter> op_;
+  mutable ThreadGauge gauge_;
   const int64_t outputs_, inputs_;
 };
 
@@ -326,16 +260,17 @@ class ConvKernel final : public Kernel {
     dims.push_back(out_hw[1]);
     float* y = make_output(api, context, dims);
     if (x.dims[0] == 0 || out_hw[0] == 0 || out_hw[1] == 0) return;
-    SessionThreads threads(api, context);
+    SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
       return sparsecc_conv_run(op_.get(), static_cast<const float*>(x.data), x.dims[0], channels_, in_hw[0],
                                in_hw[1], y, &threads.executor, error, size);
     });
-    check_tasks(threads);
+    threads.check();
   }
 
  private:
   std::unique_ptr<sparsecc_conv, ConvDeleter> op_;
+  mutable ThreadGauge gauge_;
   const int64_t outputs_, channels_;
   const size_t rank_;
 };

@@ -1,0 +1,82 @@
+#include "session_threads.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <thread>
+
+#include "kernel.h"
+
+namespace sparsecc::ort {
+namespace {
+
+constexpr int32_t kConvinced = 16;  // runs without company that make a node cut for one thread
+constexpr uint32_t kLookAgain = 16;
+
+int32_t threads_asked_for() {
+  static const int32_t threads = [] {
+    const char* text = std::getenv("SPARSECC_THREADS");
+    const long asked = text != nullptr ? std::strtol(text, nullptr, 10) : 0;
+    return static_cast<int32_t>(std::clamp(asked, 0L, 1024L));
+  }();
+  return threads;
+}
+
+int32_t threads_of_machine() {
+  static const unsigned cores = std::thread::hardware_concurrency();
+  return static_cast<int32_t>(std::max(cores, 1U));
+}
+
+}  // namespace
+
+int32_t ThreadGauge::hint() {
+  if (threads_asked_for() > 0) return threads_asked_for();
+  const bool alone = alone_.load(std::memory_order_relaxed) >= kConvinced;
+  // Now and then look again: the other threads may only have been busy elsewhere.
+  if (alone && runs_.fetch_add(1, std::memory_order_relaxed) % kLookAgain != 0) return 1;
+  return threads_of_machine();
+}
+
+void ThreadGauge::saw(bool only_the_caller) {
+  const int32_t count = alone_.load(std::memory_order_relaxed);
+  alone_.store(only_the_caller ? std::min(count + 1, kConvinced) : 0, std::memory_order_relaxed);
+}
+
+struct SessionThreads::Job {
+  SessionThreads* threads;
+  void (*fn)(void*, int64_t);
+  void* arg;
+  std::thread::id caller;
+  std::atomic<bool> shared{false};
+};
+
+void SessionThreads::check() const {
+  if (failed_.load()) throw KernelError("a worker ran out of memory");
+}
+
+void SessionThreads::run_task(void* data, size_t task) {
+  auto* job = static_cast<Job*>(data);
+  if (std::this_thread::get_id() != job->caller) job->shared.store(true, std::memory_order_relaxed);
+  // An exception must not unwind through onnxruntime's threads.
+  try {
+    job->fn(job->arg, static_cast<int64_t>(task));
+  } catch (...) {
+    job->threads->failed_ = true;
+  }
+}
+
+void SessionThreads::parallel_for(void* self, int64_t tasks, void (*fn)(void*, int64_t), void* arg) {
+  auto* threads = static_cast<SessionThreads*>(self);
+  Job job{threads, fn, arg, std::this_thread::get_id()};
+  const auto total = static_cast<size_t>(std::max<int64_t>(tasks, 0));
+  if (total > 1 && threads->executor.threads > 1) {
+    // Batch count 0 lets idle threads take the next task, which evens out unequal tasks.
+    OrtStatus* status =
+        threads->api_.KernelContext_ParallelFor(threads->context_, &run_task, total, 0, &job);
+    threads->gauge_.saw(!job.shared.load(std::memory_order_relaxed));
+    if (status == nullptr) return;
+    threads->api_.ReleaseStatus(status);  // refused before the first task: do it here
+  }
+  for (size_t task = 0; task < total; ++task) run_task(&job, task);
+}
+
+}  // namespace sparsecc::ort
