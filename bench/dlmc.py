@@ -58,7 +58,6 @@ def measure(path: Path, root: Path, rows: int, threads: int, scratch: Path) -> d
     onnx.save(linear_model(mask, 0), source)
     shapes = {"x": (rows, mask.shape[1])}
     result = sparsecc.optimize(source, scratch / "out.onnx", threads=threads, input_shapes=shapes)
-    assert result.latency is not None
     return {
         "pattern": str(path.relative_to(root).with_suffix("")),
         "shape": list(mask.shape),

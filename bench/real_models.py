@@ -74,7 +74,6 @@ def measure(name: str, path: Path, evaluation: ModuleType, scratch: Path, thread
         row["metric_before"] = metric(evaluation.onnx_runner(str(path)))
         row["metric_after"] = metric(evaluation.onnx_runner(str(output), custom_ops=[library]))
         row["metric_after_without_library"] = metric(evaluation.onnx_runner(str(output)))
-    assert result.latency is not None
     return {
         **row,
         "sites": len(result.sites),

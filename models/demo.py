@@ -77,7 +77,7 @@ def main() -> None:
                 Path(demo.model).stem,
                 f"{lowered} of {len(report['sites'])}",
                 f"{format_bytes(report['bytes_before'])} -> {format_bytes(report['bytes_after'])}",
-                f"{latency['before_ms']:.3f} -> {latency['after_ms']:.3f} ms ({latency['speedup']:.2f}x)",
+                f"{latency['before_ms']:.3g} -> {latency['after_ms']:.3g} ms ({latency['speedup']:.2f}x)",
                 f"{before['metric']} {before['value']:.4f} -> {after['value']:.4f}",
             )
         )

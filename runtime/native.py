@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ __all__ = ["get_library_path", "load", "register"]
 _VARIABLE = "SPARSECC_OPS_LIBRARY"
 _FILES = {"cpu": "libsparsecc_ops.so"}
 _OLDEST_ONNXRUNTIME = (1, 17)
+
+# onnxruntime takes a second registration without a word and then refuses to make the session.
+_registered: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
 
 
 def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = None) -> str:
@@ -78,7 +82,7 @@ def _package_folders() -> Iterator[Path]:
 
 
 def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLike[str] | None = None) -> None:
-    """Register the sparse operators with ``session_options``; once per options object.
+    """Register the sparse operators with ``session_options``; doing it again changes nothing.
 
     Args:
         session_options: options of a session that is still to be created.
@@ -96,6 +100,8 @@ def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLik
             "install onnxruntime 1.17 or later"
         )
     library = get_library_path(path=path)
+    if session_options in _registered:
+        return
     try:
         session_options.register_custom_ops_library(library)
     except Exception as error:  # onnxruntime's exception classes are not public
@@ -103,6 +109,7 @@ def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLik
             f"the operator library cannot be registered: {_one_line(error)} (a library built for another "
             "machine? rebuild with `make build`)"
         ) from error
+    _registered.add(session_options)
 
 
 def load(

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
-from sparsecc.errors import ModelError, RuntimeMissingError, SparseccError, UsageError, VerificationError
+from sparsecc.errors import RuntimeMissingError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256
 from sparsecc.pm import (
     DumpInstrument,
@@ -33,16 +29,7 @@ from sparsecc.pm import (
 from sparsecc.sparse import density
 from sparsecc.target import Target
 
-__all__ = ["Latency", "OptimizeResult", "SiteDecision", "load", "optimize", "save"]
-
-Inputs = Mapping[str, npt.NDArray[np.generic]]
-
-#: Relative L2 distance allowed between the pruned dense model and the emitted one: fp32 rounding.
-TOLERANCE = 1e-5
-#: An output slower than the input by more than this factor is thrown away.
-SLOWEST_ALLOWED = 1.02
-#: Seconds spent on the final comparison with the input model.
-_FINAL_SECONDS = 10.0
+__all__ = ["OptimizeResult", "SiteDecision", "load", "optimize", "save"]
 
 
 @dataclass(frozen=True)
@@ -67,33 +54,7 @@ class SiteDecision:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "site": self.site,
-            "op": self.op,
-            "shape": list(self.shape),
-            "density": round(self.density, 6),
-            "layout": self.layout,
-            "reason": self.reason,
-        }
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median time of the input and of the output model, interleaved in one process, in ms."""
-
-    before_ms: float
-    after_ms: float
-    speedup: float
-    threads: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "before_ms": self.before_ms,
-            "after_ms": self.after_ms,
-            "speedup": self.speedup,
-            "threads": self.threads,
-        }
+        return asdict(self)
 
 
 @dataclass
@@ -106,7 +67,7 @@ class OptimizeResult:
         sites: one decision per site, in graph order.
         reports: what each pass reported.
         bytes_before, bytes_after: size of the model files, external data included.
-        latency: measured at the end; ``None`` where nothing was lowered.
+        latency: of the input and the output, measured at the end.
         max_rel_l2: largest relative L2 distance between the pruned dense model and the output, over its outputs,
             with and without the operator library.
         notes: what the user should know (synthetic inputs, a fallback to the input model, …).
@@ -118,9 +79,9 @@ class OptimizeResult:
     reports: list[PassReport]
     bytes_before: int
     bytes_after: int
-    latency: Latency | None = None
-    max_rel_l2: float | None = None
-    notes: list[str] = field(default_factory=list)
+    latency: plan.Latency
+    max_rel_l2: float
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``--json`` and reports."""
@@ -129,7 +90,7 @@ class OptimizeResult:
             "pipeline": self.pipeline,
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
-            "latency": None if self.latency is None else self.latency.to_json(),
+            "latency": asdict(self.latency),
             "max_rel_l2": self.max_rel_l2,
             "sites": [decision.to_json() for decision in self.sites],
             "passes": [report.to_json() for report in self.reports],
@@ -239,11 +200,13 @@ def optimize(
             num_samples=num_samples,
             seed=seed,
             input_shapes=input_shapes,
+            progress=progress,
         )
-    if data is None or data.synthetic:
+        notes.extend(data.notes)
+    else:
         notes.append("timed and verified on synthetic inputs; --calibration-data gives it real ones")
-    inputs = _runnable_inputs(original, data, seed, input_shapes)
-    timed = inputs if data is None else _timing_inputs(original, inputs, seed, input_shapes)
+    inputs = plan.runnable_inputs(original, data, seed, input_shapes)
+    timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
     _refuse_contradiction(pipeline, recipe, pattern, sparsity, method)
     library = _library_found()
     if not library:
@@ -280,16 +243,16 @@ def optimize(
     try:
         reports = chosen.run(work, context)
         emit.finalize(work)
-        judge = _Judge(original, timed, table, threads, keep_slower, library)
+        judge = plan.Judge(original, timed, table, threads, keep_slower, library)
         lossless = all(item.lossless for item in chosen.passes)
-        work, latency = judge.not_slower(work, before_lowering.model if lossless else None, notes)
+        candidate = work
+        work, latency = judge.not_slower(candidate, before_lowering.model if lossless else None, notes)
     finally:
         table.save()
-    reference = before_lowering.model or work
-    if lossless:
-        reference = original
-    distance = _verify(reference, work, inputs, library)
-    sites = _decisions(before_lowering.model or work, work, reports)
+    dense = before_lowering.model if work is candidate and before_lowering.model is not None else work
+    reference = original if lossless or work is not candidate else dense
+    distance = plan.check_agreement(reference, work, inputs, library)
+    sites = _decisions(dense, work, reports)
     _record_provenance(work, source, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(
@@ -303,69 +266,6 @@ def optimize(
         max_rel_l2=distance,
         notes=notes,
     )
-
-
-#: Sizes tried for symbolic dimensions when a model cannot run on the usual small one.
-_LARGER_SIZES = (128, 512)
-
-
-def _runnable_inputs(
-    model: ir.Model, data: calib.Calibration | None, seed: int, shapes: Mapping[str, Sequence[int]] | None
-) -> Inputs:
-    """Inputs of ``data``, else synthetic ones; some models need longer sequences than the default size.
-
-    Raises:
-        ModelError: onnxruntime cannot run the model on any of them.
-    """
-    inputs = verify.make_inputs(model, data, seed, shapes)
-    session = verify.session(model, library=False)
-    if data is not None or shapes:
-        session.run(inputs)
-        return inputs
-    specs = {spec.name: spec.shape or () for spec in model.input_specs()}
-    trials: list[Inputs] = [inputs]
-    for size in _LARGER_SIZES:
-        larger = {
-            name: tuple(
-                size if not isinstance(dim, int) and now not in (0, 1) else now
-                for dim, now in zip(specs[name], array.shape, strict=True)
-            )
-            for name, array in inputs.items()
-        }
-        trials.append(verify.make_inputs(model, None, seed, larger))
-    failure: SparseccError | None = None
-    for trial in trials:
-        try:
-            session.run(trial)
-            return trial
-        except SparseccError as error:
-            failure = failure or error
-    raise ModelError(f"{failure}; give inputs with --calibration-data or their shapes with --input-shapes")
-
-
-def _timing_inputs(
-    model: ir.Model, batch: Inputs, seed: int, shapes: Mapping[str, Sequence[int]] | None
-) -> Inputs:
-    """Inputs to time on: of the asked shapes, else one sample of ``batch`` where the batch size is open."""
-    if shapes:
-        return verify.make_inputs(model, None, seed, shapes)
-    default = verify.make_inputs(model, None, seed)
-    first = next(iter(default), None)
-    samples = default[first].shape[:1] if first is not None else ()
-    return {
-        name: array[:1] if samples == (1,) and default[name].shape[:1] == (1,) else array
-        for name, array in batch.items()
-    }
-
-
-def _fingerprint(data: calib.Calibration) -> str:
-    """SHA-256 (hex) over the arrays of all batches."""
-    digest = hashlib.sha256()
-    for batch in data:
-        for name, array in sorted(batch.items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def _library_found() -> bool:
@@ -404,7 +304,7 @@ def _check_paths(source: Path, destination: Path) -> None:
 
 
 def _instruments(
-    dump: str | os.PathLike[str] | None, stop_after: str | None, verify_each: bool, inputs: Inputs
+    dump: str | os.PathLike[str] | None, stop_after: str | None, verify_each: bool, inputs: plan.Inputs
 ) -> list[Instrument]:
     chosen: list[Instrument] = []
     if dump is not None:
@@ -413,12 +313,14 @@ def _instruments(
         chosen.append(StopAfterInstrument(stop_after))
     if verify_each:
         chosen.append(
-            VerifyEachInstrument(lambda a, b: verify.worst_rel_l2(_compare_ready(a, b, inputs)), TOLERANCE)
+            VerifyEachInstrument(
+                lambda a, b: verify.worst_rel_l2(_compare_ready(a, b, inputs)), plan.TOLERANCE
+            )
         )
     return chosen
 
 
-def _compare_ready(a: ir.Model, b: ir.Model, inputs: Inputs) -> list[verify.OutputDiff]:
+def _compare_ready(a: ir.Model, b: ir.Model, inputs: plan.Inputs) -> list[verify.OutputDiff]:
     """Compare models in the middle of a pipeline: their sparse operators have no function yet."""
     before, after = a.copy(), b.copy()
     emit.finalize(before)
@@ -435,91 +337,6 @@ class _BeforeLowering(Instrument):
     def before(self, pass_: Pass, model: ir.Model, ctx: PassContext) -> None:
         if pass_.name == "lower-sparse":
             self.model = model.copy()
-
-
-class _Judge:
-    """Measures candidates against the input model and throws away what is slower."""
-
-    def __init__(
-        self,
-        original: ir.Model,
-        inputs: Inputs,
-        table: plan.CostTable,
-        threads: int,
-        keep_slower: bool,
-        library: bool,
-    ) -> None:
-        self._original = original
-        self._inputs = inputs
-        self._table = table
-        self._threads = threads
-        self._keep_slower = keep_slower
-        self._library = library
-
-    def not_slower(
-        self, candidate: ir.Model, dense: ir.Model | None, notes: list[str]
-    ) -> tuple[ir.Model, Latency]:
-        """The first of: the candidate, its dense form, the input itself, that is not slower than the input."""
-        latency = self._measure(candidate)
-        if self._keep_slower or latency.speedup * SLOWEST_ALLOWED >= 1:
-            return candidate, latency
-        for name, fallback in (("its dense form", dense), ("the input unchanged", self._original.copy())):
-            if fallback is None:
-                continue
-            notes.append(f"the result was slower than the input ({latency.speedup:.2f}x): {name} is written")
-            latency = self._measure(fallback)
-            candidate = fallback
-            if latency.speedup * SLOWEST_ALLOWED >= 1:
-                break
-        return candidate, latency
-
-    def _measure(self, model: ir.Model) -> Latency:
-        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
-        pair = f"{self._original.fingerprint()} {model.fingerprint()} {shapes}"
-        digest = hashlib.sha256(pair.encode()).hexdigest()[:16]
-        times = self._table.get_or_measure(
-            f"final {digest} threads={self._threads}",
-            ("before", "after", "speedup"),
-            lambda: self._time(model),
-        )
-        return Latency(times["before"], times["after"], times["speedup"], self._threads)
-
-    def _time(self, model: ir.Model) -> dict[str, float]:
-        """Times of the input and of ``model``; once more, and longer, where noise may have spoken against it."""
-        same = model.fingerprint() == self._original.fingerprint()
-        for seconds in (_FINAL_SECONDS, 2 * _FINAL_SECONDS):
-            result = verify.benchmark(
-                [self._original] if same else [self._original, model],
-                self._inputs,
-                threads=self._threads,
-                library=self._library,
-                max_seconds=seconds,
-            )
-            if result.ratio_to_first[-1] * SLOWEST_ALLOWED >= 1:
-                break
-        return {
-            "before": result.models[0].median_ms,
-            "after": result.models[-1].median_ms,
-            "speedup": result.ratio_to_first[-1],
-        }
-
-
-def _verify(reference: ir.Model, result: ir.Model, inputs: Inputs, has_library: bool) -> float:
-    """Largest relative L2 distance of any output, with and without the operator library.
-
-    Raises:
-        VerificationError: it is larger than ``TOLERANCE``.
-    """
-    worst = 0.0
-    for library in (True, False) if has_library else (False,):
-        for diff in verify.compare(reference, result, inputs, library=(False, library)):
-            if not diff.rel_l2 <= TOLERANCE:
-                raise VerificationError(
-                    f"output {diff.name} differs by {diff.rel_l2:.2e} (relative L2, allowed {TOLERANCE:.0e}) "
-                    f"{'with' if library else 'without'} the operator library; nothing was written: please report it"
-                )
-            worst = max(worst, diff.rel_l2)
-    return worst
 
 
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
@@ -569,7 +386,7 @@ def _record_provenance(
             "sparsecc.pipeline": str(pipeline),
             "sparsecc.input_sha256": file_sha256(source),
             "sparsecc.seed": str(seed),
-            "sparsecc.calibration": "none" if data is None else _fingerprint(data),
+            "sparsecc.calibration": "none" if data is None else data.fingerprint(),
             "sparsecc.layouts": json.dumps(layouts, sort_keys=True),
         }
     )

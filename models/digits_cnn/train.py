@@ -153,7 +153,8 @@ def main(epochs: int, prune_epochs: int, sparsity: float, seed: int, threads: in
     output.mkdir(parents=True, exist_ok=True)
     parts = split_digits(seed)
     np.savez_compressed(output / "test.npz", images=parts["test"][0], labels=parts["test"][1])
-    np.savez_compressed(output / "calibration.npz", image=to_input(parts["calibration"][0]))
+    batches = to_input(parts["calibration"][0])[:, None]  # 100 batches of one
+    np.savez_compressed(output / "calibration.npz", image=batches)
     images, labels = torch.from_numpy(to_input(parts["train"][0])), torch.from_numpy(parts["train"][1])
 
     model = Classifier()

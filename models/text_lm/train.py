@@ -250,7 +250,7 @@ def main(
     characters = np.array(list("\0" + alphabet))
     np.savez_compressed(output / "test.npz", windows=windows(codes["test"]), alphabet=characters)
     calibration = windows(codes["calibration"])
-    spread = calibration[:: len(calibration) // 64][:64, :-1]
+    spread = calibration[:: len(calibration) // 64][:64, None, :-1]  # 64 batches of one
     np.savez_compressed(output / "calibration.npz", ids=spread.astype(np.int64))
 
     model = LanguageModel()

@@ -140,17 +140,13 @@ def command(
 
 
 def _summary(result: OptimizeResult) -> list[str]:
+    latency = result.latency
     lines = [
         f"{result.output}: {format_bytes(result.bytes_before)} -> {format_bytes(result.bytes_after)} "
-        f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)"
+        f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)",
+        f"latency {latency.before_ms:.4g} ms -> {latency.after_ms:.4g} ms ({latency.speedup:.2f}x, "
+        f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, operator library loaded, "
+        "medians of interleaved runs)",
+        f"verified with and without the operator library: relative L2 {result.max_rel_l2:.1e}",
     ]
-    latency = result.latency
-    if latency is not None:
-        lines.append(
-            f"latency {latency.before_ms:.3f} ms -> {latency.after_ms:.3f} ms ({latency.speedup:.2f}x, "
-            f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, operator library loaded, "
-            "medians of interleaved runs)"
-        )
-    if result.max_rel_l2 is not None:
-        lines.append(f"verified with and without the operator library: relative L2 {result.max_rel_l2:.1e}")
     return [*lines, *(f"note: {note}" for note in result.notes)]

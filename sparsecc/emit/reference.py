@@ -46,10 +46,8 @@ def evaluate(
     """
     weight = _dense_weight(inputs, attributes)
     x, bias = inputs["x"].astype(np.float64), inputs["bias"].astype(np.float64)
-    if conv:
-        z = _convolve(x, weight, attributes) + bias.reshape(-1, *[1] * (x.ndim - 2))
-    else:
-        z = x @ weight.T + bias
+    spatial = x.ndim - 2 if conv else 0
+    z = (_convolve(x, weight, attributes) if conv else x @ weight.T) + bias.reshape(-1, *[1] * spatial)
     with np.errstate(over="ignore"):
         return _activate(z, activation, inputs, attributes).astype(np.float32)
 

@@ -157,7 +157,10 @@ class CustomOp:
         inputs = ", ".join(item.name for item in self.inputs)
         body = "".join(
             (
-                _BLOCKS if self.blocks else _ELEMENTS,
+                _CONSTANTS,
+                _GRID_OF_BLOCKS if self.blocks else _GRID_OF_ELEMENTS,
+                _FILL_THE_GRID,
+                _DENSE_WEIGHT[self.family],
                 _CONV if self.conv else _MATMUL,
                 _ACTIVATION_BODIES[self.activation],
             )
@@ -202,18 +205,52 @@ def _conv_extent(size: Dim, kernel: int, stride: int, pad: int, dilation: int) -
 # no Split, and ReduceProd without axes. And no shape depends on data (no Compress, no NonZero): since 1.27
 # onnxruntime folds a constant node only if its output size, at most 1 GiB, is known beforehand.
 
-# For every token the position it ends at and how many values were stored before it; from these, for every
-# cell of the grid, which stored value (block) fills it. A token that stores nothing writes to a cell beyond
-# the grid, and -1 finds the block of zeros appended to the values.
-_OWNERS = """
+_CONSTANTS = """
   minus_one = Constant <value = int64[1] {-1}> ()
   zero = Constant <value = int64[1] {0}> ()
   one = Constant <value = int64[1] {1}> ()
+  two = Constant <value = int64[1] {2}> ()
+  three = Constant <value = int64[1] {3}> ()
   fifteen = Constant <value = int64[1] {15}> ()
   sixteen = Constant <value = int64[1] {16}> ()
   one_int32 = Constant <value = int32[1] {1}> ()
   as_column = Constant <value = int64[2] {-1, 1}> ()
+  corner = Constant <value = int64[2] {0, 0}> ()
   first_axis = Constant <value = int64 {0}> ()
+"""
+
+# The grid whose cells the gap stream counts: the entries of the weight, or its blocks.
+_GRID_OF_ELEMENTS = """
+  cells = ReduceProd <keepdims = 1> (shape)
+  grid_shape = Identity (shape)
+  one_unit = Identity (one)
+"""
+
+_GRID_OF_BLOCKS = """
+  rank = Shape (shape)
+  outputs = Slice (shape, zero, one)
+  reduced = Slice (shape, one, rank)
+  columns = ReduceProd <keepdims = 1> (reduced)
+  values_shape = Shape (values)
+  block_rows = Slice (values_shape, one, two)
+  block_cols = Slice (values_shape, two, three)
+  outputs_up = Add (outputs, block_rows)
+  outputs_last = Sub (outputs_up, one)
+  grid_rows = Div (outputs_last, block_rows)
+  columns_up = Add (columns, block_cols)
+  columns_last = Sub (columns_up, one)
+  grid_cols = Div (columns_last, block_cols)
+  cells = Mul (grid_rows, grid_cols)
+  grid_shape = Concat <axis = 0> (grid_rows, grid_cols)
+  padded_rows = Mul (grid_rows, block_rows)
+  padded_cols = Mul (grid_cols, block_cols)
+  one_unit = Concat <axis = 0> (one, block_rows, block_cols)
+"""
+
+# For every token the position it ends at and how many values were stored before it; from these, for every
+# cell, which stored value (block) fills it. A token that stores nothing writes to a cell beyond the grid,
+# and -1 finds the zeros appended to the values.
+_FILL_THE_GRID = """
   bytes = Cast <to = 7> (indices)
   high = Div (bytes, sixteen)
   high_part = Mul (high, sixteen)
@@ -227,62 +264,45 @@ _OWNERS = """
   stores = Less (tokens, fifteen)
   stored = Cast <to = 6> (stores)
   stored_so_far = CumSum (stored, first_axis)
-  rank = Sub (stored_so_far, one_int32)
+  number = Sub (stored_so_far, one_int32)
   cell = Where (stores, position, cells)
   cells_and_beyond = Add (cells, one)
   nobody = ConstantOfShape <value = int32[1] {-1}> (cells_and_beyond)
-  owner_and_beyond = ScatterElements <axis = 0> (nobody, cell, rank)
+  owner_and_beyond = ScatterElements <axis = 0> (nobody, cell, number)
   owner = Slice (owner_and_beyond, zero, cells)
+  owner_of_cell = Reshape (owner, grid_shape)
+  nothing = ConstantOfShape (one_unit)
+  choices = Concat <axis = 0> (values, nothing)
+  grid = Gather <axis = 0> (choices, owner_of_cell)
 """
 
-_ELEMENTS = f"""
-  cells = ReduceProd <keepdims = 1> (shape)
-{_OWNERS}
-  nothing = Constant <value = float[1] {{0.0}}> ()
-  choices = Concat <axis = 0> (values, nothing)
-  entries = Gather <axis = 0> (choices, owner)
-  weight = Reshape (entries, shape)
-"""
-
-_BLOCKS = f"""
-  from = Constant <value = int64[1] {{0}}> ()
-  unit_size = Constant <value = int64[1] {{1}}> ()
-  two = Constant <value = int64[1] {{2}}> ()
-  three = Constant <value = int64[1] {{3}}> ()
-  rank_of_weight = Shape (shape)
-  outputs = Slice (shape, from, unit_size)
-  reduced = Slice (shape, unit_size, rank_of_weight)
-  columns = ReduceProd <keepdims = 1> (reduced)
-  block = Shape (values)
-  block_rows = Slice (block, unit_size, two)
-  block_cols = Slice (block, two, three)
-  outputs_up = Add (outputs, block_rows)
-  outputs_last = Sub (outputs_up, unit_size)
-  grid_rows = Div (outputs_last, block_rows)
-  columns_up = Add (columns, block_cols)
-  columns_last = Sub (columns_up, unit_size)
-  grid_cols = Div (columns_last, block_cols)
-  cells = Mul (grid_rows, grid_cols)
-{_OWNERS}
-  one_block = Concat <axis = 0> (one, block_rows, block_cols)
-  nothing = ConstantOfShape (one_block)
-  choices = Concat <axis = 0> (values, nothing)
-  blocks = Gather <axis = 0> (choices, owner)
-  tiled_shape = Concat <axis = 0> (grid_rows, grid_cols, block_rows, block_cols)
-  tiled = Reshape (blocks, tiled_shape)
-  rows_first = Transpose <perm = [0, 2, 1, 3]> (tiled)
-  padded_rows = Mul (grid_rows, block_rows)
-  padded_cols = Mul (grid_cols, block_cols)
+# From the grid, [N, K] (the weight's own shape for a Conv) or [rows, columns, R, C] with blocks, to what
+# MatMul or Conv reads. What a block holds beyond the edge of the weight is cut off.
+_DENSE_WEIGHT: Mapping[str, str] = {
+    "SparseMatMul": """
+  weight_t = Transpose <perm = [1, 0]> (grid)
+""",
+    "SparseConv": """
+  weight = Identity (grid)
+""",
+    "BlockSparseMatMul": """
+  columns_first = Transpose <perm = [1, 3, 0, 2]> (grid)
+  padded_shape = Concat <axis = 0> (padded_cols, padded_rows)
+  padded = Reshape (columns_first, padded_shape)
+  ends = Concat <axis = 0> (columns, outputs)
+  weight_t = Slice (padded, corner, ends)
+""",
+    "BlockSparseConv": """
+  rows_first = Transpose <perm = [0, 2, 1, 3]> (grid)
   padded_shape = Concat <axis = 0> (padded_rows, padded_cols)
   padded = Reshape (rows_first, padded_shape)
-  corner = Constant <value = int64[2] {{0, 0}}> ()
   ends = Concat <axis = 0> (outputs, columns)
   matrix = Slice (padded, corner, ends)
   weight = Reshape (matrix, shape)
-"""
+""",
+}
 
 _MATMUL = """
-  weight_t = Transpose <perm = [1, 0]> (weight)
   product = MatMul (x, weight_t)
   z = Add (product, bias)
 """

@@ -2,8 +2,31 @@
 
 from __future__ import annotations
 
+from sparsecc.plan.acceptance import (
+    TOLERANCE,
+    Inputs,
+    Judge,
+    Latency,
+    check_agreement,
+    runnable_inputs,
+    timing_inputs,
+)
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.timing import MeasuredCosts
 
-__all__ = ["METHODS", "CostTable", "MeasuredCosts", "cache_directory", "machine_facts", "preset"]
+__all__ = [
+    "METHODS",
+    "TOLERANCE",
+    "CostTable",
+    "Inputs",
+    "Judge",
+    "Latency",
+    "MeasuredCosts",
+    "cache_directory",
+    "check_agreement",
+    "machine_facts",
+    "preset",
+    "runnable_inputs",
+    "timing_inputs",
+]

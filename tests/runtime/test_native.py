@@ -89,7 +89,10 @@ def test_load_runs_a_file(tmp_path, packed) -> None:
     file = tmp_path / "m.onnx"
     emit.single_op_model(weight, ["B", 24]).save(file)
     x = np.random.default_rng(0).standard_normal((2, 24)).astype(np.float32)
-    for options in (None, onnxruntime.SessionOptions()):
+    registered = onnxruntime.SessionOptions()
+    runtime.register(registered)
+    runtime.register(registered)
+    for options in (None, onnxruntime.SessionOptions(), registered):
         session = runtime.load(file, threads=1, session_options=options)
         assert session.get_session_options().intra_op_num_threads == 1
         np.testing.assert_allclose(

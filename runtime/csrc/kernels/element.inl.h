@@ -2,7 +2,7 @@
 #pragma once
 
 template <int Wide>
-constexpr int kElementChains = Wide * kParts >= 8 ? 1 : 2;
+constexpr int kElementChains = Wide * kParts >= 8 ? 1 : Wide * kParts > 2 ? 2 : 4;
 
 template <int Wide>
 static void element_wide(const ElementJob& job) {
@@ -35,7 +35,12 @@ static void element_wide(const ElementJob& job) {
       for (; i + kElementChains<Wide> <= count; i += kElementChains<Wide>)
         SPARSECC_UNROLL
         for (int c = 0; c < kElementChains<Wide>; ++c) one(i + c, c);
-      for (; i < count; ++i) one(i, 0);
+      if constexpr (kElementChains<Wide> == 4)
+        if ((count & 2) != 0) {
+          one(i++, 0);
+          one(i++, 1);
+        }
+      if (kElementChains<Wide> > 1 && (count & 1) != 0) one(i, 2 % kElementChains<Wide>);
       SPARSECC_UNROLL
       for (int v = 0; v < Wide; ++v) {
         SPARSECC_UNROLL

@@ -1,0 +1,172 @@
+"""Accepting a result: inputs to judge it on, agreement with the reference, and no slower than the input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsecc import calib, verify
+from sparsecc.errors import ModelError, SparseccError, VerificationError
+from sparsecc.ir import Model
+from sparsecc.plan.costs import CostTable
+
+__all__ = ["TOLERANCE", "Inputs", "Judge", "Latency", "check_agreement", "runnable_inputs", "timing_inputs"]
+
+Inputs = Mapping[str, npt.NDArray[np.generic]]
+
+#: Relative L2 distance allowed between the pruned dense model and the emitted one: fp32 rounding.
+TOLERANCE = 1e-5
+#: An output slower than the input by more than this factor is thrown away.
+SLOWEST_ALLOWED = 1.02
+#: Seconds spent on the final comparison with the input model.
+_FINAL_SECONDS = 10.0
+
+#: Sizes tried for symbolic dimensions when a model cannot run on the usual small one.
+_LARGER_SIZES = (128, 512)
+
+
+def runnable_inputs(
+    model: Model, data: calib.Calibration | None, seed: int, shapes: Mapping[str, Sequence[int]] | None
+) -> Inputs:
+    """Inputs of ``data``, else synthetic ones; some models need longer sequences than the default size.
+
+    Raises:
+        ModelError: onnxruntime cannot run the model on any of them.
+    """
+    inputs = verify.make_inputs(model, data, seed, shapes)
+    session = verify.session(model, library=False)
+    if data is not None or shapes:
+        session.run(inputs)
+        return inputs
+    specs = {spec.name: spec.shape or () for spec in model.input_specs()}
+    trials: list[Inputs] = [inputs]
+    for size in _LARGER_SIZES:
+        larger = {
+            name: tuple(
+                size if not isinstance(dim, int) and now not in (0, 1) else now
+                for dim, now in zip(specs[name], array.shape, strict=True)
+            )
+            for name, array in inputs.items()
+        }
+        trials.append(verify.make_inputs(model, None, seed, larger))
+    failure: SparseccError | None = None
+    for trial in trials:
+        try:
+            session.run(trial)
+            return trial
+        except SparseccError as error:
+            failure = failure or error
+    raise ModelError(f"{failure}; give inputs with --calibration-data or their shapes with --input-shapes")
+
+
+def timing_inputs(
+    model: Model, batch: Inputs, seed: int, shapes: Mapping[str, Sequence[int]] | None
+) -> Inputs:
+    """Inputs to time on: of the asked shapes, else one sample of ``batch`` where the batch size is open."""
+    if shapes:
+        return verify.make_inputs(model, None, seed, shapes)
+    default = verify.make_inputs(model, None, seed)
+    first = next(iter(default), None)
+    samples = default[first].shape[:1] if first is not None else ()
+    return {
+        name: array[:1] if samples == (1,) and default[name].shape[:1] == (1,) else array
+        for name, array in batch.items()
+    }
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median time of the input and of the output model, interleaved in one process, in ms."""
+
+    before_ms: float
+    after_ms: float
+    speedup: float
+    threads: int
+
+
+class Judge:
+    """Measures candidates against the input model and throws away what is slower."""
+
+    def __init__(
+        self,
+        original: Model,
+        inputs: Inputs,
+        table: CostTable,
+        threads: int,
+        keep_slower: bool,
+        library: bool,
+    ) -> None:
+        self._original = original
+        self._inputs = inputs
+        self._table = table
+        self._threads = threads
+        self._keep_slower = keep_slower
+        self._library = library
+
+    def not_slower(self, candidate: Model, dense: Model | None, notes: list[str]) -> tuple[Model, Latency]:
+        """The first of: the candidate, its dense form, the input itself, that is not slower than the input."""
+        latency = self._measure(candidate)
+        if self._keep_slower or latency.speedup * SLOWEST_ALLOWED >= 1:
+            return candidate, latency
+        for name, fallback in (("its dense form", dense), ("the input unchanged", self._original.copy())):
+            if fallback is None:
+                continue
+            notes.append(f"the result was slower than the input ({latency.speedup:.2f}x): {name} is written")
+            latency = self._measure(fallback)
+            candidate = fallback
+            if latency.speedup * SLOWEST_ALLOWED >= 1:
+                break
+        return candidate, latency
+
+    def _measure(self, model: Model) -> Latency:
+        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
+        pair = f"{self._original.fingerprint()} {model.fingerprint()} {shapes}"
+        digest = hashlib.sha256(pair.encode()).hexdigest()[:16]
+        times = self._table.get_or_measure(
+            f"final {digest} threads={self._threads}",
+            ("before", "after", "speedup"),
+            lambda: self._time(model),
+        )
+        return Latency(times["before"], times["after"], times["speedup"], self._threads)
+
+    def _time(self, model: Model) -> dict[str, float]:
+        """Times of the input and of ``model``; once more, and longer, where noise may have spoken against it."""
+        same = model.fingerprint() == self._original.fingerprint()
+        for seconds in (_FINAL_SECONDS, 2 * _FINAL_SECONDS):
+            result = verify.benchmark(
+                [self._original] if same else [self._original, model],
+                self._inputs,
+                threads=self._threads,
+                library=self._library,
+                max_seconds=seconds,
+            )
+            if result.ratio_to_first[-1] * SLOWEST_ALLOWED >= 1:
+                break
+        return {
+            "before": result.models[0].median_ms,
+            "after": result.models[-1].median_ms,
+            "speedup": result.ratio_to_first[-1],
+        }
+
+
+def check_agreement(reference: Model, result: Model, inputs: Inputs, has_library: bool) -> float:
+    """Largest relative L2 distance of any output, with and without the operator library.
+
+    Raises:
+        VerificationError: it is larger than ``TOLERANCE``.
+    """
+    worst = 0.0
+    for library in (True, False) if has_library else (False,):
+        for diff in verify.compare(reference, result, inputs, library=(False, library)):
+            if not diff.rel_l2 <= TOLERANCE:
+                raise VerificationError(
+                    f"output {diff.name} differs by {diff.rel_l2:.2e} (relative L2, allowed {TOLERANCE:.0e}) "
+                    f"{'with' if library else 'without'} the operator library; nothing was written: please report it"
+                )
+            worst = max(worst, diff.rel_l2)
+    return worst
