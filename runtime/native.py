@@ -1,8 +1,8 @@
 """Find the operator library and register it with onnxruntime sessions.
 
 Environment variables: ``SPARSECC_OPS_LIBRARY`` is the library to use; and, read by the library itself when it
-is first used, ``SPARSECC_ISA`` (one of ``isas()``) forces a lower instruction set and ``SPARSECC_THREADS`` is
-for how many threads the work of one operator is cut.
+is first used, ``SPARSECC_ISA`` (one of ``isas()``) forces a lower instruction set and ``SPARSECC_THREADS`` says
+for how many threads the work of one operator is cut, whatever the session says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = ["get_library_path", "load", "register"]
 _VARIABLE = "SPARSECC_OPS_LIBRARY"
 _FILES = {"cpu": "libsparsecc_ops.so"}
 _OLDEST_ONNXRUNTIME = (1, 17)
+_THREADS = "sparsecc.threads"
 
 # onnxruntime takes a second registration without a word and then refuses to make the session.
 _registered: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
@@ -84,6 +85,9 @@ def _package_folders() -> Iterator[Path]:
 def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLike[str] | None = None) -> None:
     """Register the sparse operators with ``session_options``; doing it again changes nothing.
 
+    The operators cut their work for ``session_options.intra_op_num_threads`` as it stands now, so set it before.
+    Left at 0, they find out while they run how many threads there are.
+
     Args:
         session_options: options of a session that is still to be created.
         path: an explicit library file, as in ``get_library_path``.
@@ -103,6 +107,8 @@ def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLik
     if session_options in _registered:
         return
     try:
+        if session_options.intra_op_num_threads > 0:
+            session_options.add_session_config_entry(_THREADS, str(session_options.intra_op_num_threads))
         session_options.register_custom_ops_library(library)
     except Exception as error:  # onnxruntime's exception classes are not public
         raise RuntimeMissingError(

@@ -77,8 +77,8 @@ int sparsecc_conv_output_size(const sparsecc_conv* op, const int64_t in_hw[2], i
   });
 }
 
-int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch, int64_t channels, int64_t height,
-                      int64_t width, float* y, const sparsecc_executor* executor, char* error,
+int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch, int64_t channels,
+                      int64_t height, int64_t width, float* y, const sparsecc_executor* executor, char* error,
                       size_t error_size) {
   return guard(error, error_size, [&] {
     require(op != nullptr, "op must not be null");

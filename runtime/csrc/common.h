@@ -10,6 +10,10 @@
 #include <type_traits>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace sparsecc {
 
 // Thrown inside the library only; every C function turns it into text (see guard() in c_api.cc).
@@ -29,6 +33,20 @@ inline std::string quoted(const char* text) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Memory aligned to a cache line; large blocks on huge pages where the system gives them, which saves
+// up to a fifth when weights are streamed once per call (one row of x).
+inline void* allocate(size_t bytes) {
+  constexpr size_t kHugePage = size_t{1} << 21;
+  const bool huge = bytes >= 2 * kHugePage;
+  const size_t alignment = huge ? kHugePage : 64, whole = (bytes + alignment - 1) / alignment * alignment;
+  void* memory = std::aligned_alloc(alignment, whole);
+  if (memory == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+  if (huge) madvise(memory, whole, MADV_HUGEPAGE);  // only a hint: may fail
+#endif
+  return memory;
+}
 
 // A block of memory aligned to a cache line. Contents are zero after the sized constructor.
 template <class T>
@@ -68,8 +86,7 @@ class Buffer {
     size_ = 0;
     const int64_t bytes = round_up(size * static_cast<int64_t>(sizeof(T)), 64);
     if (bytes == 0) return;
-    data_ = static_cast<T*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
-    if (data_ == nullptr) throw std::bad_alloc();
+    data_ = static_cast<T*>(allocate(static_cast<size_t>(bytes)));
     size_ = size;
     if (zero) __builtin_memset(data_, 0, static_cast<size_t>(bytes));
   }

@@ -46,16 +46,17 @@ void check_geometry(const sparsecc_conv_geometry& g, const Weight& weight) {
 
 // Blocks go through the block kernel only if no register group of outputs crosses a conv group.
 bool blocks_fit(const Weight& weight, int64_t groups) {
-  return has_block_kernel(weight.layout) && (groups == 1 || weight.outputs / groups % weight.layout.rows == 0);
+  return has_block_kernel(weight.layout) &&
+         (groups == 1 || weight.outputs / groups % weight.layout.rows == 0);
 }
 
 }  // namespace
 
 struct sparsecc_conv::Frame {
   int64_t batch, in[2], out[2];
-  int64_t pixels;      // of one output plane
-  bool direct;         // x can be read as it is
-  int64_t padded[2];   // size of a plane as it is read
+  int64_t pixels;     // of one output plane
+  bool direct;        // x can be read as it is
+  int64_t padded[2];  // size of a plane as it is read
   int64_t plane() const { return padded[0] * padded[1]; }
 };
 
@@ -114,7 +115,8 @@ sparsecc_conv::Frame sparsecc_conv::frame(int64_t batch, int64_t height, int64_t
   return f;
 }
 
-void sparsecc_conv::pad(const Frame& f, const float* x, float* padded, const sparsecc_executor* executor) const {
+void sparsecc_conv::pad(const Frame& f, const float* x, float* padded,
+                        const sparsecc_executor* executor) const {
   const int64_t top = geometry_.pad_begin[0], left = geometry_.pad_begin[1];
   const int64_t height = f.padded[0], width = f.padded[1];
   const int64_t copied = std::clamp<int64_t>(width - left, 0, f.in[1]);
@@ -138,8 +140,8 @@ void sparsecc_conv::pad(const Frame& f, const float* x, float* padded, const spa
   std::fill_n(padded + planes * height * width, kSlack, 0.0f);
 }
 
-void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width, float* y,
-                        const sparsecc_executor* executor) const {
+void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width,
+                        float* y, const sparsecc_executor* executor) const {
   if (channels != channels_)
     throw Failure{"convolution got " + show(channels) + " channels, its weight has " + show(channels_)};
   require(batch >= 0 && batch <= INT_MAX, "batch", batch);
@@ -158,7 +160,8 @@ void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t
 namespace {
 
 // Offset of every input of one conv group: channel, kernel row, kernel column.
-std::vector<int64_t> input_offsets(const sparsecc_conv_geometry& g, int64_t inputs, int64_t plane, int64_t width) {
+std::vector<int64_t> input_offsets(const sparsecc_conv_geometry& g, int64_t inputs, int64_t plane,
+                                   int64_t width) {
   std::vector<int64_t> offsets;
   offsets.reserve(static_cast<size_t>(inputs));
   const int64_t channels = inputs / (g.kernel[0] * g.kernel[1]);
@@ -169,25 +172,28 @@ std::vector<int64_t> input_offsets(const sparsecc_conv_geometry& g, int64_t inpu
   return offsets;
 }
 
-void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_width, int64_t first, int64_t count,
-                   int32_t* offsets) {
+void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_width, int64_t first,
+                   int64_t count, int32_t* offsets) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t pixel = first + i;
-    offsets[i] = static_cast<int32_t>(pixel / out_width * g.stride[0] * width + pixel % out_width * g.stride[1]);
+    offsets[i] =
+        static_cast<int32_t>(pixel / out_width * g.stride[0] * width + pixel % out_width * g.stride[1]);
   }
 }
 
 }  // namespace
 
-void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+void sparsecc_conv::run_element(const Frame& f, const float* x, float* y,
+                                const sparsecc_executor* executor) const {
   const auto kernel = element_kernel(linear_.isa);
   const int64_t outputs = linear_.outputs / geometry_.groups;
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
-  const LaneChunks chunks(f.pixels, kernel.tile.wide);
-  const int64_t outer = f.batch * geometry_.groups * chunks.count(), threads = thread_count(executor);
-  const int64_t parts = std::clamp(ceil_div(threads == 1 ? 1 : 2 * threads, outer), ceil_div(outputs, kSumOutputs),
-                                   element_[0].chunks);
+  const int64_t planes = f.batch * geometry_.groups, wanted = wanted_tasks(executor);
+  const LaneChunks chunks = cut_lanes(f.pixels, kernel.tile.wide, planes * element_[0].chunks, wanted);
+  const int64_t outer = planes * chunks.count();
+  const int64_t parts =
+      std::clamp(ceil_div(wanted, outer), ceil_div(outputs, kSumOutputs), element_[0].chunks);
   std::vector<std::vector<int64_t>> cuts;
   for (const ElementPack& weight : element_)
     cuts.push_back(cut_by_weight(weight.chunk_start.data(), weight.chunks, parts, ElementPack::kChunk));
@@ -221,9 +227,14 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const 
     job.high = clip ? linear_.epilogue.beta : INFINITY;
     for (int64_t block = 0; block < weight.blocks; ++block) {
       const int64_t k = block * weight.block_inputs;
-      const PixelJob pixels{base,  inputs.data() + k, std::min(weight.block_inputs, linear_.inputs - k),
-                            offsets, count,           lanes,
-                            !f.direct, panel.data()};
+      const PixelJob pixels{base,
+                            inputs.data() + k,
+                            std::min(weight.block_inputs, linear_.inputs - k),
+                            offsets,
+                            count,
+                            lanes,
+                            !f.direct,
+                            panel.data()};
       linear_.help.pack_pixels(&pixels);
       job.direct = direct && block == weight.blocks - 1;
       for (int64_t c = first; c < last; ++c) {
@@ -236,11 +247,13 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y, const 
       }
     }
     if (!direct)
-      linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels}, &linear_.epilogue);
+      linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels},
+                          &linear_.epilogue);
   });
 }
 
-void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+void sparsecc_conv::run_block(const Frame& f, const float* x, float* y,
+                              const sparsecc_executor* executor) const {
   const BlockView weight = block_->view();
   const auto kernel = lane_kernel(linear_.isa);
   const int64_t groups = block_->groups / geometry_.groups;  // of outputs, in one conv group
@@ -248,7 +261,7 @@ void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sp
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
   const LaneChunks panels(f.pixels, kernel.tile.wide);
   const int64_t panel_floats = linear_.inputs * kernel.tile.wide * kGroup;
-  const int64_t threads = thread_count(executor), wanted = threads == 1 ? 1 : 2 * threads;
+  const int64_t wanted = wanted_tasks(executor);
   const int64_t fit = std::clamp<int64_t>(kPanelBytes / (panel_floats * 4), 1, panels.count());
   const int64_t chunk_panels = std::min(fit, ceil_div(panels.count() * f.batch * geometry_.groups, wanted));
   const int64_t chunks = ceil_div(panels.count(), chunk_panels);
@@ -267,9 +280,10 @@ void sparsecc_conv::run_block(const Frame& f, const float* x, float* y, const sp
     for (int64_t p = begin; p < end; ++p) {
       int32_t offsets[kMaxWide * kGroup];
       pixel_offsets(geometry_, f.padded[1], f.out[1], panels.begin(p), panels.size(p), offsets);
-      const PixelJob pixels{base,    inputs.data(),   linear_.inputs,
-                            offsets, panels.size(p),  int64_t{panels.wide(p)} * kGroup,
-                            !f.direct, packed.data() + (p - begin) * panel_floats};
+      const PixelJob pixels{base,           inputs.data(),
+                            linear_.inputs, offsets,
+                            panels.size(p), int64_t{panels.wide(p)} * kGroup,
+                            !f.direct,      packed.data() + (p - begin) * panel_floats};
       linear_.help.pack_pixels(&pixels);
     }
     for (int64_t g = first; g < last; g += kGroupsAtOnce)

@@ -55,18 +55,24 @@ constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::kAvx512: return "avx512";
-    case Isa::kAvx2: return "avx2";
-    case Isa::kGeneric: break;
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kGeneric:
+      break;
   }
   return "generic";
 }
 
 bool isa_usable(Isa isa) {
   switch (isa) {
-    case Isa::kAvx512: return cpu().avx512;
-    case Isa::kAvx2: return cpu().avx2;
-    case Isa::kGeneric: break;
+    case Isa::kAvx512:
+      return cpu().avx512;
+    case Isa::kAvx2:
+      return cpu().avx2;
+    case Isa::kGeneric:
+      break;
   }
   return true;
 }

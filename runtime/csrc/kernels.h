@@ -8,7 +8,7 @@
 namespace sparsecc {
 
 constexpr int kGroup = 16;     // outputs (or pixels, or rows of x) that share a vector, on every ISA
-constexpr int kMaxWide = 4;    // vectors of 16 in one element panel, at most
+constexpr int kMaxWide = 4;    // vectors of 16 in a panel, at most
 constexpr int kTileRows = 16;  // rows of x in one block panel
 
 struct Epilogue {
@@ -140,6 +140,7 @@ struct Tile {
 
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
   namespace isa {                                     \
+  static_assert(wide <= kMaxWide);                    \
   constexpr Tile kernel##_tile{rows, wide};           \
   void kernel(const Job* job);                        \
   }

@@ -14,14 +14,9 @@ constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a sec
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
 
-// A slot costs as much per row of x as this many single weights for up to 16 rows (measured, Zen 5).
-constexpr double kSliceGain = 1.2;
-
-// Tasks per thread: enough to even out what the prefix sums do not see.
-int64_t wanted_tasks(const sparsecc_executor* executor) {
-  const int64_t threads = thread_count(executor);
-  return threads == 1 ? 1 : threads * 2;
-}
+// One slot costs as much per row of x as this many single weights for up to 16 rows; measured on Zen 5.
+// Without AVX-512 a slot has no single instruction that picks from 16 inputs.
+double slice_gain(Isa isa) { return isa == Isa::kAvx512 ? 1.2 : isa == Isa::kAvx2 ? 0.25 : 0.1; }
 
 }  // namespace
 
@@ -36,7 +31,7 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
   const Rows rows = expand_rows(weight);
   element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa));
   slice_.emplace(rows, linear_.isa == Isa::kAvx512);
-  slice_rows_ = std::max<int64_t>(1, static_cast<int64_t>(kSliceGain * slice_->fill));
+  slice_rows_ = std::max<int64_t>(1, static_cast<int64_t>(slice_gain(linear_.isa) * slice_->fill));
 }
 
 bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
@@ -45,7 +40,8 @@ const char* sparsecc_matmul::kernel(int64_t rows) const {
   if (block_.has_value())
     return panel_rows(rows) > kTileRows ? lane_kernel(linear_.isa).name
                                         : block_kernel(linear_.isa, block_->view().wide).name;
-  return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name : element_kernel(linear_.isa).name;
+  return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name
+                          : element_kernel(linear_.isa).name;
 }
 
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
@@ -68,10 +64,10 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
   const BlockView weight = block_->view();
   const int64_t height = panel_rows(rows), tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
-  const int64_t chunk_panels = std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
+  const int64_t chunk_panels =
+      std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
   const int64_t row_chunks = ceil_div(panels, chunk_panels);
-  const auto cuts =
-      cut_by_weight(block_->start.data(), block_->groups, ceil_div(tasks, row_chunks), 4);
+  const auto cuts = cut_by_weight(block_->start.data(), block_->groups, ceil_div(tasks, row_chunks), 4);
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
   run_tasks(executor, row_chunks * parts, [&](int64_t task) {
     const int64_t row_begin = task / parts * chunk_panels * height;
@@ -82,7 +78,8 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
     if (rows > 1)
       for (int64_t row = row_begin; row < row_end; row += height) {
         const int64_t n = std::min(height, row_end - row);
-        linear_.help.pack_rows(x + row * inputs, inputs, n, inputs, panel.data() + (row - row_begin) * inputs, n);
+        linear_.help.pack_rows(x + row * inputs, inputs, n, inputs, panel.data() + (row - row_begin) * inputs,
+                               n);
       }
     for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
       for (int64_t row = row_begin; row < row_end; row += height)
@@ -103,7 +100,7 @@ void sparsecc_matmul::run_panel(const BlockView& weight, int64_t group_begin, in
                                 const float* panel, int64_t rows, float* y) const {
   const Target target{y, linear_.outputs, 1};
   if (rows > kTileRows && rows % kGroup == 0) {
-    const LaneJob job{&weight, group_begin, group_end, panel, static_cast<int>(rows / kGroup),
+    const LaneJob job{&weight, group_begin, group_end,        panel, static_cast<int>(rows / kGroup),
                       rows,    target,      &linear_.epilogue};
     return lane_kernel(linear_.isa).run(&job);
   }
@@ -134,14 +131,9 @@ void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
   x = padded.data();
   const auto cuts = cut_by_weight(slice_->slot_start.data(), slice_->groups, wanted_tasks(executor), 8);
   run_tasks(executor, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t task) {
-    const SliceJob job{&weight,
-                       cuts[static_cast<size_t>(task)],
-                       cuts[static_cast<size_t>(task) + 1],
-                       x,
-                       whole,
-                       static_cast<int>(rows),
-                       Target{y, linear_.outputs, 1},
-                       &linear_.epilogue};
+    const SliceJob job{
+        &weight, cuts[static_cast<size_t>(task)], cuts[static_cast<size_t>(task) + 1], x,
+        whole,   static_cast<int>(rows),          Target{y, linear_.outputs, 1},       &linear_.epilogue};
     kernel.run(&job);
   });
 }
@@ -151,16 +143,18 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
   const ElementPack& weight = *element_;
   const auto kernel = element_kernel(linear_.isa);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const LaneChunks chunks(rows, kernel.tile.wide);
+  const LaneChunks chunks = cut_lanes(rows, kernel.tile.wide, weight.chunks, wanted_tasks(executor));
   const int64_t parts_wanted =
       std::max(ceil_div(wanted_tasks(executor), chunks.count()), ceil_div(outputs, kSumOutputs));
-  const auto cuts = cut_by_weight(weight.chunk_start.data(), weight.chunks, parts_wanted, ElementPack::kChunk);
+  const auto cuts =
+      cut_by_weight(weight.chunk_start.data(), weight.chunks, parts_wanted, ElementPack::kChunk);
   const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
   run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
     const int64_t chunk = task / parts, row = chunks.begin(chunk), count = chunks.size(chunk);
     const int wide = chunks.wide(chunk);
     const int64_t lanes = int64_t{wide} * kGroup;
-    const int64_t first = cuts[static_cast<size_t>(task % parts)], last = cuts[static_cast<size_t>(task % parts) + 1];
+    const int64_t first = cuts[static_cast<size_t>(task % parts)],
+                  last = cuts[static_cast<size_t>(task % parts) + 1];
     if (first == last) return;
     const int64_t output = first * ElementPack::kChunk;
     const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
@@ -181,7 +175,7 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
         kernel.run(&job);
       }
     }
-    linear_.help.finish(sums.data(), lanes, output_count, count, Target{y + row * outputs + output, outputs, 1},
-                        &linear_.epilogue);
+    linear_.help.finish(sums.data(), lanes, output_count, count,
+                        Target{y + row * outputs + output, outputs, 1}, &linear_.epilogue);
   });
 }

@@ -15,9 +15,9 @@ constexpr Isa kIsa_avx512 = Isa::kAvx512;
 // The row of the table with this name. Rows exist for every kernel that is asked for.
 template <class Job>
 Kernel<Job> find(Isa isa, const char* wanted) {
-#define SPARSECC_KERNEL(isa_of_row, kernel, JobOfRow, rows, wide)                          \
-  if constexpr (std::is_same_v<Job, JobOfRow>)                                             \
-    if (isa == kIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0)                     \
+#define SPARSECC_KERNEL(isa_of_row, kernel, JobOfRow, rows, wide)      \
+  if constexpr (std::is_same_v<Job, JobOfRow>)                         \
+    if (isa == kIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
       return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel};
 #include "kernels.inc"
 #undef SPARSECC_KERNEL
@@ -26,7 +26,9 @@ Kernel<Job> find(Isa isa, const char* wanted) {
 
 }  // namespace
 
-Kernel<BlockJob> block_kernel(Isa isa, int wide) { return find<BlockJob>(isa, wide == 2 ? "block32" : "block16"); }
+Kernel<BlockJob> block_kernel(Isa isa, int wide) {
+  return find<BlockJob>(isa, wide == 2 ? "block32" : "block16");
+}
 
 Kernel<LaneJob> lane_kernel(Isa isa) { return find<LaneJob>(isa, "block_lanes"); }
 

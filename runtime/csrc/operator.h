@@ -46,6 +46,7 @@ struct Linear {
 
 // Whether a weight runs on the block kernels; else it runs as single weights.
 bool has_block_kernel(const Layout& layout);
+// Inputs per block of an ElementPack.
 int64_t element_block_inputs(Isa isa);
 
 // Cuts rows of x or pixels in chunks of nearly equal numbers of vectors, at most `most` of 16 each.
@@ -62,6 +63,12 @@ class LaneChunks {
   int64_t lanes_, vectors_, chunks_;
 };
 
+// The widest chunks with which `units` parts of the weight give enough tasks.
+inline LaneChunks cut_lanes(int64_t lanes, int64_t most, int64_t units, int64_t tasks) {
+  while (most > 1 && LaneChunks(lanes, most).count() * units < tasks) most /= 2;
+  return {lanes, most};
+}
+
 }  // namespace sparsecc
 
 struct sparsecc_matmul {
@@ -77,8 +84,8 @@ struct sparsecc_matmul {
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   bool uses_slice(int64_t rows) const;
   int64_t panel_rows(int64_t rows) const;
-  void run_panel(const sparsecc::BlockView& weight, int64_t group_begin, int64_t group_end, const float* panel,
-                 int64_t rows, float* y) const;
+  void run_panel(const sparsecc::BlockView& weight, int64_t group_begin, int64_t group_end,
+                 const float* panel, int64_t rows, float* y) const;
 
   sparsecc::Linear linear_;
   int64_t slice_rows_ = 0;

@@ -50,9 +50,7 @@ BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
   }
 }
 
-BlockView BlockPack::view() const {
-  return {start.data(), index_.data(), values_.data(), wide_, outputs_};
-}
+BlockView BlockPack::view() const { return {start.data(), index_.data(), values_.data(), wide_, outputs_}; }
 
 ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block)
     : block_inputs(block),
@@ -64,7 +62,8 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
   index_ = Buffer<uint16_t>(weights);
   value_ = Buffer<float>(weights);
   std::vector<uint16_t> row;
-  std::vector<int64_t> next(rows.start.begin() + first_output, rows.start.begin() + first_output + output_count);
+  const auto start = rows.start.begin() + first_output;
+  std::vector<int64_t> next(start, start + output_count);
   std::vector<int64_t> end(at(kChunk));
   std::vector<uint16_t> order;
   int64_t placed = 0;
@@ -79,7 +78,8 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
         const auto stop = rows.column.begin() + rows.start[at(first_output + base + r + 1)];
         end[at(r)] = std::lower_bound(from, stop, (b + 1) * block) - rows.column.begin();
         // The first and last blocks visit every row: sums start and end there.
-        if (size(static_cast<uint16_t>(r)) > 0 || b == 0 || b == blocks - 1) order.push_back(static_cast<uint16_t>(r));
+        if (size(static_cast<uint16_t>(r)) > 0 || b == 0 || b == blocks - 1)
+          order.push_back(static_cast<uint16_t>(r));
       }
       std::stable_sort(order.begin(), order.end(), [&](uint16_t x, uint16_t y) { return size(x) < size(y); });
       cells_.push_back({static_cast<int64_t>(runs_.size()), 0, static_cast<int64_t>(row.size()), placed});
@@ -189,7 +189,9 @@ SlicePack::SlicePack(const Rows& rows, bool can_pack)
       outputs_(rows.outputs),
       slices_(ceil_div(rows.inputs, kGroup)),
       slots_per_slice_(uniform_slots(rows, slices_)),
-      form_(slots_per_slice_ > 0 ? SliceView::kUniform : can_pack ? SliceView::kPacked : SliceView::kMasked),
+      form_(slots_per_slice_ > 0 ? SliceView::kUniform
+            : can_pack           ? SliceView::kPacked
+                                 : SliceView::kMasked),
       value_start_(groups + 1) {
   std::vector<uint16_t> steps, masks;
   std::vector<uint8_t> positions;

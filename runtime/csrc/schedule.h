@@ -18,6 +18,12 @@ inline int64_t thread_count(const sparsecc_executor* executor) {
   return executor == nullptr || executor->parallel_for == nullptr ? 1 : std::max(1, executor->threads);
 }
 
+// How many tasks to cut the work in: a few per thread even out what the prefix sums do not see.
+inline int64_t wanted_tasks(const sparsecc_executor* executor) {
+  const int64_t threads = thread_count(executor);
+  return threads == 1 ? 1 : threads * 2;
+}
+
 // Runs task(0..tasks-1). Tasks come from outside threads, so nothing may be thrown through them:
 // running out of memory in one is reported when all are done.
 template <class Task>
@@ -60,7 +66,8 @@ inline std::vector<int64_t> cut_by_weight(const int64_t* prefix, int64_t n, int6
       }
     }
     // The nearer of the two units around the goal.
-    if (low > cuts.back() && goal - static_cast<double>(cost(low - 1)) < static_cast<double>(cost(low)) - goal)
+    if (low > cuts.back() &&
+        goal - static_cast<double>(cost(low - 1)) < static_cast<double>(cost(low)) - goal)
       --low;
     cuts.push_back(low);
   }

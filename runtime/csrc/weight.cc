@@ -48,8 +48,7 @@ void check_sizes(const sparsecc_weight_desc& desc) {
   if (desc.outputs * desc.inputs > kMaxGrid)
     throw Failure{"weight of " + show(desc.outputs) + " x " + show(desc.inputs) +
                   " has more than 2^31 elements"};
-  if (desc.value_count < 0 || desc.index_bytes < 0)
-    throw Failure{"value_count or index_bytes is negative"};
+  if (desc.value_count < 0 || desc.index_bytes < 0) throw Failure{"value_count or index_bytes is negative"};
   if ((desc.value_count > 0 && desc.values == nullptr) || (desc.index_bytes > 0 && desc.indices == nullptr))
     throw Failure{"values or indices is null although its length is not zero"};
   int activation = 0;  // as a number first: reading an enumeration that holds no member is undefined

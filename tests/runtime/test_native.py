@@ -84,6 +84,23 @@ def test_onnxruntime_too_old(monkeypatch) -> None:
         runtime.register(onnxruntime.SessionOptions())
 
 
+def test_register_tells_the_library_how_many_threads_there_are() -> None:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 3
+    runtime.register(options)
+    assert options.get_session_config_entry("sparsecc.threads") == "3"
+
+
+@pytest.mark.parametrize("text", ["", "many", "-4", "999999999999999", "3" * 1000])
+def test_nonsense_about_threads_is_no_harm(tmp_path, packed, text: str) -> None:
+    file = tmp_path / "m.onnx"
+    emit.single_op_model(packed((16, 24), "16x1"), ["B", 24]).save(file)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("sparsecc.threads", text)
+    session = runtime.load(file, session_options=options)
+    assert session.run(None, {"x": np.ones((2, 24), np.float32)})[0].shape == (2, 16)
+
+
 def test_load_runs_a_file(tmp_path, packed) -> None:
     weight = packed((16, 24), "16x1")
     file = tmp_path / "m.onnx"

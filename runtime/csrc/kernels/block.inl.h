@@ -3,7 +3,9 @@
 
 // Few rows would leave the FMA units waiting for their own results: several blocks go to separate sums.
 template <int Rows, int Wide>
-constexpr int kChains = Rows * Wide * kParts >= 8 ? 1 : Rows * Wide * kParts >= 4 ? 2 : 4;
+constexpr int kChains = Rows * Wide * kParts >= 8   ? 1
+                        : Rows * Wide * kParts >= 4 ? 2
+                                                    : 4;
 
 template <int Rows, int Wide>
 SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* panel, int64_t stride,
@@ -11,11 +13,9 @@ SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* 
   constexpr int chains = kChains<Rows, Wide>;
   F16 part[chains][Rows][Wide];
   SPARSECC_UNROLL
-  for (int c = 0; c < chains; ++c)
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r)
-      SPARSECC_UNROLL
-      for (int v = 0; v < Wide; ++v) part[c][r][v] = broadcast(0.0f);
+  for (int c = 0; c < chains; ++c) SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
+  for (int v = 0; v < Wide; ++v) part[c][r][v] = broadcast(0.0f);
   int64_t i = w.start[group];
   const int64_t end = w.start[group + 1];
   const float* values = w.values + i * kGroup * Wide;
@@ -29,23 +29,22 @@ SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* 
       for (int r = 0; r < Rows; ++r) part[c][r][v] = multiply_add(part[c][r][v], broadcast(x[r]), weight);
     }
   };
-  for (; i + chains <= end; i += chains, values += chains * Wide * kGroup)
-    SPARSECC_UNROLL
-    for (int c = 0; c < chains; ++c) one(c);
+  for (; i + chains <= end; i += chains, values += chains * Wide * kGroup) SPARSECC_UNROLL
+  for (int c = 0; c < chains; ++c) one(c);
   for (; i < end; ++i, values += Wide * kGroup) one(0);
   SPARSECC_UNROLL
-  for (int r = 0; r < Rows; ++r)
+  for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
+  for (int v = 0; v < Wide; ++v) {
+    sum[r][v] = part[0][r][v];
     SPARSECC_UNROLL
-    for (int v = 0; v < Wide; ++v) {
-      sum[r][v] = part[0][r][v];
-      SPARSECC_UNROLL
-      for (int c = 1; c < chains; ++c) sum[r][v] = add(sum[r][v], part[c][r][v]);
-    }
+    for (int c = 1; c < chains; ++c) sum[r][v] = add(sum[r][v], part[c][r][v]);
+  }
 }
 
 // Rows in the order of the target: straight to a row-major matrix, through a transpose to planes.
 template <int Rows, int Wide>
-SPARSECC_INLINE void block_store(const BlockJob& job, int64_t group, int64_t first_row, F16 (&sum)[Rows][Wide]) {
+SPARSECC_INLINE void block_store(const BlockJob& job, int64_t group, int64_t first_row,
+                                 F16 (&sum)[Rows][Wide]) {
   const Target& to = job.target;
   SPARSECC_UNROLL
   for (int v = 0; v < Wide; ++v) {

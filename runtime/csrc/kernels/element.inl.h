@@ -2,7 +2,9 @@
 #pragma once
 
 template <int Wide>
-constexpr int kElementChains = Wide * kParts >= 8 ? 1 : Wide * kParts > 2 ? 2 : 4;
+constexpr int kElementChains = Wide * kParts >= 8  ? 1
+                               : Wide * kParts > 2 ? 2
+                                                   : 4;
 
 template <int Wide>
 static void element_wide(const ElementJob& job) {
@@ -32,9 +34,8 @@ static void element_wide(const ElementJob& job) {
         for (int v = 0; v < Wide; ++v) sum[c][v] = multiply_add(sum[c][v], weight, load(x + v * kGroup));
       };
       uint32_t i = 0;
-      for (; i + kElementChains<Wide> <= count; i += kElementChains<Wide>)
-        SPARSECC_UNROLL
-        for (int c = 0; c < kElementChains<Wide>; ++c) one(i + c, c);
+      for (; i + kElementChains<Wide> <= count; i += kElementChains<Wide>) SPARSECC_UNROLL
+      for (int c = 0; c < kElementChains<Wide>; ++c) one(i + c, c);
       if constexpr (kElementChains<Wide> == 4)
         if ((count & 2) != 0) {
           one(i++, 0);
@@ -50,7 +51,8 @@ static void element_wide(const ElementJob& job) {
         float* y = job.target.y + output * job.target.output_stride;
         SPARSECC_UNROLL
         for (int v = 0; v < Wide; ++v) {
-          for (int p = 0; p < kParts; ++p) sum[0][v].part[p] = at_most(at_least(sum[0][v].part[p], low), high);
+          for (int p = 0; p < kParts; ++p)
+            sum[0][v].part[p] = at_most(at_least(sum[0][v].part[p], low), high);
           const int64_t left = job.count - v * kGroup;
           store_first(y + v * kGroup, sum[0][v], left < kGroup ? left : kGroup);
         }

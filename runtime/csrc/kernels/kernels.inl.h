@@ -23,16 +23,17 @@ namespace {
 
 constexpr int kLanes = SPARSECC_LANES;
 
+// Each of these uses what the ones above it define.
 #include "vector.inl.h"
-// In this order.
+
 #include "activation.inl.h"
 #include "transpose.inl.h"
-// In this order.
+
 #include "block.inl.h"
 #include "element.inl.h"
 #include "pack.inl.h"
 #include "slice.inl.h"
-// In this order.
+
 #include "lanes.inl.h"
 
 }  // namespace
@@ -41,9 +42,7 @@ void block16(const BlockJob* job) { block_panel<block16_tile.rows, 1>(*job); }
 void block32(const BlockJob* job) { block_panel<block32_tile.rows, 2>(*job); }
 void block_lanes(const LaneJob* job) { lane_tiles_of<block_lanes_tile.rows, block_lanes_tile.wide>(*job); }
 void element(const ElementJob* job) { element_of<element_tile.wide>(*job); }
-void slice_uniform(const SliceJob* job) {
-  slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job);
-}
+void slice_uniform(const SliceJob* job) { slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job); }
 #if SPARSECC_AVX512
 void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, SliceView::kPacked>(*job); }
 #else

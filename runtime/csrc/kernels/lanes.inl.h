@@ -4,14 +4,14 @@
 #pragma once
 
 template <int Outputs, int Vectors>
-SPARSECC_INLINE void lane_sums(const BlockView& w, int64_t group, int64_t first, const LaneJob& job, float* tile) {
+SPARSECC_INLINE void lane_sums(const BlockView& w, int64_t group, int64_t first, const LaneJob& job,
+                               float* tile) {
   constexpr int64_t stride = Vectors * kGroup;
   const int64_t tall = kGroup * w.wide;
   F16 sum[Outputs][Vectors];
   SPARSECC_UNROLL
-  for (int o = 0; o < Outputs; ++o)
-    SPARSECC_UNROLL
-    for (int v = 0; v < Vectors; ++v) sum[o][v] = broadcast(0.0f);
+  for (int o = 0; o < Outputs; ++o) SPARSECC_UNROLL
+  for (int v = 0; v < Vectors; ++v) sum[o][v] = broadcast(0.0f);
   const float* weight = w.values + w.start[group] * tall + first;
   for (int64_t i = w.start[group]; i < w.start[group + 1]; ++i, weight += tall) {
     const float* from = job.panel + (int64_t)w.index[i] * stride;

@@ -11,7 +11,8 @@ static void pack_rows(const float* x, int64_t row_stride, int64_t rows, int64_t 
       if (count < width)
         for (int64_t i = 0; i < n; ++i)
           for (int64_t j = count > 0 ? count : 0; j < width; ++j) panel[(k + i) * stride + r + j] = 0.0f;
-      if (count > 0) transpose_tile(x + r * row_stride + k, row_stride, count, n, panel + k * stride + r, stride);
+      if (count > 0)
+        transpose_tile(x + r * row_stride + k, row_stride, count, n, panel + k * stride + r, stride);
     }
   }
 }
@@ -71,10 +72,17 @@ static bool pack_by_windows(const PixelJob& job, int64_t first, int64_t n) {
   Windows windows;
   if (!job.slack || !find_windows(job.pixels + first, n, windows)) return false;
   switch (windows.count) {
-    case 1: pack_windows<1>(job, windows, job.panel + first); break;
-    case 2: pack_windows<2>(job, windows, job.panel + first); break;
-    case 3: pack_windows<3>(job, windows, job.panel + first); break;
-    default: pack_windows<4>(job, windows, job.panel + first);
+    case 1:
+      pack_windows<1>(job, windows, job.panel + first);
+      break;
+    case 2:
+      pack_windows<2>(job, windows, job.panel + first);
+      break;
+    case 3:
+      pack_windows<3>(job, windows, job.panel + first);
+      break;
+    default:
+      pack_windows<4>(job, windows, job.panel + first);
   }
   return true;
 }

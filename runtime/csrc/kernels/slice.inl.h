@@ -86,18 +86,16 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   const float* x = job.x + first_row * job.row_stride;
   F16 part[chains][Rows];
   SPARSECC_UNROLL
-  for (int c = 0; c < chains; ++c)
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) part[c][r] = broadcast(0.0f);
+  for (int c = 0; c < chains; ++c) SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) part[c][r] = broadcast(0.0f);
   int64_t slot = w.slot_start[group];
   const auto one = [&](int64_t i, int c) __attribute__((always_inline)) {
     if constexpr (Form != SliceView::kUniform) x += w.steps[i] * kGroup;
     slice_slot<Rows, Form>(w, i, values, x, job.row_stride, part[c]);
   };
   const auto several = [&](int64_t end) __attribute__((always_inline)) {
-    for (; slot + chains <= end; slot += chains)
-      SPARSECC_UNROLL
-      for (int c = 0; c < chains; ++c) one(slot + c, c);
+    for (; slot + chains <= end; slot += chains) SPARSECC_UNROLL
+    for (int c = 0; c < chains; ++c) one(slot + c, c);
     for (; slot < end; ++slot) one(slot, 0);
   };
   if constexpr (Form == SliceView::kUniform) {

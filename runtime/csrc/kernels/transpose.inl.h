@@ -32,12 +32,11 @@ SPARSECC_INLINE void transpose16(Vec (&r)[16]) {
     r[i + 3] = (Vec)_mm512_shuffle_ps((__m512)t[i + 1], (__m512)t[i + 3], 0xee);
   }
   SPARSECC_UNROLL
-  for (int i = 0; i < 16; i += 8)
-    SPARSECC_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      t[i + j] = (Vec)_mm512_shuffle_f32x4((__m512)r[i + j], (__m512)r[i + j + 4], 0x88);
-      t[i + j + 4] = (Vec)_mm512_shuffle_f32x4((__m512)r[i + j], (__m512)r[i + j + 4], 0xdd);
-    }
+  for (int i = 0; i < 16; i += 8) SPARSECC_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    t[i + j] = (Vec)_mm512_shuffle_f32x4((__m512)r[i + j], (__m512)r[i + j + 4], 0x88);
+    t[i + j + 4] = (Vec)_mm512_shuffle_f32x4((__m512)r[i + j], (__m512)r[i + j + 4], 0xdd);
+  }
   SPARSECC_UNROLL
   for (int j = 0; j < 8; ++j) {
     r[j] = (Vec)_mm512_shuffle_f32x4((__m512)t[j], (__m512)t[j + 8], 0x88);

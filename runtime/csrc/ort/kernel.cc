@@ -197,8 +197,11 @@ float* make_output(const Functions& api, OrtKernelContext* context, const std::v
 
 class MatMulKernel final : public Kernel {
  public:
-  MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight)
-      : Kernel(functions, std::move(node_label)), outputs_(weight.desc.outputs), inputs_(weight.desc.inputs) {
+  MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight, int32_t threads)
+      : Kernel(functions, std::move(node_label)),
+        outputs_(weight.desc.outputs),
+        inputs_(weight.desc.inputs),
+        gauge_(threads) {
     sparsecc_matmul* op = nullptr;
     checked([&](char* error, size_t size) { return sparsecc_matmul_create(&weight.desc, &op, error, size); });
     op_.reset(op);
@@ -225,18 +228,19 @@ class MatMulKernel final : public Kernel {
 
  private:
   std::unique_ptr<sparsecc_matmul, MatMulDeleter> op_;
-  mutable ThreadGauge gauge_;
   const int64_t outputs_, inputs_;
+  mutable ThreadGauge gauge_;
 };
 
 class ConvKernel final : public Kernel {
  public:
   ConvKernel(const Functions& functions, std::string node_label, const Weight& weight,
-             const sparsecc_conv_geometry& geometry)
+             const sparsecc_conv_geometry& geometry, int32_t threads)
       : Kernel(functions, std::move(node_label)),
         outputs_(weight.shape[0]),
         channels_(weight.shape[1] * geometry.groups),
-        rank_(weight.shape.size()) {
+        rank_(weight.shape.size()),
+        gauge_(threads) {
     sparsecc_conv* op = nullptr;
     checked([&](char* error, size_t size) {
       return sparsecc_conv_create(&weight.desc, &geometry, &op, error, size);
@@ -270,9 +274,9 @@ class ConvKernel final : public Kernel {
 
  private:
   std::unique_ptr<sparsecc_conv, ConvDeleter> op_;
-  mutable ThreadGauge gauge_;
   const int64_t outputs_, channels_;
   const size_t rank_;
+  mutable ThreadGauge gauge_;
 };
 
 }  // namespace
@@ -287,7 +291,7 @@ std::string message(const std::string& label, const char* fault) {
 }
 
 std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
-                                    const Activation& activation) {
+                                    const Activation& activation, int32_t threads) {
   const NodeReader node(api, info);
   std::string name = node.name();
   if (name.size() > kLongestName) name = name.substr(0, kLongestName) + "...";
@@ -295,8 +299,8 @@ std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* i
   try {
     Weight weight;
     read_weight(node, family, activation, &weight);
-    if (!family.conv) return std::make_unique<MatMulKernel>(api, label, weight);
-    return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape));
+    if (!family.conv) return std::make_unique<MatMulKernel>(api, label, weight, threads);
+    return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape), threads);
   } catch (const KernelError& error) {
     throw KernelError(message(label, error.what()));
   }

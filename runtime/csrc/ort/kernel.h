@@ -37,8 +37,9 @@ class Kernel {
 std::string message(const std::string& label, const char* fault);
 
 // Validates everything the node says and re-packs its weight. Throws KernelError.
+// `threads` is how many the session is said to have, 0 if nothing was said.
 std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
-                                    const Activation& activation);
+                                    const Activation& activation, int32_t threads);
 
 }  // namespace sparsecc::ort
 

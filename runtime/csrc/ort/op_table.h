@@ -1,5 +1,5 @@
 // Which operators exist: every family with every activation, generated from two short tables.
-// sparsecc/emit/schema.py declares the same set; tests/emit/test_docs.py compares the two.
+// sparsecc/emit/schema.py declares the same set; tests/emit/test_schema.py compares the two.
 #ifndef SPARSECC_ORT_OP_TABLE_H_
 #define SPARSECC_ORT_OP_TABLE_H_
 

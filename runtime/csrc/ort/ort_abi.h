@@ -62,6 +62,9 @@ enum class MemoryType : int { kDefault = 0 };
   ENTRY(99, ReleaseTensorTypeAndShapeInfo, void, (OrtTensorTypeAndShapeInfo*))                             \
   ENTRY(163, KernelInfoGetAttributeArray_int64, OrtStatus*,                                                \
         (const OrtKernelInfo*, const char*, int64_t*, size_t*))                                            \
+  ENTRY(237, HasSessionConfigEntry, OrtStatus*, (const OrtSessionOptions*, const char* key, int* has))     \
+  ENTRY(238, GetSessionConfigEntry, OrtStatus*,                                                            \
+        (const OrtSessionOptions*, const char* key, char* value, size_t*))                                 \
   ENTRY(244, KernelInfo_GetNodeName, OrtStatus*, (const OrtKernelInfo*, char*, size_t*))                   \
   ENTRY(249, KernelInfoGetConstantInput_tensor, OrtStatus*,                                                \
         (const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**))                                \

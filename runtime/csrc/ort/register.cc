@@ -1,11 +1,15 @@
 // Entry point of the operator library for onnxruntime.
 #include <array>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "kernel.h"
+#include "node_reader.h"
+#include "session_threads.h"
 
 namespace sparsecc::ort {
 namespace {
@@ -16,6 +20,7 @@ struct Operator : CustomOp {
   std::string name;
   Family family{};
   Activation activation{};
+  int32_t threads = 0;  // of the sessions it is registered with, 0 if not known
 };
 
 const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(op); }
@@ -42,7 +47,7 @@ OrtStatus* guarded(const Functions& api, const char* prefix, Body body) noexcept
 OrtStatus* create_kernel(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** kernel) {
   const Functions api(table);
   return guarded(api, "", [&] {
-    *kernel = make_kernel(api, info, self(op).family, self(op).activation).release();
+    *kernel = make_kernel(api, info, self(op).family, self(op).activation, self(op).threads).release();
   });
 }
 
@@ -84,7 +89,7 @@ int operator_version(const CustomOp*) { return 1; }
 
 // ---- the set of operators ---------------------------------------------------------------------------
 
-Operator make_operator(const Family& family, const Activation& activation) {
+Operator make_operator(const Family& family, const Activation& activation, int32_t threads) {
   Operator op{};
   op.version = kApiVersion;
   op.GetName = name_of;
@@ -108,40 +113,58 @@ Operator make_operator(const Family& family, const Activation& activation) {
   op.name = std::string(family.name) + activation.suffix;
   op.family = family;
   op.activation = activation;
+  op.threads = threads;
   return op;
 }
 
-using Operators = std::array<Operator, kFamilies.size() * kActivations.size()>;
+// What CustomOpDomain_Add was given must stay where it is as long as any session lives, and sessions may
+// outlive the library's static objects: leaked on purpose. One per copy of onnxruntime in the process and
+// number of threads.
+struct Domain {
+  std::array<Operator, kFamilies.size() * kActivations.size()> operators;
+  OrtCustomOpDomain* handle = nullptr;
+};
 
-// Leaked on purpose, with the domains below: sessions may outlive the library's static objects.
-const Operators& operators() {
-  static const Operators* const all = [] {
-    auto* made = new Operators;
-    size_t next = 0;
-    for (const Family& family : kFamilies) {
-      for (const Activation& activation : kActivations) (*made)[next++] = make_operator(family, activation);
+OrtStatus* make_domain(const Functions& api, int32_t threads, Domain* domain) {
+  if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain->handle)) return status;
+  size_t next = 0;
+  for (const Family& family : kFamilies) {
+    for (const Activation& activation : kActivations) {
+      Operator& op = domain->operators[next++];
+      op = make_operator(family, activation, threads);
+      if (OrtStatus* status = api.CustomOpDomain_Add(domain->handle, &op)) return status;
     }
-    return made;
-  }();
-  return *all;
+  }
+  return nullptr;
 }
 
-// One domain per copy of onnxruntime in the process, shared by all its sessions.
-OrtStatus* domain_for(const OrtApi* table, const Functions& api, OrtCustomOpDomain** out) {
+OrtStatus* domain_for(const OrtApi* table, const Functions& api, int32_t threads, OrtCustomOpDomain** out) {
   static std::mutex mutex;
-  static auto* const domains = new std::map<const OrtApi*, OrtCustomOpDomain*>;
+  static auto* const domains = new std::map<std::pair<const OrtApi*, int32_t>, Domain*>;
   const std::lock_guard<std::mutex> lock(mutex);
-  OrtCustomOpDomain*& known = (*domains)[table];
+  Domain*& known = (*domains)[{table, threads}];
   if (known == nullptr) {
-    OrtCustomOpDomain* made = nullptr;
-    if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &made)) return status;
-    for (const Operator& op : operators()) {
-      if (OrtStatus* status = api.CustomOpDomain_Add(made, &op)) return status;
-    }
-    known = made;
+    auto made = std::make_unique<Domain>();
+    if (OrtStatus* status = make_domain(api, threads, made.get())) return status;
+    known = made.release();
   }
-  *out = known;
+  *out = known->handle;
   return nullptr;
+}
+
+// Session option "sparsecc.threads": how many threads the session has, which cannot be asked for.
+int32_t told_threads(const Functions& api, const OrtSessionOptions* options) {
+  constexpr const char* kKey = "sparsecc.threads";
+  int has = 0;
+  check(api, api.HasSessionConfigEntry(options, kKey, &has));
+  if (has == 0) return 0;
+  char text[16] = "";
+  size_t size = sizeof(text) - 1;
+  if (OrtStatus* status = api.GetSessionConfigEntry(options, kKey, text, &size)) {
+    api.ReleaseStatus(status);  // too long for a number
+    return 0;
+  }
+  return parse_threads(text);
 }
 
 OrtStatus* register_all(OrtSessionOptions* options, const OrtApiBase* base) noexcept {
@@ -153,7 +176,7 @@ OrtStatus* register_all(OrtSessionOptions* options, const OrtApiBase* base) noex
   OrtStatus* inner = nullptr;
   OrtStatus* outer = guarded(api, "sparsecc: ", [&] {
     OrtCustomOpDomain* domain = nullptr;
-    inner = domain_for(table, api, &domain);
+    inner = domain_for(table, api, told_threads(api, options), &domain);
     if (inner == nullptr) inner = api.AddCustomOpDomain(options, domain);
   });
   return outer != nullptr ? outer : inner;

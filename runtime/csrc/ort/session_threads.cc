@@ -11,12 +11,12 @@ namespace {
 
 constexpr int32_t kConvinced = 16;  // runs without company that make a node cut for one thread
 constexpr uint32_t kLookAgain = 16;
+constexpr long kMostThreads = 1024;
 
 int32_t threads_asked_for() {
   static const int32_t threads = [] {
     const char* text = std::getenv("SPARSECC_THREADS");
-    const long asked = text != nullptr ? std::strtol(text, nullptr, 10) : 0;
-    return static_cast<int32_t>(std::clamp(asked, 0L, 1024L));
+    return text != nullptr ? parse_threads(text) : 0;
   }();
   return threads;
 }
@@ -28,8 +28,13 @@ int32_t threads_of_machine() {
 
 }  // namespace
 
+int32_t parse_threads(const char* text) {
+  return static_cast<int32_t>(std::clamp(std::strtol(text, nullptr, 10), 0L, kMostThreads));
+}
+
 int32_t ThreadGauge::hint() {
   if (threads_asked_for() > 0) return threads_asked_for();
+  if (told_ > 0) return told_;
   const bool alone = alone_.load(std::memory_order_relaxed) >= kConvinced;
   // Now and then look again: the other threads may only have been busy elsewhere.
   if (alone && runs_.fetch_add(1, std::memory_order_relaxed) % kLookAgain != 0) return 1;

@@ -10,20 +10,28 @@
 
 namespace sparsecc::ort {
 
-// How many threads to cut the work of one node for. onnxruntime has no way to ask how many a session has, so
-// it is the whole machine (or $SPARSECC_THREADS, which is then final) until the node has seen that its tasks
-// all run on the calling thread: cutting then only costs. What is computed does not depend on the cut.
+// How many threads to cut the work of one node for: what $SPARSECC_THREADS says, else what was told when the
+// library was registered (session option "sparsecc.threads"). onnxruntime has no way to ask how many threads
+// a session has, so where neither is given, it is the whole machine until the node has seen that its tasks
+// all run on the calling thread: cutting for sixteen threads that are not there takes up to three times as
+// long. How sums are rounded can depend on the cut.
 class ThreadGauge {
  public:
+  explicit ThreadGauge(int32_t told) : told_(told) {}  // 0: not told
+
   int32_t hint();
 
   // After tasks were handed to the session's threads.
   void saw(bool only_the_caller);
 
  private:
+  const int32_t told_;
   std::atomic<int32_t> alone_{0};
   std::atomic<uint32_t> runs_{0};
 };
+
+// A number of threads written in `text`, 0 if it is none.
+int32_t parse_threads(const char* text);
 
 // For the time of one run.
 class SessionThreads {
