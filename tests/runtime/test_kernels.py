@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 
 from sparsecc.runtime import get_library_path
+from sparsecc.runtime.capi import _Geometry as Geometry
+from sparsecc.runtime.capi import _WeightDesc as Desc
 from sparsecc.sparse import Pattern, SparseTensor, keep_mask
 
 EPS = float(np.finfo(np.float32).eps)
@@ -39,36 +41,6 @@ LAYOUTS = (
     "1x4",
     "8x2",
 )
-
-
-class Desc(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("layout_version", ctypes.c_int32),
-        ("layout", ctypes.c_char_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("values", ctypes.c_void_p),
-        ("value_count", ctypes.c_int64),
-        ("indices", ctypes.c_void_p),
-        ("index_bytes", ctypes.c_int64),
-        ("bias", ctypes.c_void_p),
-        ("activation", ctypes.c_int),
-        ("alpha", ctypes.c_float),
-        ("beta", ctypes.c_float),
-        ("isa", ctypes.c_char_p),
-    )
-
-
-class Geometry(ctypes.Structure):
-    _fields_ = (
-        ("groups", ctypes.c_int64),
-        ("kernel", ctypes.c_int64 * 2),
-        ("stride", ctypes.c_int64 * 2),
-        ("dilation", ctypes.c_int64 * 2),
-        ("pad_begin", ctypes.c_int64 * 2),
-        ("pad_end", ctypes.c_int64 * 2),
-    )
 
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
