@@ -7,18 +7,14 @@ onnxruntime.
 from __future__ import annotations
 
 import importlib
-import operator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import OptimizeResult, optimize
+    from sparsecc.api import OptimizeResult, load, optimize, save
     from sparsecc.ir import Model
     from sparsecc.pm import Pipeline
     from sparsecc.runtime import get_library_path, register
     from sparsecc.sparse import Pattern
-
-    load = Model.load
-    save = Model.save
 
 __all__ = [
     "Model",
@@ -35,25 +31,23 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Module and attribute of each public name.
 _HOMES = {
-    "Model": ("sparsecc.ir", "Model"),
-    "OptimizeResult": ("sparsecc.api", "OptimizeResult"),
-    "Pattern": ("sparsecc.sparse", "Pattern"),
-    "Pipeline": ("sparsecc.pm", "Pipeline"),
-    "get_library_path": ("sparsecc.runtime", "get_library_path"),
-    "load": ("sparsecc.ir", "Model.load"),
-    "optimize": ("sparsecc.api", "optimize"),
-    "register": ("sparsecc.runtime", "register"),
-    "save": ("sparsecc.ir", "Model.save"),
+    "Model": "sparsecc.ir",
+    "OptimizeResult": "sparsecc.api",
+    "Pattern": "sparsecc.sparse",
+    "Pipeline": "sparsecc.pm",
+    "get_library_path": "sparsecc.runtime",
+    "load": "sparsecc.api",
+    "optimize": "sparsecc.api",
+    "register": "sparsecc.runtime",
+    "save": "sparsecc.api",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = operator.attrgetter(attribute)(importlib.import_module(module))
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

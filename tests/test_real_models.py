@@ -29,13 +29,20 @@ LOWER_ALL = "tidy,prune-magnitude{{pattern={0} sparsity=0.7}},choose-layout{{lay
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("pattern", ["unstructured", "16x1"])
-def test_every_site_lowered_computes_the_same(name: str, pattern: str, data_dir: Path, tmp_path: Path) -> None:
+def test_every_site_lowered_computes_the_same(
+    name: str, pattern: str, data_dir: Path, tmp_path: Path
+) -> None:
     """``optimize`` itself compares with and without the library and raises when they differ by more than 1e-5."""
     source = data_dir / "models" / f"{name}.onnx"
     before = source.read_bytes()
     output = tmp_path / "out.onnx"
     result = sparsecc.optimize(
-        source, output, pipeline=LOWER_ALL.format(pattern), keep_slower=True, threads=1, input_shapes=MODELS[name]
+        source,
+        output,
+        pipeline=LOWER_ALL.format(pattern),
+        keep_slower=True,
+        threads=1,
+        input_shapes=MODELS[name],
     )
     assert source.read_bytes() == before
     assert result.max_rel_l2 <= 1e-5

@@ -148,4 +148,6 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         absorbed.extend(region.nodes)
         output = region.output
     activation = region.activation if region is not None else Activation()
-    return LinearForm(node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output, conv)
+    return LinearForm(
+        node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output, conv
+    )

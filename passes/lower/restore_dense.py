@@ -10,6 +10,7 @@ import numpy as np
 from sparsecc.ir import Model
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
+from sparsecc.sparse import density
 
 __all__ = ["RestoreDense"]
 
@@ -47,6 +48,13 @@ class RestoreDense(Pass):
             elif np.array_equal(own[site.name].numpy(), site.numpy(), equal_nan=True):
                 report.skip(site.name, "it has its own weights")
             else:
-                site.replace(own[site.name].numpy())
-                report.change(site.name, "not pruned after all")
+                pruned, whole = site.numpy(), own[site.name].numpy()
+                site.replace(whole)
+                report.change(
+                    site.name,
+                    "not pruned after all",
+                    density_before=density(pruned),
+                    density_after=density(whole),
+                    relative_error=0.0,
+                )
         return report

@@ -246,7 +246,8 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not get_pass(name).lossless])
 def test_lossy_passes_report_numbers(name):
-    (report,) = Pipeline.parse(name).run(prepared(name, layers_dense()), context())
+    spec = f"prune-magnitude,{name}" if name == "restore-dense" else name  # it undoes what ran before it
+    report = Pipeline.parse(spec).run(prepared(name, layers_dense()), context())[-1]
     assert report.changed
     for change in report.changed:
         assert {"density_before", "density_after", "relative_error"} <= set(change.numbers)

@@ -19,5 +19,10 @@ def test_only_the_wanted_symbols_are_exported() -> None:
     names = {line.split()[-1].split("@")[0] for line in listing.splitlines()}
     wanted = re.compile(r"sparsecc_\w+|RegisterCustomOps|SparseccRegisterCustomOps")
     extra = {name for name in names if not wanted.fullmatch(name)}
-    assert {"RegisterCustomOps", "SparseccRegisterCustomOps", "sparsecc_matmul_run", "sparsecc_conv_run"} <= names
+    assert {
+        "RegisterCustomOps",
+        "SparseccRegisterCustomOps",
+        "sparsecc_matmul_run",
+        "sparsecc_conv_run",
+    } <= names
     assert not extra
