@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def test_optimize_table_gives_a_reason_per_site(sparsecc: Run, sparse_mlp: Path,
     assert result.code == 0, result.err
     for name in ("fc1", "fc2"):
         (line,) = [line for line in result.out.splitlines() if line.startswith(name)]
-        assert " ms" in line
+        assert re.search(r"\d(x| ms)", line)
     assert "verified with and without the operator library" in result.out
 
 
