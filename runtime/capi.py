@@ -234,7 +234,7 @@ class NativeMatMul(_NativeOp):
         Raises:
             UsageError: x does not fit.
         """
-        x = np.ascontiguousarray(x, np.float32)
+        x = np.asarray(x, np.float32, order="C")
         if x.ndim == 0 or x.shape[-1] != self.shape[1]:
             raise UsageError(f"x has shape {x.shape}, expected a last dimension of {self.shape[1]}")
         y = np.empty((*x.shape[:-1], self.shape[0]), np.float32)
@@ -300,7 +300,7 @@ class NativeConv(_NativeOp):
         Raises:
             UsageError: x does not fit.
         """
-        x = np.ascontiguousarray(x, np.float32)
+        x = np.asarray(x, np.float32, order="C")
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise UsageError(f"x has shape {x.shape}, expected [B,{self.channels},H,W]")
         size = (ctypes.c_int64 * 2)()

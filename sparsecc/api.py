@@ -12,7 +12,8 @@ from typing import Any
 import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
 from sparsecc.errors import RuntimeMissingError, UsageError
-from sparsecc.ir.files import file_bytes, file_sha256
+from sparsecc.ir.files import file_bytes, file_sha256, model_files
+from sparsecc.ir.packed import packed_sites
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
@@ -28,6 +29,9 @@ from sparsecc.pm import (
 )
 from sparsecc.sparse import density
 from sparsecc.target import Target
+
+#: More threads than this only stand in each other's way while models are timed.
+_MOST_THREADS = 256
 
 __all__ = ["OptimizeResult", "SiteDecision", "load", "optimize", "save"]
 
@@ -71,6 +75,8 @@ class OptimizeResult:
         max_rel_l2: largest relative L2 distance between the pruned dense model and the output, over its outputs,
             with and without the operator library.
         notes: what the user should know (synthetic inputs, a fallback to the input model, …).
+        not_sites: linear operators that are no sites, each with the reason.
+        library: whether the operator library was there to time and verify with.
     """
 
     output: Path
@@ -82,6 +88,8 @@ class OptimizeResult:
     latency: plan.Latency
     max_rel_l2: float
     notes: list[str]
+    not_sites: list[tuple[str, str]]
+    library: bool
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``--json`` and reports."""
@@ -95,6 +103,8 @@ class OptimizeResult:
             "sites": [decision.to_json() for decision in self.sites],
             "passes": [report.to_json() for report in self.reports],
             "notes": self.notes,
+            "not_sites": [{"name": name, "reason": reason} for name, reason in self.not_sites],
+            "operator_library": self.library,
         }
 
 
@@ -182,7 +192,7 @@ def optimize(
     """
     source = Path(model)
     destination = Path(output) if output is not None else default_output(source)
-    _check_paths(source, destination)
+    _check_paths(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
     if wanted.name != "cpu":
         raise RuntimeMissingError(
@@ -190,7 +200,12 @@ def optimize(
             "is target-neutral and runs there at dense speed"
         )
     threads = threads or wanted.threads or Target.host().cores or 1
+    if threads > _MOST_THREADS:
+        raise UsageError(
+            f"{threads} threads cannot be timed here; give at most {_MOST_THREADS} with --threads"
+        )
     original = ir.Model.load(source)
+    _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
     notes: list[str] = []
     data = None
     if calibration_data is not None:
@@ -209,6 +224,10 @@ def optimize(
     timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
     _refuse_contradiction(pipeline, recipe, pattern, sparsity, method)
     library = _library_found()
+    if not library and keep_slower:
+        raise RuntimeMissingError(
+            "keep_slower needs the operator library, which is missing; sparsecc doctor says where it is looked for"
+        )
     if not library:
         notes.append(
             "the operator library is missing: zeros stay in dense tensors (sparsecc doctor says more)"
@@ -228,7 +247,7 @@ def optimize(
             calibrated=data is not None,
         )
     table = plan.CostTable.open(None if costs is None else Path(costs))
-    before_lowering = _BeforeLowering()
+    snapshots = _Snapshots()
     work = original.copy()
     context = PassContext(
         seed=seed,
@@ -237,7 +256,7 @@ def optimize(
         target=wanted,
         threads=threads,
         overrides=tuple(overrides),
-        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs), before_lowering],
+        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs), snapshots],
         progress=progress,
     )
     try:
@@ -246,12 +265,13 @@ def optimize(
         judge = plan.Judge(original, timed, table, threads, keep_slower, library)
         lossless = all(item.lossless for item in chosen.passes)
         candidate = work
-        work, latency = judge.not_slower(candidate, before_lowering.model if lossless else None, notes)
+        work, latency = judge.not_slower(candidate, snapshots.before_lowering if lossless else None, notes)
     finally:
-        table.save()
-    dense = before_lowering.model if work is candidate and before_lowering.model is not None else work
-    reference = original if lossless or work is not candidate else dense
-    distance = plan.check_agreement(reference, work, inputs, library)
+        notes.extend(table.keep())
+    kept = work is candidate
+    promises = [*snapshots.promises, (snapshots.start or work, work)] if kept else [(original, work)]
+    distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
+    dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
     sites = _decisions(dense, work, reports)
     _record_provenance(work, source, chosen, seed, data, sites)
     work.save(destination)
@@ -265,6 +285,8 @@ def optimize(
         latency=latency,
         max_rel_l2=distance,
         notes=notes,
+        not_sites=dense.unsupported_sites(),
+        library=library,
     )
 
 
@@ -294,13 +316,25 @@ def _refuse_contradiction(
         )
 
 
-def _check_paths(source: Path, destination: Path) -> None:
-    if destination.exists() and source.exists() and destination.samefile(source):
-        raise UsageError(f"{destination} is the input; give another file with -o")
+def _check_paths(destination: Path) -> None:
     if destination.is_dir():
         raise UsageError(f"{destination} is a folder; give a file name with -o")
+    if destination.exists() and not destination.is_file():
+        raise UsageError(f"{destination} is no regular file and is not replaced; give another name with -o")
     if not destination.resolve().parent.is_dir():
         raise UsageError(f"the folder of {destination} does not exist; create it first")
+
+
+def _refuse_to_overwrite(destination: Path, inputs: Sequence[str | os.PathLike[str] | None]) -> None:
+    """Raise ``UsageError`` if the output, or the data file that may go with it, is a file this run reads."""
+    written = (destination, destination.with_name(f"{destination.name}.data"))
+    for source in inputs:
+        path = None if source is None else Path(source)
+        if path is None or not path.exists():
+            continue
+        for target in written:
+            if target.exists() and target.samefile(path):
+                raise UsageError(f"{target} is the input {path.name}; give another file with -o")
 
 
 def _instruments(
@@ -328,15 +362,28 @@ def _compare_ready(a: ir.Model, b: ir.Model, inputs: plan.Inputs) -> list[verify
     return verify.compare(before, after, inputs)
 
 
-class _BeforeLowering(Instrument):
-    """Keeps the dense model as it is just before its sites are lowered: what the output must agree with."""
+class _Snapshots(Instrument):
+    """Keeps what the output must agree with.
+
+    Attributes:
+        before_lowering: the dense model just before its sites are lowered.
+        promises: (before, after) of every run of lossless passes that ended before a lossy one.
+        start: the model at the start of the present run of lossless passes.
+    """
 
     def __init__(self) -> None:
-        self.model: ir.Model | None = None
+        self.before_lowering: ir.Model | None = None
+        self.promises: list[tuple[ir.Model, ir.Model]] = []
+        self.start: ir.Model | None = None
 
     def before(self, pass_: Pass, model: ir.Model, ctx: PassContext) -> None:
         if pass_.name == "lower-sparse":
-            self.model = model.copy()
+            self.before_lowering = model.copy()
+        if pass_.lossless and self.start is None:
+            self.start = model.copy()
+        elif not pass_.lossless and self.start is not None:
+            self.promises.append((self.start, model.copy()))
+            self.start = None
 
 
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
@@ -347,16 +394,7 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
         for node in graph
         if node.domain == emit.DOMAIN
     }
-    reasons: dict[str, str] = {}
-    for report in reports:
-        for skip in report.skipped:
-            if report.pass_name not in ("lower-sparse", "restore-dense") or skip.site not in reasons:
-                reasons[skip.site] = skip.reason
-        for change in report.changed:
-            if report.pass_name == "restore-dense":
-                reasons[change.site] += f"; {change.detail}"
-            elif report.pass_name != "lower-sparse":
-                reasons[change.site] = change.detail
+    reasons = _reasons(reports)
     return [
         SiteDecision(
             site.name,
@@ -367,7 +405,37 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
             reasons.get(site.name, "no pass chose otherwise"),
         )
         for site in dense.sites()
+    ] + [
+        SiteDecision(
+            packed.name,
+            packed.op,
+            packed.tensor.shape,
+            packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
+            str(packed.tensor.pattern),
+            "it was sparse already",
+        )
+        for packed in packed_sites(dense)
     ]
+
+
+def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
+    """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
+    unpruned: dict[str, str] = {}
+    chosen: dict[str, str] = {}
+    for report in reports:
+        for skip in report.skipped:
+            if report.pass_name.startswith("prune-"):
+                unpruned[skip.site] = f"not pruned: {skip.reason}; "
+            elif report.pass_name not in ("lower-sparse", "restore-dense"):
+                chosen[skip.site] = skip.reason
+            else:
+                chosen.setdefault(skip.site, skip.reason)
+        for change in report.changed:
+            if report.pass_name == "restore-dense":
+                chosen[change.site] += f"; {change.detail}"
+            elif report.pass_name != "lower-sparse":
+                chosen[change.site] = change.detail
+    return {site: unpruned.get(site, "") + chosen.get(site, "") for site in {**unpruned, **chosen}}
 
 
 def _record_provenance(

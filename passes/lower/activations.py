@@ -10,23 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
-__all__ = ["Activation", "ElementwiseRegion", "elementwise_region", "scalar_constant"]
+__all__ = ["Activation", "ElementwiseRegion", "constant_array", "elementwise_region"]
 
 Array = npt.NDArray[np.float64]
 
 _erf: Callable[[Array], Array] = np.vectorize(math.erf, otypes=[np.float64])
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 #: Longest decomposition searched; the tanh form of Gelu with everything spelled out has nine nodes.
 _MAX_NODES = 14
-#: The samples: dense where activations bend, and far out where a bound would show.
-_POINTS: Array = np.concatenate([np.linspace(-12, 12, 193), [-1e30, -1e6, -1e3, -40, 40, 1e3, 1e6, 1e30]])
-#: Agreement asked for: constants are stored in float32 (or fewer digits by hand), functions bend by O(1).
-_TOLERANCE = 2e-6
+#: The samples: dense where activations bend, at zero, and far out where a bound would show.
+_FAR = 1e30
+_OUTER = np.array([1e-30, 1e-8, 1e-4, 40, 1e3, 1e6, _FAR])
+_POINTS: Array = np.concatenate([-_OUTER[::-1], np.linspace(-12, 12, 193), _OUTER])
+#: Agreement asked for: relative to the value, and as a share of x. A constant is stored in float32, or written by
+#: hand with some six digits; but a bound or a shift of 1e-7 is there on purpose (a logarithm may follow), so a share
+#: of x is forgiven only for what cancellation in 1 + erf leaves, and at the kinks of HardSwish.
+_AGREEMENT = {
+    "Sigmoid": (1e-7, 1e-14),
+    "Tanh": (1e-7, 1e-14),
+    "Silu": (1e-7, 1e-14),
+    "Gelu": (2e-6, 1e-14),
+    "GeluTanh": (2e-6, 1e-14),
+    "HardSwish": (2e-7, 1e-7),
+}
 
 
 def _sigmoid(x: Array) -> Array:
@@ -46,9 +59,8 @@ def _gelu(x: Array) -> Array:
     return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
 
 
-#: Parameter-free activations by the operator-name suffix of the fused form.
-_FIXED: Mapping[str, Callable[[Array], Array]] = {
-    "Relu": lambda x: np.maximum(x, 0),
+#: Smooth activations by the operator-name suffix of the fused form.
+_SMOOTH: Mapping[str, Callable[[Array], Array]] = {
     "Sigmoid": _sigmoid,
     "Tanh": np.tanh,
     "Gelu": _gelu,
@@ -68,28 +80,43 @@ class Activation:
     @classmethod
     def recognise(cls, values: Array) -> Activation | None:
         """The activation that takes the sample points to ``values``, or ``None``."""
-        for suffix, function in _FIXED.items():
-            if _close(values, function(_POINTS)):
+        if np.array_equal(values, np.maximum(_POINTS, 0)):
+            return cls("Relu")
+        for suffix, function in _SMOOTH.items():
+            if _close(values, function(_POINTS), *_AGREEMENT[suffix]):
                 return cls(suffix)
         low, high = float(values.min()), float(values.max())
-        if low < high < 1e29 and low > -1e29 and _close(values, np.clip(_POINTS, low, high)):
-            return cls("Clip", {"lo": low, "hi": high})
+        bounded = low > -_FAR or high < _FAR
+        if bounded and low < high and np.array_equal(values, np.clip(_POINTS, low, high)):
+            # A side that reaches as far as the samples has no bound.
+            lo = low if low > -_FAR else -_FLOAT32_MAX
+            return cls("Clip", {"lo": lo, "hi": high if high < _FAR else _FLOAT32_MAX})
         alpha = float(-values[np.flatnonzero(_POINTS == -1)[0]])
-        if alpha != 1 and _close(values, np.where(_POINTS < 0, alpha * _POINTS, _POINTS)):
+        leaky = np.where(_POINTS < 0, alpha * _POINTS, _POINTS)
+        if alpha != 1 and _close(values, leaky, 1e-12, 0):
             return cls("LeakyRelu", {"alpha": alpha})
         return None
 
 
-def _close(values: Array, expected: Array) -> bool:
-    return bool(np.all(np.abs(values - expected) <= _TOLERANCE * np.maximum(1, np.abs(expected))))
+def _close(values: Array, expected: Array, relative: float, share: float) -> bool:
+    allowed = relative * np.abs(expected) + share * np.minimum(np.abs(_POINTS), 100)
+    return bool(np.all(np.abs(values - expected) <= allowed))
 
 
-def scalar_constant(value: onnx_ir.Value | None) -> float | None:
-    """The number a one-element constant holds, or ``None`` for anything else."""
-    tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
-    if tensor is None or tensor.size != 1 or tensor.dtype == onnx_ir.DataType.STRING:
+def constant_array(value: onnx_ir.Value | None) -> npt.NDArray[Any] | None:
+    """The numbers of a constant that no caller can override, or ``None`` for anything else."""
+    if value is None or value.is_graph_input():
         return None
-    return float(tensor.numpy().reshape(()))
+    tensor = onnx_ir.convenience.get_const_tensor(value)
+    return None if tensor is None or tensor.dtype == onnx_ir.DataType.STRING else np.asarray(tensor.numpy())
+
+
+def _scalar(value: onnx_ir.Value | None, rank: int) -> float | None:
+    """The number of a one-element constant that leaves a tensor of ``rank`` dimensions its rank."""
+    array = constant_array(value)
+    if array is None or array.size != 1 or array.ndim > rank:
+        return None
+    return float(array.reshape(()))
 
 
 def _attribute(node: onnx_ir.Node, name: str, default: float) -> float:
@@ -142,7 +169,9 @@ class ElementwiseRegion:
     output: onnx_ir.Value
 
 
-def _next_node(known: Mapping[onnx_ir.Value, Array], taken: set[onnx_ir.Node]) -> onnx_ir.Node | None:
+def _next_node(
+    known: Mapping[onnx_ir.Value, Array], taken: set[onnx_ir.Node], rank: int
+) -> onnx_ir.Node | None:
     """A node not yet taken, all of whose inputs are known values or one-element constants."""
     for value in known:
         for node in value.consumers():
@@ -150,7 +179,7 @@ def _next_node(known: Mapping[onnx_ir.Value, Array], taken: set[onnx_ir.Node]) -
                 continue
             if node.graph is not value.graph and value.graph is not None:
                 continue
-            if all(i is None or i in known or scalar_constant(i) is not None for i in node.inputs):
+            if all(i is None or i in known or _scalar(i, rank) is not None for i in node.inputs):
                 return node
     return None
 
@@ -162,12 +191,15 @@ def elementwise_region(start: onnx_ir.Value) -> ElementwiseRegion | None:
     """
     if start.is_graph_output():
         return None
+    rank = (
+        1 if start.shape is None else len(start.shape)
+    )  # a linear operator's output has at least one dimension
     known: dict[onnx_ir.Value, Array] = {start: _POINTS}
     taken: list[onnx_ir.Node] = []
     best: ElementwiseRegion | None = None
-    while len(taken) < _MAX_NODES and (node := _next_node(known, set(taken))) is not None:
+    while len(taken) < _MAX_NODES and (node := _next_node(known, set(taken), rank)) is not None:
         arguments = [
-            None if i is None else known[i] if i in known else np.asarray(scalar_constant(i))
+            None if i is None else known[i] if i in known else np.asarray(_scalar(i, rank))
             for i in node.inputs
         ]
         with np.errstate(all="ignore"):

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir
 
 from sparsecc.ir import ConvGeometry, Model, Site, conv_geometry
-from sparsecc.passes.lower.activations import Activation, elementwise_region
+from sparsecc.passes.lower.activations import Activation, constant_array, elementwise_region
 
 __all__ = ["MIN_OPSET", "LinearForm", "Refusal", "linear_form", "lowerable"]
 
@@ -79,19 +79,12 @@ def _channel_constant(
     value: onnx_ir.Value | None, outputs: int, axis: int, rank: int | None
 ) -> npt.NDArray[np.float32] | None:
     """``value`` as [outputs] if it is a constant that varies along one axis only (counted from the end)."""
-    tensor = None if value is None else onnx_ir.convenience.get_const_tensor(value)
-    if tensor is None:
-        return None
-    array = np.asarray(tensor.numpy())
+    array = constant_array(value)
+    if array is None or array.ndim > (axis if rank is None else rank):
+        return None  # leading ones could raise the rank of the result
     if array.size == 1:
-        if rank is not None and array.ndim > rank:
-            return None
         return np.full(outputs, array.reshape(()), np.float32)
     if array.size != outputs or array.ndim < axis or array.shape[-axis] != outputs:
-        return None
-    if array.ndim > axis and rank is None:
-        return None  # leading ones could raise the rank of the result
-    if rank is not None and array.ndim > rank:
         return None
     return array.reshape(outputs).astype(np.float32)
 
@@ -104,6 +97,8 @@ def _added_constant(
     if value.is_graph_output() or len(consumers) != 1 or consumers[0].op_type != "Add":
         return None
     (node,) = consumers
+    if node.domain not in ("", "ai.onnx") or node.graph is not value.graph:
+        return None
     if len(node.inputs) != 2 or node.inputs[0] is node.inputs[1]:
         return None
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]

@@ -43,12 +43,18 @@ class RestoreDense(Pass):
         for site in select_sites(model, self.match, report):
             if LAYOUT_KEY in site.node.metadata_props:
                 report.skip(site.name, "it is lowered as it is")
-            elif site.name not in own or own[site.name].shape != site.shape:
+                continue
+            if site.name not in own or own[site.name].shape != site.shape:
                 report.skip(site.name, "the graph around it changed: its own weights do not fit any more")
-            elif np.array_equal(own[site.name].numpy(), site.numpy(), equal_nan=True):
+                continue
+            pruned, whole = site.numpy(), own[site.name].numpy()
+            if np.array_equal(whole, pruned, equal_nan=True):
                 report.skip(site.name, "it has its own weights")
+            elif not np.array_equal(np.where(pruned != 0, whole, 0), pruned):
+                report.skip(
+                    site.name, "what pruning left of its weights was changed since: they cannot go back"
+                )
             else:
-                pruned, whole = site.numpy(), own[site.name].numpy()
                 site.replace(whole)
                 report.change(
                     site.name,

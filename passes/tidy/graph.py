@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsecc.ir.names import free_name
+
 __all__ = [
     "add_constant",
     "bypass",
@@ -39,11 +41,7 @@ def float_constant(value: ir.Value | None) -> NDArray[np.float64] | None:
 
 def add_constant(graph: ir.Graph, name: str, array: NDArray[Any], used: set[str]) -> ir.Value:
     """Return a new initialiser of ``graph``; its name gets a number where it is ``used`` already."""
-    unique, number = name, 1
-    while unique in used:
-        unique, number = f"{name}.{number}", number + 1
-    used.add(unique)
-    value = ir.Value(name=unique)
+    value = ir.Value(name=free_name(name, used))
     set_constant(value, array)
     graph.register_initializer(value)
     return value
@@ -51,7 +49,8 @@ def add_constant(graph: ir.Graph, name: str, array: NDArray[Any], used: set[str]
 
 def set_constant(value: ir.Value, array: NDArray[Any]) -> None:
     """Make ``array`` the content, shape and type of an initialiser."""
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=value.name)
+    # np.ascontiguousarray would make a vector of a scalar.
+    tensor = ir.Tensor(np.asarray(array, order="C"), name=value.name)
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(tensor.dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsecc.ir.names import free_name
 from sparsecc.passes.tidy.graph import (
     add_constant,
     bypass,
@@ -184,7 +185,7 @@ def fold_affine(linear: Linear, affine: Affine, used: set[str]) -> str | None:
     if (affine.scale != 1).any() and not scale_weight(linear, affine.scale):
         return "the weight is shared, or would overflow"
     if linear.node.op_type == "MatMul" and linear.add is None and shift.any():
-        linear.add = _insert_add(affine.node, linear.node.outputs[0])
+        linear.add = _insert_add(affine.node, linear.node.outputs[0], used)
     if linear.add is not None or linear.node.op_type != "MatMul":
         linear.set_bias(shift, used)
     removed = bypass(affine.node, linear.output)
@@ -259,12 +260,12 @@ def _arithmetic(node: ir.Node, linear: Linear) -> Affine | None:
     return Affine(node, one, -constant) if first else Affine(node, -one, constant)
 
 
-def _insert_add(node: ir.Node, product: ir.Value) -> ir.Node:
+def _insert_add(node: ir.Node, product: ir.Value, used: set[str]) -> ir.Node:
     """Return a new Add of ``product`` and a bias yet to be set, placed before ``node``."""
     graph = node.graph
     assert graph is not None, "the nodes of a model belong to a graph"
     add = ir.Node("", "Add", [product, None], name=f"{node.name}.bias")
-    add.outputs[0].name = f"{node.outputs[0].name}.biased"
+    add.outputs[0].name = free_name(f"{node.outputs[0].name}.biased", used)
     add.outputs[0].shape, add.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     graph.insert_before(node, add)
     return add

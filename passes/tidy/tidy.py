@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx_ir as ir
-
 from sparsecc.ir import Model
+from sparsecc.ir.names import value_names
 from sparsecc.passes.tidy.constants import lift_constants, remove_identities
 from sparsecc.passes.tidy.folding import fold_constants
 from sparsecc.passes.tidy.graph import remove_dead
@@ -54,7 +53,7 @@ class Tidy(Pass):
         """Rewrite the main graph and its subgraphs."""
         report = PassReport(self.name)
         graph_model = model.onnx
-        used = _names(graph_model)
+        used = value_names(graph_model)
         _count(report, sum(remove_dead(graph_model)), "unused nodes and initialisers removed")
         _count(report, lift_constants(graph_model), "Constant nodes made initialisers")
         _count(report, remove_identities(graph_model), "Identity and Dropout nodes removed")
@@ -84,15 +83,6 @@ def _absorb(linear: Linear, used: set[str], report: PassReport) -> None:
             report.skip(name, f"{op_type} stays: {reason}")
             return
         report.change(name, f"{op_type} folded into {linear.node.op_type}")
-
-
-def _names(model: ir.Model) -> set[str]:
-    """Return every value name of the model, subgraphs included."""
-    names: set[str | None] = set()
-    for graph in model.graphs():
-        names |= {value.name for value in graph.inputs} | set(graph.initializers)
-        names |= {value.name for node in graph for value in node.outputs}
-    return {name for name in names if name}
 
 
 def _count(report: PassReport, number: int, what: str) -> None:

@@ -97,7 +97,8 @@ class Session:
                 f"{self.name}: no array for input {', '.join(missing)}; "
                 f"the model reads {', '.join(self.input_names)}"
             )
-        return {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
+        # Not np.ascontiguousarray, which makes a vector of a scalar.
+        return {name: np.asarray(inputs[name], order="C") for name in self.input_names}
 
 
 def open_session(
@@ -182,7 +183,7 @@ def _detached_bytes(model: Model, options: onnxruntime.SessionOptions) -> bytes:
         if tensor is None or tensor.nbytes < _INLINE_TENSOR:
             continue
         names.append(name)
-        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy())))
+        values.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(tensor.numpy(), order="C")))
         value.const_value = onnx_ir.ExternalTensor(
             "in-memory",
             0,

@@ -55,6 +55,8 @@ def open_source(spec: str, model: Model, num_samples: int | None, seed: int) -> 
     path = Path(file)
     if not path.exists():
         raise UsageError(f"calibration data '{spec}' does not exist; give {_FORMS}")
+    if not path.is_dir():
+        _require_file(path)
     if path.suffix == ".py":
         return limited(_from_function(path, function or "load_data", specs), specs, num_samples)
     if path.is_dir():
@@ -187,7 +189,14 @@ def _choose(count: int, wanted: int | None, seed: int) -> NDArray[np.intp]:
 # ------------------------------------------------------------------------------------- files and folders
 
 
+def _require_file(path: Path) -> None:
+    """Refuse a pipe or a device: opening one may wait for ever, and files are read more than once."""
+    if not path.is_file():
+        raise UsageError(f"calibration data {path}: it is no file but a pipe, a socket or a device; give {_FORMS}")
+
+
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+    _require_file(path)
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path.name}: cannot be read: no .npz, or cut short; write it with numpy.savez")
     try:
@@ -203,6 +212,7 @@ def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
+    _require_file(path)
     try:
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
@@ -305,7 +315,7 @@ def _from_function(path: Path, name: str, specs: Mapping[str, TensorSpec]) -> Ba
 def _items(function: Callable[[], Iterable[object]], where: str) -> Iterator[object]:
     try:
         yield from function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that calls sys.exit must not end us, and without a word
         text = " ".join(str(error).split())
         raise UsageError(
             f"{where} failed: {type(error).__name__}: {text}; run it by itself to see why"
@@ -319,9 +329,11 @@ def _load_module(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())
-        raise UsageError(f"{path.name} cannot be imported: {type(error).__name__}: {text}") from error
+        raise UsageError(
+            f"{path.name} cannot be imported: {type(error).__name__}: {text}; run it by itself to see why"
+        ) from error
     return module
 
 

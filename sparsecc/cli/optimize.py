@@ -134,6 +134,8 @@ def command(
         print_table(
             ("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports]
         )
+    for name, reason in result.not_sites:
+        click.echo(f"not a site: {name}: {reason}")
     click.echo("")
     for line in _summary(result):
         click.echo(line)
@@ -141,12 +143,13 @@ def command(
 
 def _summary(result: OptimizeResult) -> list[str]:
     latency = result.latency
+    loaded = "operator library loaded" if result.library else "no operator library"
+    verified = "with and without" if result.library else "without"
     lines = [
         f"{result.output}: {format_bytes(result.bytes_before)} -> {format_bytes(result.bytes_after)} "
         f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)",
         f"latency {latency.before_ms:.4g} ms -> {latency.after_ms:.4g} ms ({latency.speedup:.2f}x, "
-        f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, operator library loaded, "
-        "medians of interleaved runs)",
-        f"verified with and without the operator library: relative L2 {result.max_rel_l2:.1e}",
+        f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, {loaded}, medians of interleaved runs)",
+        f"verified {verified} the operator library: relative L2 {result.max_rel_l2:.1e}",
     ]
     return [*lines, *(f"note: {note}" for note in result.notes)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -28,7 +28,7 @@ def finalize(model: Model) -> None:
     operators only loses left-overs of the domain.
 
     Raises:
-        ModelError: a node of the domain is none of our operators.
+        ModelError: a node of the domain is none of our operators, or is not what such a node must be.
         UnsupportedModelError: the model's opset is older than the function bodies need.
     """
     onnx = model.onnx
@@ -64,6 +64,14 @@ def _operator(node: ir.Node) -> CustomOp:
             f"node '{node.name}' is {DOMAIN}.{node.op_type}, which this release does not know: "
             "use the sparsecc release that wrote the model"
         )
+    given = [value for value in node.inputs if value is not None]
+    missing = [item.name for item in op.attributes if item.name not in node.attributes]
+    if len(given) != len(op.inputs) or len(node.inputs) != len(op.inputs) or len(node.outputs) != 1 or missing:
+        raise ModelError(
+            f"node '{node.name}' ({DOMAIN}.{op.name}) has {len(given)} inputs, {len(node.outputs)} outputs"
+            f"{' and no ' + ', '.join(missing) if missing else ''}; it takes {len(op.inputs)} inputs, 1 output and "
+            f"the attributes {', '.join(item.name for item in op.attributes)}: write the model again"
+        )
     return op
 
 
@@ -86,8 +94,18 @@ def _describe_output(node: ir.Node, op: CustomOp) -> None:
     x, shape = node.inputs[0], node.inputs[3]
     if output.shape is not None or x is None or x.shape is None or shape is None or shape.const_value is None:
         return
+    if any(attribute.is_ref() for attribute in node.attributes.values()):
+        return  # in a function whose caller decides
     dims: list[Dim] = [dim if isinstance(dim, int) else dim.value for dim in x.shape]
-    attributes = {key: node.attributes[key].as_ints() for key in ("strides", "pads", "dilations") if op.conv}
-    weight = [int(side) for side in shape.const_value.numpy()]
-    if len(dims) >= (len(weight) if op.conv else 1):
-        output.shape = ir.Shape(op.output_shape(dims, weight, attributes))
+    try:
+        weight = [int(side) for side in shape.const_value.numpy()]
+        if len(dims) >= (len(weight) if op.conv else 1):
+            output.shape = ir.Shape(op.output_shape(dims, weight, _geometry(node, op)))
+    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"node '{node.name}' ({DOMAIN}.{op.name}): shape and geometry do not fit ({error}); write the model again"
+        ) from error
+
+
+def _geometry(node: ir.Node, op: CustomOp) -> dict[str, Sequence[int]]:
+    return {key: node.attributes[key].as_ints() for key in ("strides", "pads", "dilations") if op.conv}

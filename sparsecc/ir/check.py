@@ -1,15 +1,18 @@
-"""Whether one tensor of a protobuf is what it says it is."""
+"""Whether one tensor of a protobuf is what it says it is, and whether a file is one that can be read."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import stat
 
 import onnx
 import onnx_ir
 
 from sparsecc.errors import ModelError, UnsafeModelError, UnsupportedModelError
 
-__all__ = ["check_tensor"]
+__all__ = ["check_tensor", "require_regular"]
 
 # Field that holds the elements when raw_data does not. Types that pack several into one are left out.
 _TYPED_FIELD = {
@@ -69,3 +72,13 @@ def _check_entries(tensor: onnx.TensorProto) -> None:
                 f"external data of {tensor.name!r}: {entry.key} {entry.value!r} is no number >= 0; "
                 "export the model again"
             )
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ``OSError`` unless ``path`` is a file or a folder: opening a pipe or a device may wait for ever.
+
+    A folder is left to ``open``, which says so by itself.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file")

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir
 
 from sparsecc.errors import ModelError, UnsafeModelError
-from sparsecc.ir.check import check_tensor
+from sparsecc.ir.check import check_tensor, require_regular
 from sparsecc.ir.slots import Tensor
 
 __all__ = ["ExternalFiles"]
@@ -70,6 +70,7 @@ class ExternalFiles:
         if location not in self._open:
             path = self._resolve(location, name)
             try:
+                require_regular(path)
                 with path.open("rb") as file:
                     size = os.fstat(file.fileno()).st_size
                     data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
@@ -78,7 +79,10 @@ class ExternalFiles:
                     f"external data file {str(path)!r} (weight {name!r}) is missing: put it beside the model"
                 ) from None
             except (OSError, ValueError) as error:
-                raise ModelError(f"external data file {str(path)!r} cannot be read: {error}") from None
+                raise ModelError(
+                    f"external data file {str(path)!r} (weight {name!r}) cannot be read: {error}; "
+                    "put the data file beside the model"
+                ) from None
             self._open[location] = data, size
         return self._open[location]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir
+from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SparseccError
 from sparsecc.ir.model import Model
@@ -13,6 +16,12 @@ from sparsecc.ir.sparse_ops import DOMAIN
 from sparsecc.sparse import Pattern, SparseTensor
 
 __all__ = ["PackedSite", "packed_sites"]
+
+_LAST_PACKED_INPUT = 3  # x, then values, indices, shape
+
+# What the operator library takes (``weight.cc``): outputs and inputs, and their product.
+_MAX_SIDE = 1 << 24
+_MAX_GRID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,9 @@ def packed_sites(model: Model) -> list[PackedSite]:
 
 def _packed(node: onnx_ir.Node) -> PackedSite:
     arrays = []
-    for value in node.inputs[1:4]:
+    if len(node.inputs) < _LAST_PACKED_INPUT + 1:
+        raise ModelError(f"node '{node.name}': {len(node.inputs)} inputs are too few; write the model again")
+    for value in node.inputs[1 : _LAST_PACKED_INPUT + 1]:
         if value is None or value.const_value is None:
             raise ModelError(f"node '{node.name}': its packed weight is not constant; write the model again")
         arrays.append(np.asarray(value.const_value.numpy()))
@@ -43,8 +54,20 @@ def _packed(node: onnx_ir.Node) -> PackedSite:
     layout = node.attributes.get("layout")
     try:
         pattern = Pattern.parse("" if layout is None else layout.as_string())
-        tensor = SparseTensor(pattern, (int(shape[0]), int(np.prod(shape[1:]))), values, indices)
+        tensor = SparseTensor(pattern, _matrix_shape(shape), values, indices)
         tensor.validate()
-    except (SparseccError, IndexError, ValueError) as error:
-        raise ModelError(f"node '{node.name}': malformed packed weight: {error}") from error
+    except (SparseccError, TypeError, ValueError) as error:
+        text = str(error).removeprefix("packed weight: ")
+        raise ModelError(f"node '{node.name}': malformed packed weight: {text}") from error
     return PackedSite(str(node.name), node.op_type, tensor)
+
+
+def _matrix_shape(shape: NDArray[Any]) -> tuple[int, int]:
+    """Return (N, K) of the dense shape that is stored beside a packed weight."""
+    if shape.ndim != 1 or shape.size < 2 or shape.dtype != np.int64:
+        raise ModelError(f"its shape is {shape.dtype} {list(shape.shape)}, expected int64 [2] or more")
+    sides = [int(side) for side in shape]
+    rows, cols = sides[0], math.prod(sides[1:])
+    if min(sides) < 0 or max(rows, cols) > _MAX_SIDE or rows * cols > _MAX_GRID:
+        raise ModelError(f"a shape of {sides} is out of range; the file is damaged")
+    return rows, cols

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir
 
 from sparsecc.errors import ModelError, UnsupportedModelError
-from sparsecc.ir.check import check_tensor
+from sparsecc.ir.check import check_tensor, require_regular
 from sparsecc.ir.densify import densify_sparse_constants, graph_protos, node_protos
 from sparsecc.ir.external import ExternalFiles
 from sparsecc.ir.slots import Tensor, all_graphs, stub, swapped, tensor_slots
@@ -31,6 +31,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         ModelError: missing, a folder, unreadable, empty, text, truncated, or no ONNX model.
     """
     try:
+        require_regular(path)
         data = path.read_bytes() if path.stat().st_size < _PROTO_LIMIT else None
     except FileNotFoundError:
         raise ModelError(f"no such model file: {path}") from None

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import PassError, SpecError
 from sparsecc.ir.geometry import ConvGeometry, conv_geometry
 from sparsecc.ir.slots import Slot, Tensor
+from sparsecc.ir.sparse_ops import DOMAIN
 from sparsecc.ir.trace import QUANTISED_LATER, RefusedError, all_readers, refuse_matmul, trace_back
 
 __all__ = ["Site", "find_sites", "name_matches"]
@@ -214,8 +215,12 @@ def _uniquely_named(site: Site, taken: dict[str, int]) -> Site:
 
 
 def _candidates(model: onnx_ir.Model) -> Iterator[_Use]:
-    """Yield each weight operand of each linear node (two for LSTM and GRU) in graph order."""
-    roots = [(model.graph, "")] + [(f.graph, f"{f.name}/") for f in model.functions.values()]
+    """Yield each weight operand of each linear node (two for LSTM and GRU) in graph order.
+
+    The bodies of our own operators are not looked into: they are what a packed site means, not more sites.
+    """
+    functions = [f for f in model.functions.values() if f.domain != DOMAIN]
+    roots = [(model.graph, "")] + [(f.graph, f"{f.name}/") for f in functions]
     for root, prefix in roots:
         for node in onnx_ir.traversal.RecursiveGraphIterator(root):
             scope: Scope = "function" if prefix else "main" if node.graph is root else "subgraph"

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sparsecc.ir.geometry import ConvGeometry
+from sparsecc.ir.names import free_name, graph_names
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
 
 __all__ = [
@@ -62,6 +63,7 @@ def sparse_op_node(
     weight_shape: Sequence[int] | None = None,
     conv: ConvGeometry | None = None,
     share: ir.Node | None = None,
+    taken: set[str] | None = None,
 ) -> ir.Node:
     """Return a new operator node, not yet in ``graph``, whose constants are initializers of ``graph``.
 
@@ -79,6 +81,9 @@ def sparse_op_node(
         weight_shape: the original ``[Cout, Cin / group, kernel...]``; needed with ``conv``.
         conv: geometry of a convolution; ``None`` makes a matrix multiplication.
         share: an operator node of the same graph with the same weight, whose packed tensors are used again.
+        taken: names that the constants must not have; theirs are added. A graph does not know what lies
+            around it, so the caller passes ``value_names`` of the model if ``graph`` may be the body of an If,
+            Loop or Scan. Default: the names of ``graph`` and of the bodies in it.
 
     Raises:
         ValueError: the arguments do not fit together (a mistake of the calling pass).
@@ -94,18 +99,20 @@ def sparse_op_node(
     if bias.shape != shape[:1]:
         raise ValueError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
 
+    if taken is None:
+        taken = graph_names(graph)
     if share is not None:
         constants = list(share.inputs[1:4])
     else:
         constants = [
-            _initializer(graph, f"{name}.values", weight.values),
-            _initializer(graph, f"{name}.indices", weight.indices),
-            _initializer(graph, f"{name}.shape", np.array(shape, np.int64)),
+            _initializer(graph, taken, f"{name}.values", weight.values),
+            _initializer(graph, taken, f"{name}.indices", weight.indices),
+            _initializer(graph, taken, f"{name}.shape", np.array(shape, np.int64)),
         ]
-    constants.append(_initializer(graph, f"{name}.bias", bias))
+    constants.append(_initializer(graph, taken, f"{name}.bias", bias))
     if activation == "Clip":
         constants += [
-            _initializer(graph, f"{name}.{bound}", np.array(parameters[bound], np.float32))
+            _initializer(graph, taken, f"{name}.{bound}", np.array(parameters[bound], np.float32))
             for bound in ("lo", "hi")
         ]
     attributes = [
@@ -137,15 +144,11 @@ def _conv_attributes(conv: ConvGeometry) -> list[ir.Attr]:
     ]
 
 
-def _initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    unique = name
-    number = 1
-    while unique in graph.initializers:
-        unique = f"{name}.{number}"
-        number += 1
+def _initializer(graph: ir.Graph, taken: set[str], name: str, array: NDArray[np.generic]) -> ir.Value:
+    name = free_name(name, taken)
     value = ir.Value(
-        name=unique,
-        const_value=ir.Tensor(array, name=unique),
+        name=name,
+        const_value=ir.Tensor(array, name=name),
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
     )

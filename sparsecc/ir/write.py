@@ -86,10 +86,13 @@ def write_model(model: onnx_ir.Model, path: Path, external: bool) -> None:
     the same name removes. Equal models give equal bytes.
 
     Raises:
-        UsageError: the folder is missing, not writable or full, or the model is too large for one file.
+        UsageError: the folder is missing, not writable or full, the path is no place for a file, or the model is
+            too large for one file.
     """
     if path.is_dir():
         raise UsageError(f"cannot write {path}: it is a folder; give a file name")
+    if path.exists() and not path.is_file():  # the renaming would put a file in the place of /dev/null
+        raise UsageError(f"cannot write {path}: it is a pipe, a socket or a device; give a file name")
     try:
         _remove_stale(path)
         with contextlib.ExitStack() as stack:

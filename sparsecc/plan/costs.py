@@ -148,6 +148,16 @@ class CostTable:
             "times_ms": {key: dict(sorted(row.items())) for key, row in sorted(self._times.items())},
         }
 
+    def keep(self) -> list[str]:
+        """Save the table to its own file; where that cannot be written, return a note instead of failing."""
+        try:
+            self.save()
+        except OSError as error:
+            return [
+                f"measured costs could not be kept in {self.path} ({error.strerror}): the next run measures again"
+            ]
+        return []
+
     def save(self, path: Path | None = None) -> None:
         """Write the table to ``path`` (default: its own file), atomically. No-op when nothing changed."""
         target = path or self.path

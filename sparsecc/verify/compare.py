@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ class OutputDiff:
         cosine: ``<a, b> / (||a|| ||b||)``; 1 when both are zero.
         argmax_agreement: share of rows (last axis, 2 elements or more) with the same argmax; ``None`` where
             an output has no such rows or is not floating point.
-        nonfinite_mismatch: elements that are NaN or an infinity in one and not the same in the other; where
-            there is one, ``max_abs`` and ``rel_l2`` are infinite.
+        nonfinite_mismatch: elements that are NaN or an infinity in one and not the same in the other, and texts
+            that differ; where there is one, ``max_abs`` and ``rel_l2`` are infinite.
     """
 
     name: str
@@ -53,12 +53,33 @@ class _Accumulator:
         self.elements = self.mismatch = self.rows = self.agree = 0
         self.max_abs = self.aa = self.bb = self.ab = self.dd = 0.0
 
-    def add(self, a: NDArray[Any], b: NDArray[Any]) -> None:
+    def add(self, a: Any, b: Any) -> None:
+        """Add what onnxruntime returned: a tensor, a sequence or map of them, or None (an empty optional)."""
+        if isinstance(a, list | dict) or isinstance(b, list | dict) or a is None or b is None:
+            self._add_parts(a, b)
+        else:
+            self._add_array(np.asarray(a), np.asarray(b))
+
+    def _add_parts(self, a: Any, b: Any) -> None:
+        same_kind = type(a) is type(b)
+        if not same_kind or (a is not None and len(a) != len(b)):
+            self._refuse(_kind(a), _kind(b))
+        if isinstance(a, dict):
+            if a.keys() != b.keys():
+                self._refuse(f"keys {_some(a)}", f"keys {_some(b)}")
+            a, b = list(a.values()), [b[key] for key in a]
+        for first, second in zip(a or (), b or (), strict=True):
+            self.add(first, second)
+
+    def _refuse(self, first: str, second: str) -> NoReturn:
+        raise VerificationError(
+            f"output '{self.name}' has {first} in the first model and {second} in the second; "
+            "compare two versions of one model"
+        )
+
+    def _add_array(self, a: NDArray[Any], b: NDArray[Any]) -> None:
         if a.shape != b.shape:
-            raise VerificationError(
-                f"output '{self.name}' has shape {list(a.shape)} in the first model and {list(b.shape)} "
-                "in the second; compare two versions of one model"
-            )
+            self._refuse(f"shape {list(a.shape)}", f"shape {list(b.shape)}")
         self.elements += a.size
         if a.dtype.kind in "OUS":
             self._add_text(a, b)
@@ -102,6 +123,19 @@ class _Accumulator:
         return float(np.clip(self.ab / np.sqrt(self.aa) / np.sqrt(self.bb), -1, 1))
 
 
+def _kind(value: Any) -> str:
+    if value is None:
+        return "no value"
+    if isinstance(value, list | dict):
+        return f"{len(value)} elements"
+    return f"a tensor of shape {list(np.shape(value))}"
+
+
+def _some(keys: Iterable[object], limit: int = 5) -> str:
+    names = sorted(map(str, keys))
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
 def _ratio(squared: float, squared_reference: float) -> float:
     if squared == 0:
         return 0.0
@@ -139,7 +173,7 @@ def compare(
     for count, batch in enumerate(batches, 1):  # noqa: B007 - counted to see that there was one
         expected, got = first.run(batch), second.run(batch)
         for name, total in sums.items():
-            total.add(np.asarray(expected[name]), np.asarray(got[name]))
+            total.add(expected[name], got[name])
     if not count:
         raise UsageError("there are no inputs to compare the models on; give at least one sample")
     return [total.result() for total in sums.values()]

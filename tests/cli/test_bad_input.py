@@ -102,9 +102,32 @@ def test_output_is_the_input(sparsecc: Run, mlp: Path) -> None:
     assert mlp.read_bytes() == before
 
 
+def test_output_would_replace_a_file_that_is_read(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in.onnx"
+    onnx.save(onnx.load(mlp), source, save_as_external_data=True, location="ext.data", size_threshold=0)
+    weights = (tmp_path / "ext.data").read_bytes()
+    check_refused(sparsecc("optimize", source, "-o", tmp_path / "ext.data"), 2, "is the input ext.data")
+    check_refused(sparsecc("optimize", source, "-o", tmp_path / "ext"), 2, "is the input ext.data")
+    assert (tmp_path / "ext.data").read_bytes() == weights
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('pipeline = ["tidy"]')
+    check_refused(sparsecc("optimize", mlp, "-o", recipe, "--recipe", recipe), 2, "recipe.toml")
+    assert recipe.read_text() == 'pipeline = ["tidy"]'
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((4, 64), np.float32))
+    check_refused(sparsecc("optimize", mlp, "-o", data, "--calibration-data", data), 2, "data.npz")
+
+
+def test_output_that_is_no_regular_file(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    check_refused(sparsecc("optimize", mlp, "-o", tmp_path / "pipe"), 2, "no regular file")
+    check_refused(sparsecc("optimize", mlp, "-o", "/dev/null"), 2, "no regular file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--threads", "100000"), ("threads",)),
         (("--pattern", "4:2"), ("4:2",)),
         (("--pattern", "banana"), ("banana",)),
         (("--pattern", "2:4", "--sparsity", "0.9"), ("2:4",)),

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
 from sparsecc.cli.main import EXIT_CODES
 from sparsecc.ir import Model
@@ -227,3 +229,51 @@ def test_targets_and_ops_and_doctor(sparsecc: Run) -> None:
 def test_underscores_are_accepted(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
     result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", "--pattern", "2:4", "--standard_ops_only")
     assert result.code == 0, result.err
+
+
+def test_sites_that_cannot_be_pruned_say_so(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", "--sparsity", "0.999999", "--json")
+    assert result.code == 0, result.err
+    for site in json.loads(result.out)["sites"]:
+        assert site["reason"].startswith("not pruned: ")
+
+
+def test_optimized_model_can_be_optimized_again(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    assert sparsecc("optimize", mlp, "-o", first, "--pattern", "2:4", "--keep-slower").code == 0
+    result = sparsecc("optimize", first, "-o", second, "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert [(site["layout"], site["reason"]) for site in document["sites"]] == [
+        ("2:4", "it was sparse already")
+    ] * 2
+    assert sparsecc("verify", first, second).code == 0
+
+
+def test_cache_that_cannot_be_written_is_a_note(
+    sparsecc: Run, mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("SPARSECC_CACHE_DIR", str(blocked / "cache"))
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", "--pattern", "2:4")
+    assert result.code == 0, result.err
+    assert "could not be kept" in result.out
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_half_precision_model_is_optimized(sparsecc: Run, tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float16[n, 8, 12, 12] x) => (float16[n, 32, 12, 12] y) {
+        [conv] c = Conv<pads = [1, 1, 1, 1]>(x, w) b = BatchNormalization(c, s, s, s, s) y = Relu(b) }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (32, 8, 3, 3)), ("s", (32,))):
+        array = (rng.random(shape) + 0.5).astype(np.float16)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "half.onnx")
+    result = sparsecc(
+        "optimize", tmp_path / "half.onnx", "-o", tmp_path / "out.onnx", "--pattern", "2:4", "--json"
+    )
+    assert result.code == 0, result.err
+    assert "float32 only" in json.loads(result.out)["sites"][0]["reason"]

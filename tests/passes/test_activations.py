@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir
@@ -11,15 +12,30 @@ from sparsecc.passes.lower.activations import elementwise_region
 
 HEADER = '<ir_version: 8, opset_import: ["" : 20]> g (float[N] x) => (float[N] y)'
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPELLINGS = {
     "relu": ("v = Identity(x) y = Relu(v)", "Relu", {}),
+    "clip-without-upper-bound": (
+        "v = Identity(x) lo = Constant<value_float = 1e-6>() y = Clip(v, lo)",
+        "Clip",
+        {"lo": float(np.float32(1e-6)), "hi": FLOAT32_MAX},
+    ),
+    "max-above-zero": (
+        "v = Identity(x) lo = Constant<value_float = 1e-7>() y = Max(v, lo)",
+        "Clip",
+        {"lo": float(np.float32(1e-7)), "hi": FLOAT32_MAX},
+    ),
     "relu-max": ("v = Identity(x) zero = Constant<value_float = 0.0>() y = Max(v, zero)", "Relu", {}),
     "clip": (
         "v = Identity(x) lo = Constant<value_float = 0.0>() hi = Constant<value_float = 6.0>() y = Clip(v, lo, hi)",
         "Clip",
         {"lo": 0.0, "hi": 6.0},
     ),
-    "leaky": ("v = Identity(x) y = LeakyRelu<alpha = 0.2>(v)", "LeakyRelu", {"alpha": 0.2}),
+    "leaky": (
+        "v = Identity(x) y = LeakyRelu<alpha = 0.2>(v)",
+        "LeakyRelu",
+        {"alpha": float(np.float32(0.2))},
+    ),
     "sigmoid": ("v = Identity(x) y = Sigmoid(v)", "Sigmoid", {}),
     "tanh": ("v = Identity(x) y = Tanh(v)", "Tanh", {}),
     "gelu-op": ("v = Identity(x) y = Gelu(v)", "Gelu", {}),
@@ -71,7 +87,7 @@ def test_spelling_is_recognised(name: str) -> None:
     region = elementwise_region(start)
     assert region is not None
     assert region.activation.suffix == suffix
-    assert dict(region.activation.parameters) == pytest.approx(parameters)
+    assert dict(region.activation.parameters) == pytest.approx(parameters, rel=1e-12)
     assert region.output is graph.outputs[0]
 
 
@@ -95,9 +111,22 @@ def test_value_used_elsewhere_is_not_fused() -> None:
     assert elementwise_region(model.graph.node(0).outputs[0]) is None
 
 
-def test_stops_before_what_does_not_fuse() -> None:
-    _, start = _value("v = Identity(x) w = Relu(v) t = Constant<value_float = 2.0>() y = Mul(w, t)")
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        ("v = Identity(x) w = Relu(v) t = Constant<value_float = 2.0>() y = Mul(w, t)", "Relu"),
+        ("v = Identity(x) s = Sigmoid(v) t = Constant<value_float = 1e-7>() y = Add(s, t)", "Sigmoid"),
+        ("v = Identity(x) s = Relu(v) t = Constant<value_float = 1e-6>() y = Add(s, t)", "Relu"),
+        (
+            "v = Identity(x) s = Sigmoid(v) lo = Constant<value_float = 1e-7>() "
+            "hi = Constant<value_float = 0.999999>() y = Clip(s, lo, hi)",
+            "Sigmoid",
+        ),
+    ],
+)
+def test_stops_before_what_does_not_fuse(body: str, operator: str) -> None:
+    _, start = _value(body)
     region = elementwise_region(start)
     assert region is not None
-    assert region.activation.suffix == "Relu"
-    assert [node.op_type for node in region.nodes] == ["Relu"]
+    assert region.activation.suffix == operator
+    assert [node.op_type for node in region.nodes] == [operator]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir
 import pytest
 from onnx import numpy_helper
 
@@ -230,3 +231,61 @@ def test_tied_convolutions_keep_their_own_strides() -> None:
     emit.finalize(model)
     assert operators(model) == ["SparseConv", "SparseConv"]
     assert verify.worst_rel_l2(verify.compare(dense, model, verify.make_inputs(dense))) <= 1e-6
+
+
+def same(dense: Model, model: Model, **shapes: tuple[int, ...]) -> None:
+    """Lower every site as unstructured and check that nothing changed but rounding."""
+    run(model, "choose-layout{layout=unstructured},lower-sparse")
+    emit.finalize(model)
+    inputs = verify.make_inputs(dense, None, 0, shapes or None)
+    assert verify.worst_rel_l2(verify.compare(dense, model, inputs)) <= 1e-6
+
+
+def test_constants_that_raise_the_rank_are_not_fused() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 32] x) => (float[a, n, 16] y) <float[1, 1, 1] c = {0.5}> {
+        [fc] h = MatMul(x, w) [shift] s = Add(h, c) [act] y = Relu(s) }"""
+    dense = build(text, {"w": (32, 16)})
+    model = dense.copy()
+    same(dense, model)
+    assert operators(model) == ["SparseMatMul", "Add", "Relu"]
+
+
+def test_constants_a_caller_may_override_are_not_fused() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 32] x, float[16] c) => (float[n, 16] y) { [fc] h = MatMul(x, w) [shift] y = Add(h, c) }"""
+    model = build(text, {"w": (32, 16)})
+    c = next(value for value in model.onnx.graph.inputs if value.name == "c")
+    c.const_value = onnx_ir.tensor(np.ones(16, np.float32), name="c")
+    model.onnx.graph.register_initializer(c)
+    run(model, "choose-layout{layout=unstructured},lower-sparse")
+    assert operators(model) == ["SparseMatMul", "Add"]
+
+
+def test_add_inside_a_body_or_of_another_domain_is_not_fused() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    g (float[n, 32] x, bool c) => (float[n, 16] y) <float[16] b = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> {
+        [fc] h = MatMul(x, w)
+        y = If (c) < then_branch = t () => (float[n, 16] p) { p = Add(h, b) },
+                     else_branch = e () => (float[n, 16] q) { q = Neg(h) } > }"""
+    dense = build(text, {"w": (32, 16)})
+    model = dense.copy()
+    same(dense, model)
+    assert operators(model) == ["SparseMatMul", "If"]
+    text = """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+    g (float[n, 32] x) => (float[n, 16] y) <float[16] b = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> {
+        [fc] h = MatMul(x, w) [odd] y = my.Add(h, b) }
+    <domain: "my", opset_import: ["" : 17]> Add (a, b) => (c) { c = Sub(a, b) }"""
+    dense = build(text, {"w": (32, 16)})
+    model = dense.copy()
+    same(dense, model)
+    assert operators(model) == ["SparseMatMul", "Add"]
+
+
+def test_restore_dense_refuses_weights_that_were_rescaled_since() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 32] x) => (float[n, 64] y) <float s = {10.0}> { [fc] h = MatMul(x, w) [ten] y = Mul(h, s) }"""
+    model = build(text, {"w": (32, 64)}, sparsity=0.0)
+    reports = run(model, "prune-magnitude{sparsity=0.5 min-elements=0},tidy,restore-dense")
+    assert [skip.reason for skip in reports[2].skipped if "cannot go back" in skip.reason]
+    assert not reports[2].changed
