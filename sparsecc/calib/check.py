@@ -9,10 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import UsageError
+from sparsecc.errors import UnsupportedModelError, UsageError
 from sparsecc.ir import TensorSpec
 
-__all__ = ["check_names", "fit_array", "fit_batch"]
+__all__ = ["check_names", "fit_array", "fit_batch", "require_numbers"]
+
+
+def require_numbers(spec: TensorSpec) -> None:
+    """Refuse an input that no array of numbers can be given to.
+
+    Raises:
+        UnsupportedModelError: it is a sequence, an optional, of strings, or of unknown type.
+    """
+    if spec.dtype in ("", "string", "sequence", "optional"):
+        raise UnsupportedModelError(
+            f"input '{spec.name}' is of type {spec.dtype or 'unknown'} and cannot be fed: only tensors of numbers "
+            "can; export the model with such inputs"
+        )
 
 
 def check_names(given: Iterable[str], specs: Iterable[TensorSpec], where: str) -> None:
@@ -73,7 +86,9 @@ def fit_array(array: NDArray[Any], spec: TensorSpec, where: str, *, leading: int
         leading: axes before those of the input (1 when the array holds several batches).
 
     Raises:
-        UsageError: type, rank or a fixed size does not fit, the array is empty or holds NaN.
+        UsageError: type, rank or a fixed size does not fit, or the array is empty, holds NaN or values that the
+            type cannot hold.
+        UnsupportedModelError: the input is no tensor of numbers.
     """
     name = f"{where}: array '{spec.name}'"
     _check_type(array, spec, name)
@@ -91,17 +106,27 @@ def fit_array(array: NDArray[Any], spec: TensorSpec, where: str, *, leading: int
         raise UsageError(f"{name} is empty (shape {list(array.shape)}); give at least one sample")
     if array.dtype.kind == "f" and (bad := int(np.isnan(array).sum())):
         raise UsageError(f"{name} holds {bad} NaN; remove those samples")
-    return array.astype(spec.dtype, copy=False)
+    return _converted(array, np.dtype(spec.dtype), name)
+
+
+def _converted(array: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype, copy=False)
+    if dtype.kind == "f" and dtype != array.dtype:
+        lost = int(np.isinf(converted).sum()) - int(np.isinf(array).sum())
+        if lost:
+            raise UsageError(f"{name} holds {lost} values that are too large for {dtype}; scale the samples")
+    return converted
 
 
 def _check_type(array: NDArray[Any], spec: TensorSpec, name: str) -> None:
-    if spec.dtype in ("", "string", "sequence", "optional"):
-        raise UsageError(
-            f"{name}: an input of type {spec.dtype or 'unknown'} cannot be fed; only tensors of numbers can"
-        )
+    require_numbers(spec)
     wanted = np.dtype(spec.dtype)
     both_float = array.dtype.kind == wanted.kind == "f"
-    if array.dtype.kind not in "biuf" or not (both_float or np.can_cast(array.dtype, wanted, "safe")):
+    # NumPy calls bool to float safe, but a mask where values are expected is a mistake.
+    truth_as_value = array.dtype.kind == "b" and wanted.kind == "f"
+    safe = both_float or np.can_cast(array.dtype, wanted, "safe")
+    if array.dtype.kind not in "biuf" or truth_as_value or not safe:
         raise UsageError(
             f"{name} has type {array.dtype} but the input has {wanted}; convert it with astype('{wanted}')"
         )

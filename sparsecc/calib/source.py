@@ -106,7 +106,8 @@ def from_arrays(
     if len({item.samples for item in cut}) > 1:
         listed = ", ".join(f"{name} {item.samples}" for name, item in cuts.items())
         raise UsageError(f"{where}: inputs hold different numbers of samples ({listed}); make them equal")
-    if len({(item.stacked, item.size) for item in cut if item.size}) > 1:
+    mixed = len({item.stacked for item in cut}) > 1  # one entry is a batch here and a sample there
+    if mixed or len({item.size for item in cut if item.size}) > 1:
         raise UsageError(
             f"{where}: inputs would be cut into batches of different sizes; give every array one axis more "
             "than its input, one entry per batch"

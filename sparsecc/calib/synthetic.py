@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from sparsecc.errors import UnsupportedModelError, UsageError
+from sparsecc.calib.check import require_numbers
+from sparsecc.errors import UsageError
 from sparsecc.ir import Model, TensorSpec
 
 __all__ = ["index_bounds", "resolve_shapes", "synthetic_inputs"]
@@ -60,6 +61,8 @@ def synthetic_inputs(
         UsageError: ``shapes`` names no input or contradicts the model.
         UnsupportedModelError: an input is no tensor of numbers.
     """
+    for spec in model.input_specs():
+        require_numbers(spec)
     bounds = index_bounds(model)
     resolved = resolve_shapes(model, shapes)
     arrays = {}
@@ -135,11 +138,6 @@ def _default_size(symbol: str, axis: int, spec: TensorSpec) -> int:
 def _random(
     spec: TensorSpec, shape: tuple[int, ...], bound: int | None, rng: np.random.Generator
 ) -> NDArray[Any]:
-    if spec.dtype in ("", "string", "sequence", "optional"):
-        raise UnsupportedModelError(
-            f"input '{spec.name}' of type {spec.dtype or 'unknown'} cannot be made up; "
-            "only tensors of numbers can"
-        )
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape, dtype=np.float64).astype(dtype)

@@ -26,7 +26,8 @@ def densify_sparse_constants(proto: onnx.ModelProto, files: ExternalFiles) -> No
     """Replace every ``sparse_initializer`` and ``sparse_value`` of ``proto``, in place, by a dense tensor.
 
     Raises:
-        ModelError: indices out of range, out of order, or of the wrong shape; a name used twice.
+        ModelError: a negative dimension; indices out of range, out of order, or of the wrong shape; a name used
+            twice.
         UnsupportedModelError: more than 1 GiB when dense, strings, or another sparse attribute.
     """
     for graph in graph_protos(proto):
@@ -77,7 +78,9 @@ def _dense(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> onnx.TensorP
     if values.dtype == onnx_ir.DataType.STRING:
         raise UnsupportedModelError(f"sparse constant {name!r} holds strings: export it dense")
     dims = tuple(sparse.dims)
-    if min(dims, default=0) < 0 or math.prod(dims) * values.dtype.itemsize > _MAX_NBYTES:
+    if min(dims, default=0) < 0:
+        raise ModelError(f"sparse constant {name!r} has the shape {list(dims)}: the file is damaged")
+    if math.prod(dims) * values.dtype.itemsize > _MAX_NBYTES:
         raise UnsupportedModelError(
             f"sparse constant {name!r} of shape {list(dims)} is larger than 1 GiB when dense: export it dense"
         )
