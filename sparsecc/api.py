@@ -194,44 +194,9 @@ def optimize(
     destination = Path(output) if output is not None else default_output(source)
     _check_paths(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
-    if wanted.name != "cpu":
-        raise RuntimeMissingError(
-            f"target {wanted.name}: this version has no operator library for it; the file made with --target cpu "
-            "is target-neutral and runs there at dense speed"
-        )
-    threads = threads or wanted.threads or Target.host().cores or 1
-    if threads > _MOST_THREADS:
-        raise UsageError(
-            f"{threads} threads cannot be timed here; give at most {_MOST_THREADS} with --threads"
-        )
-    original = ir.Model.load(source)
-    _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
-    notes: list[str] = []
-    data = None
-    if calibration_data is not None:
-        data = calib.Calibration.from_path(
-            os.fspath(calibration_data),
-            original,
-            num_samples=num_samples,
-            seed=seed,
-            input_shapes=input_shapes,
-            progress=progress,
-        )
-        notes.extend(data.notes)
-    else:
-        notes.append("timed and verified on synthetic inputs; --calibration-data gives it real ones")
-    inputs = plan.runnable_inputs(original, data, seed, input_shapes)
-    timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
+    threads = _threads(threads, wanted)
+    library = _library_found(needed=keep_slower)
     _refuse_contradiction(pipeline, recipe, pattern, sparsity, method)
-    library = _library_found()
-    if not library and keep_slower:
-        raise RuntimeMissingError(
-            "keep_slower needs the operator library, which is missing; sparsecc doctor says where it is looked for"
-        )
-    if not library:
-        notes.append(
-            "the operator library is missing: zeros stay in dense tensors (sparsecc doctor says more)"
-        )
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))
     elif pipeline is not None:
@@ -244,8 +209,23 @@ def optimize(
             match=match,
             keep_slower=keep_slower,
             standard_ops_only=standard_ops_only or not library,
-            calibrated=data is not None,
+            calibrated=calibration_data is not None,
         )
+    original = ir.Model.load(source)
+    _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
+    data = None
+    if calibration_data is not None:
+        data = calib.Calibration.from_path(
+            os.fspath(calibration_data),
+            original,
+            num_samples=num_samples,
+            seed=seed,
+            input_shapes=input_shapes,
+            progress=progress,
+        )
+    inputs = plan.runnable_inputs(original, data, seed, input_shapes)
+    timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
+    notes = _notes(data, library)
     table = plan.CostTable.open(None if costs is None else Path(costs))
     snapshots = _Snapshots()
     work = original.copy()
@@ -290,15 +270,44 @@ def optimize(
     )
 
 
-def _library_found() -> bool:
-    """Whether the operator library is there; one that the environment names must be."""
+def _threads(asked: int, target: Target) -> int:
+    """The number of threads to time with.
+
+    Raises:
+        RuntimeMissingError: there is no operator library for the target.
+        UsageError: more threads than can be timed.
+    """
+    if target.name != "cpu":
+        raise RuntimeMissingError(
+            f"target {target.name}: this version has no operator library for it; the file made with --target cpu "
+            "is target-neutral and runs there at dense speed"
+        )
+    threads = asked or target.threads or Target.host().cores or 1
+    if threads > _MOST_THREADS:
+        raise UsageError(f"{threads} threads cannot be timed; give at most {_MOST_THREADS} with --threads")
+    return threads
+
+
+def _library_found(needed: bool) -> bool:
+    """Whether the operator library is there; one that is needed or that the environment names must be."""
     try:
         runtime.get_library_path()
     except RuntimeMissingError:
-        if os.environ.get("SPARSECC_OPS_LIBRARY"):
+        if needed or os.environ.get("SPARSECC_OPS_LIBRARY"):
             raise
         return False
     return True
+
+
+def _notes(data: calib.Calibration | None, library: bool) -> list[str]:
+    """What the user should know before anything ran."""
+    if data is None:
+        notes = ["timed and verified on synthetic inputs; --calibration-data gives it real ones"]
+    else:
+        notes = list(data.notes)
+    if not library:
+        notes.append("the operator library is missing: zeros stay in dense tensors (see sparsecc doctor)")
+    return notes
 
 
 def _refuse_contradiction(
