@@ -57,7 +57,7 @@ class GraphBuilder:
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         """Add an initializer (once per name) and return its name."""
         if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         return name
 
     def scalar(self, value: float) -> str:

@@ -6,6 +6,7 @@ The interface is ``runtime/csrc/include/sparsecc/c_api.h``; the structures here 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 _ERROR_SIZE = 512
+_ISA_VARIABLE = "SPARSECC_ISA"
 
 ACTIVATION_CODES: Mapping[str, int] = {
     name: code
@@ -116,8 +118,20 @@ def isas() -> tuple[str, ...]:
 
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded.
+        UsageError: ``SPARSECC_ISA`` names none of them.
     """
-    return tuple(_library(get_library_path()).sparsecc_isas().decode().split())
+    return usable_isas(get_library_path())
+
+
+def usable_isas(path: str) -> tuple[str, ...]:
+    """Return what ``isas`` does, of the library at ``path``; errors as there."""
+    names = tuple(_library(path).sparsecc_isas().decode().split())
+    wanted = os.environ.get(_ISA_VARIABLE)
+    if wanted and wanted not in names:  # the library would say so again for every operator
+        raise UsageError(
+            f"{_ISA_VARIABLE} is '{wanted}', usable here: {' '.join(names)}; correct or unset it"
+        )
+    return names
 
 
 def library_version() -> str:
@@ -150,7 +164,10 @@ class _NativeOp:
         geometry: _Geometry | None = None,
     ) -> None:
         self._handle = ctypes.c_void_p()
-        self._library = _library(get_library_path())
+        path = get_library_path()
+        self._library = _library(path)
+        if isa is None:
+            usable_isas(path)
         if bias is not None and bias.shape != shape[:1]:
             raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
         # Everything is copied by the library; these only have to live until it returns.

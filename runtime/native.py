@@ -94,6 +94,7 @@ def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLik
 
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded, or onnxruntime is too old.
+        UsageError: ``SPARSECC_ISA`` names no instruction set that is usable here.
     """
     import onnxruntime
 
@@ -106,6 +107,10 @@ def register(session_options: onnxruntime.SessionOptions, path: str | os.PathLik
     library = get_library_path(path=path)
     if session_options in _registered:
         return
+    if os.environ.get("SPARSECC_ISA"):
+        from sparsecc.runtime.capi import usable_isas
+
+        usable_isas(library)
     try:
         if session_options.intra_op_num_threads > 0:
             session_options.add_session_config_entry(_THREADS, str(session_options.intra_op_num_threads))
@@ -134,7 +139,7 @@ def load(
         threads: intra-op threads; onnxruntime's choice by default.
 
     Raises:
-        RuntimeMissingError: as ``register``.
+        RuntimeMissingError, UsageError: as ``register``.
         ModelError: onnxruntime refuses the model; the message is its own.
     """
     import onnxruntime

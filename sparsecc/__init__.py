@@ -7,6 +7,7 @@ onnxruntime.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# onnxruntime's own telemetry (from 1.31 on, on Linux too) writes an identifier into the home folder and sends events
+# as soon as it is imported; its switch in Python comes too late. Whoever sets the variable has decided.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Model": "sparsecc.ir",

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir
 
 from sparsecc.ir import Model, Site
+from sparsecc.ir.names import value_names
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, sparse_op_node
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
@@ -30,9 +31,12 @@ def check_layout(site: Site, pattern: Pattern) -> None:
 
 
 def lower_node(
-    site: Site, form: LinearForm, packed: SparseTensor, share: onnx_ir.Node | None = None
+    site: Site, form: LinearForm, packed: SparseTensor, taken: set[str], share: onnx_ir.Node | None = None
 ) -> onnx_ir.Node:
-    """Replace ``form`` in its graph by one sparse operator and return it; ``share`` lends its packed weight."""
+    """Replace ``form`` in its graph by one sparse operator and return it.
+
+    ``taken`` holds the value names of the whole model and grows; ``share`` lends its packed weight.
+    """
     node, graph = form.node, form.node.graph
     assert graph is not None
     sparse = sparse_op_node(
@@ -46,6 +50,7 @@ def lower_node(
         conv=form.conv,
         name=node.name or site.name,
         share=share,
+        taken=taken,
     )
     onnx_ir.convenience.replace_nodes_and_values(
         graph, node, [node, *form.absorbed], [sparse], [form.output], sparse.outputs
@@ -83,13 +88,14 @@ class LowerSparse(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Rewrite the marked sites among the matching ones."""
         report = PassReport(self.name)
+        taken = value_names(model.onnx)
         for site in select_sites(model, self.match, report):
             layout = site.nodes[0].metadata_props.get(LAYOUT_KEY)
             if layout is None:
                 report.skip(site.name, "no sparse layout was chosen")
                 continue
             try:
-                self._lower(model, site, Pattern.parse(layout), report)
+                self._lower(model, site, Pattern.parse(layout), taken, report)
             except Refusal as refusal:
                 report.skip(site.name, str(refusal))
         if report.changed:
@@ -97,14 +103,14 @@ class LowerSparse(Pass):
             remove_dead(model.onnx)
         return report
 
-    def _lower(self, model: Model, site: Site, pattern: Pattern, report: PassReport) -> None:
+    def _lower(self, model: Model, site: Site, pattern: Pattern, taken: set[str], report: PassReport) -> None:
         forms = [linear_form(model, site, node) for node in site.nodes]
         check_layout(site, pattern)
         lowered: list[onnx_ir.Node] = []
         for form in forms:
             twin = _twin(form, forms[: len(lowered)], lowered)
             packed = SparseTensor.encode(form.weight, pattern)
-            lowered.append(lower_node(site, form, packed, twin))
+            lowered.append(lower_node(site, form, packed, taken, twin))
         fused = ", ".join(sorted({form.activation.suffix for form in forms if form.activation.suffix}))
         report.change(
             site.name,

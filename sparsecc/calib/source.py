@@ -193,7 +193,9 @@ def _choose(count: int, wanted: int | None, seed: int) -> NDArray[np.intp]:
 def _require_file(path: Path) -> None:
     """Refuse a pipe or a device: opening one may wait for ever, and files are read more than once."""
     if not path.is_file():
-        raise UsageError(f"calibration data {path}: it is no file but a pipe, a socket or a device; give {_FORMS}")
+        raise UsageError(
+            f"calibration data {path}: it is no file but a pipe, a socket or a device; give {_FORMS}"
+        )
 
 
 def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
@@ -316,7 +318,10 @@ def _from_function(path: Path, name: str, specs: Mapping[str, TensorSpec]) -> Ba
 def _items(function: Callable[[], Iterable[object]], where: str) -> Iterator[object]:
     try:
         yield from function()
-    except (Exception, SystemExit) as error:  # a script that calls sys.exit must not end us, and without a word
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a script that calls sys.exit must not end us, and without a word
         text = " ".join(str(error).split())
         raise UsageError(
             f"{where} failed: {type(error).__name__}: {text}; run it by itself to see why"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
+from types import FrameType
+from typing import Any
 
 import click
 
@@ -50,6 +54,24 @@ class _Verbs(click.Group):
         command: click.Command = module.command
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # the latter is shell completion
+            ctx.fail(f"no command given: choose {', '.join(_VERBS)}")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"no command '{args[0]}': choose {', '.join(_VERBS)}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would write an empty line
+            raise click.Abort from None
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in _VERBS.items()])
@@ -72,7 +94,8 @@ def cli(verbose: int, quiet: bool) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"sparsecc: error: {message}", err=True)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        click.echo(f"sparsecc: error: {message}", err=True)
     return code
 
 
@@ -87,7 +110,7 @@ def run(arguments: list[str] | None = None) -> int:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx is not None else ""
         return _fail(error.format_message().replace("\n", " ") + hint, 2)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; nothing was written", 130)
+        return _fail("interrupted; no unfinished file was left behind", 130)
     except SparseccError as error:
         return _fail(" ".join(str(error).split()), error.exit_code)
     except BrokenPipeError:
@@ -104,9 +127,30 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(f"internal error: {summary} (SPARSECC_TRACEBACK=1 shows where; please report it)", 1)
 
 
+#: Signals that ask a program to end. All end it as Ctrl-C does, so that temporary files go.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    for other in _ENDING:
+        signal.signal(other, _leave)
+    raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """The second signal does not wait for the cleaning up."""
+    os._exit(130)
+
+
 def main() -> None:
     """Console script."""
-    sys.exit(run())
+    for number in _ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and background jobs ignore some
+            signal.signal(number, _interrupt)
+    code = run()
+    for number in _ENDING:  # all is written: nothing is left to interrupt
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,12 @@ def _operator(node: ir.Node) -> CustomOp:
         )
     given = [value for value in node.inputs if value is not None]
     missing = [item.name for item in op.attributes if item.name not in node.attributes]
-    if len(given) != len(op.inputs) or len(node.inputs) != len(op.inputs) or len(node.outputs) != 1 or missing:
+    if (
+        len(given) != len(op.inputs)
+        or len(node.inputs) != len(op.inputs)
+        or len(node.outputs) != 1
+        or missing
+    ):
         raise ModelError(
             f"node '{node.name}' ({DOMAIN}.{op.name}) has {len(given)} inputs, {len(node.outputs)} outputs"
             f"{' and no ' + ', '.join(missing) if missing else ''}; it takes {len(op.inputs)} inputs, 1 output and "

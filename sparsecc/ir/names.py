@@ -18,10 +18,11 @@ def value_names(model: onnx_ir.Model) -> set[str]:
 
 
 def graph_names(graph: onnx_ir.Graph) -> set[str]:
-    """Return the names of ``graph`` and of the bodies inside it, not those of graphs around it."""
-    names = _own_names(graph)
-    for body in graph.subgraphs():
-        names |= _own_names(body)
+    """Return the names of ``graph`` and of the bodies inside it, and what they read from the graphs around it."""
+    names: set[str] = set()
+    for part in (graph, *graph.subgraphs()):
+        names |= _own_names(part)
+        names |= {value.name for node in part for value in node.inputs if value is not None and value.name}
     return names
 
 

@@ -82,6 +82,9 @@ def adopt_proto(proto: onnx.ModelProto, files: ExternalFiles) -> onnx_ir.Model:
         with _quiet_onnx_ir():
             model = onnx_ir.serde.deserialize_model(proto)
     except Exception as error:  # onnx-ir raises many kinds on a broken model
+        if isinstance(_innermost(error), NotImplementedError):
+            what = one_line(error).partition(".")[0]
+            raise UnsupportedModelError(f"onnx-ir cannot hold the model: {what}; export it without") from None
         raise ModelError(f"not a valid ONNX model: {one_line(error)}") from None
     check_structure(model)
     for slot in tensor_slots(model):
@@ -125,10 +128,15 @@ def _check_texts(node: onnx_ir.Node) -> None:
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return the innermost cause of ``error`` as a single line of at most ``limit`` characters."""
-    while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
+    error = _innermost(error)
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
 
 
 def _check_versions(proto: onnx.ModelProto) -> None:

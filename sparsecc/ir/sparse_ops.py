@@ -83,7 +83,8 @@ def sparse_op_node(
         share: an operator node of the same graph with the same weight, whose packed tensors are used again.
         taken: names that the constants must not have; theirs are added. A graph does not know what lies
             around it, so the caller passes ``value_names`` of the model if ``graph`` may be the body of an If,
-            Loop or Scan. Default: the names of ``graph`` and of the bodies in it.
+            Loop or Scan. Default: the names in ``graph`` and in the bodies in it, and those they read from
+            outside, which is enough for right results but not for names that differ in the whole model.
 
     Raises:
         ValueError: the arguments do not fit together (a mistake of the calling pass).

@@ -59,8 +59,8 @@ def _library_facts() -> dict[str, str]:
     from sparsecc import runtime
 
     try:
-        isa = os.environ.get("SPARSECC_ISA") or runtime.isas()[0]
-        return {"isa": isa, "sparsecc": runtime.library_version()}
+        usable = runtime.isas()  # refuses a wrong SPARSECC_ISA
+        return {"isa": os.environ.get("SPARSECC_ISA") or usable[0], "sparsecc": runtime.library_version()}
     except RuntimeMissingError:
         return {"isa": "none", "sparsecc": "none"}
 

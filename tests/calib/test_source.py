@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx.parser
 import pytest
 
 from sparsecc.calib import Calibration
-from sparsecc.errors import UsageError
+from sparsecc.errors import UnsupportedModelError, UsageError
 from sparsecc.ir import Model
 
 
@@ -243,3 +244,55 @@ def test_truncated_archive(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UsageError, match=r"d\.npz: cannot be read"):
         Calibration.from_path(str(path), FREE)
+
+
+def test_pipes_are_refused_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in (tmp_path / "d.npz", tmp_path / "d.npy", tmp_path / "d.py", folder / "x.npy"):
+        os.mkfifo(path)
+    for name in ("d.npz", "d.npy", "d.py", "folder"):
+        with pytest.raises(UsageError, match="pipe"):
+            Calibration.from_path(str(tmp_path / name), FREE)
+
+
+@pytest.mark.parametrize("place", ["import", "generator"])
+def test_a_script_that_exits_is_an_error(tmp_path: Path, place: str) -> None:
+    script = tmp_path / "data.py"
+    body = "import sys\n" + ("sys.exit(0)\n" if place == "import" else "")
+    script.write_text(body + "def load_data():\n    yield from ()\n    sys.exit(0)\n")
+    with pytest.raises(UsageError, match="SystemExit: 0; run it by itself"):
+        Calibration.from_path(str(script), FREE)
+
+
+def test_batches_of_another_size_than_the_fixed_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=ramp(5, 2, 3))
+    with pytest.raises(UsageError, match=r"shape \[2, 3\] but the input has \[4, 3\]"):
+        Calibration.from_path(str(tmp_path / "d.npz"), FIXED)
+
+
+def test_casts_that_lose_are_refused() -> None:
+    with pytest.raises(UsageError, match="type bool but the input has float32"):
+        Calibration.from_batches([{"x": np.ones((2, 3), bool)}], FREE)
+    with pytest.raises(UsageError, match="1 values that are too large for float32"):
+        Calibration.from_batches([{"x": np.array([[1e300, 1, np.inf]])}], FREE)
+
+
+def test_one_array_of_batches_and_one_of_samples(tmp_path: Path) -> None:
+    model = model_of("float[B, 3] x, float[A, 2] z", "y = Relu(x)")
+    np.savez(tmp_path / "d.npz", x=ramp(5, 4, 3), z=ramp(5, 2))
+    with pytest.raises(UsageError, match="give every array one axis more"):
+        Calibration.from_path(str(tmp_path / "d.npz"), model)
+
+
+def test_sequences_are_no_inputs_to_measure_on() -> None:
+    model = Model.from_proto(
+        onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 17]>
+            g (seq(float[N]) x) => (float[M] y) { y = ConcatFromSequence<axis = 0>(x) }"""
+        )
+    )
+    for source in (lambda: Calibration.from_path("synthetic", model),
+                   lambda: Calibration.from_batches([{"x": ramp(3)}], model)):  # fmt: skip
+        with pytest.raises(UnsupportedModelError, match="'x' is of type sequence and cannot be fed"):
+            source()

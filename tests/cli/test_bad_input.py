@@ -285,3 +285,43 @@ def test_internal_errors_are_one_line_too(sparsecc: Run, mlp: Path, monkeypatch:
     assert "two lines" in result.err
     assert "SPARSECC_TRACEBACK" in result.err
     assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("frobnicate",), ("-q",)])
+def test_no_or_unknown_verb(sparsecc: Run, arguments: tuple[str, ...]) -> None:
+    result = sparsecc(*arguments)
+    check_refused(result, 2, "command")
+    assert len(result.err) < 160
+
+
+def test_unknown_instruction_set(sparsecc: Run, mlp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECC_ISA", "mmx")
+    check_refused(sparsecc("doctor"), 2, "SPARSECC_ISA", "mmx", "generic")
+    check_refused(sparsecc("optimize", mlp, "--pattern", "2:4"), 2, "SPARSECC_ISA", "mmx", "generic")
+
+
+SIGNALLED = """
+import os, sys
+import sparsecc.cli.main as command
+import sparsecc.ir.write as write
+real, number = write._finish, int(sys.argv.pop())
+def finish(file):
+    real(file)
+    os.kill(os.getpid(), number)
+write._finish = finish
+command.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_writing_leaves_nothing(mlp: Path, tmp_path: Path, root: Path, number: int) -> None:
+    out = tmp_path / "out" / "model.onnx"
+    out.parent.mkdir()
+    arguments = ["optimize", str(mlp), "-o", str(out), "--sparsity", "0.5", "--standard-ops-only"]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, *arguments, str(int(number))],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines() == ["sparsecc: error: interrupted; no unfinished file was left behind"]
+    assert not list(out.parent.iterdir())

@@ -277,3 +277,25 @@ def test_half_precision_model_is_optimized(sparsecc: Run, tmp_path: Path) -> Non
     )
     assert result.code == 0, result.err
     assert "float32 only" in json.loads(result.out)["sites"][0]["reason"]
+
+
+def test_nothing_is_written_outside_the_cache_folder(mlp: Path, tmp_path: Path, root: Path) -> None:
+    """onnxruntime would leave an identifier and a store of events in the home folder."""
+    import os
+    import subprocess
+    import sys
+
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    home.mkdir()
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("XDG_CACHE_HOME", "ORT_DISABLE_TELEMETRY")
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "sparsecc", "verify", str(mlp), str(mlp)],
+        cwd=root, capture_output=True, text=True, check=False,
+        env={**kept, "HOME": str(home), "SPARSECC_CACHE_DIR": str(cache)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list(home.rglob("*")) == []

@@ -150,3 +150,21 @@ def test_a_shape_already_known_is_kept() -> None:
     node.outputs[0].shape = onnx_ir.Shape([4, 8])
     emit.finalize(model)
     assert list(node.outputs[0].shape) == [4, 8]
+
+
+def test_nodes_of_our_domain_that_are_not_ours() -> None:
+    """A model of somebody else's, or a damaged one: told as such, at once."""
+    model = _chain("")
+    node = model.onnx.graph[0]
+    node.resize_inputs(2)
+    with pytest.raises(ModelError, match=r"op0.* has 2 inputs, .*it takes 5 inputs"):
+        emit.finalize(model)
+    model = _chain("")
+    del model.onnx.graph[0].attributes["layout"]
+    with pytest.raises(ModelError, match="no layout;"):
+        emit.finalize(model)
+    model = _chain("")
+    shape = model.onnx.graph[0].inputs[3]
+    shape.const_value = onnx_ir.Tensor(np.array(8, np.int64), name=shape.name)
+    with pytest.raises(ModelError, match="shape and geometry do not fit"):
+        emit.finalize(model)

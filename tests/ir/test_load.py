@@ -249,3 +249,23 @@ def test_too_large_for_one_protobuf(model, monkeypatch):
     with pytest.raises(UsageError, match="external"):
         large.to_proto()
     assert len(large.skeleton().SerializeToString()) < 500
+
+
+def test_pipes_and_devices_are_refused_not_waited_for(external, tmp_path):
+    os.mkfifo(tmp_path / "pipe.onnx")
+    (tmp_path / "zero.onnx").symlink_to("/dev/zero")
+    for name in ("pipe.onnx", "zero.onnx"):
+        refused(tmp_path / name, ModelError, "pipe", "device")
+    path = external({"location": "pipe.bin"})
+    os.mkfifo(path.parent / "pipe.bin")
+    refused(path, ModelError, "'w'", "pipe")
+
+
+def test_maps_are_not_supported_rather_than_invalid(proto, tmp_path):
+    changed = proto("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    element = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+    changed.graph.output[0].type.map_type.CopyFrom(
+        onnx.TypeProto.Map(key_type=onnx.TensorProto.INT64, value_type=element)
+    )
+    onnx.save(changed, tmp_path / "map.onnx")
+    refused(tmp_path / "map.onnx", UnsupportedModelError, "Map types are not supported", "export it without")

@@ -273,3 +273,11 @@ def test_fingerprint(linear, tmp_path):
     changed.sites()[0].replace(np.zeros((64, 64)))
     assert changed.fingerprint() != first
     assert linear.fingerprint() == first
+
+
+def test_a_device_is_not_replaced_by_a_file(linear, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="a pipe, a socket or a device"):
+        linear.save(tmp_path / "pipe")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+    assert (tmp_path / "pipe").is_fifo()

@@ -122,3 +122,10 @@ def test_bombs_and_other_attributes_are_refused(proto):
     changed.graph.node[0].attribute.append(onnx.helper.make_attribute("table", sparse()))
     with pytest.raises(UnsupportedModelError, match="table"):
         Model.from_proto(changed)
+
+
+def test_negative_dimensions(proto):
+    changed = proto("g (float[2,4] x) => (float[2,4] y) { y = Add(x, w) }")
+    changed.graph.sparse_initializer.append(sparse(dims=(-2, 4)))
+    with pytest.raises(ModelError, match=r"shape \[-2, 4\]: the file is damaged"):
+        Model.from_proto(changed)

@@ -289,3 +289,27 @@ def test_restore_dense_refuses_weights_that_were_rescaled_since() -> None:
     reports = run(model, "prune-magnitude{sparsity=0.5 min-elements=0},tidy,restore-dense")
     assert [skip.reason for skip in reports[2].skipped if "cannot go back" in skip.reason]
     assert not reports[2].changed
+
+
+def test_packed_constants_take_no_name_of_another_scope() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 32] x, bool c) => (float[n, 16] y) <float[16] "fc.bias" = {1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1}> {
+        y = If (c) < then_branch = t () => (float[n, 16] p) { [fc] h = MatMul(x, w) p = Mul(h, "fc.bias") },
+                     else_branch = e () => (float[n, 16] q) { [other] q = MatMul(x, v) } > }"""
+    proto = onnx.parser.parse_model(text.replace('"fc.bias"', "fc_bias"))
+    rng = np.random.default_rng(1)
+    for name in ("w", "v"):
+        array = rng.standard_normal((32, 16), dtype=np.float32) * (rng.random((32, 16)) < 0.3)
+        proto.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    proto.graph.initializer[0].name = "fc.bias"
+    proto.graph.node[0].attribute[0].g.node[1].input[1] = "fc.bias"
+    dense = Model.from_proto(proto)
+    model = dense.copy()
+    run(model, "choose-layout{layout=unstructured},lower-sparse")
+    emit.finalize(model)
+    x = rng.standard_normal((3, 32), dtype=np.float32)
+    for branch in (True, False):
+        inputs = {"x": x, "c": np.array(branch)}
+        for library in (True, False):
+            diffs = verify.compare(dense, model, inputs, library=(False, library))
+            assert verify.worst_rel_l2(diffs) <= 1e-6

@@ -400,3 +400,25 @@ def test_real_models_keep_their_outputs(data_dir, name):
     # and silero's output moves by 1e-4 between the two without any help of ours.
     tidy(model, tolerance=1e-5, plain=False, **feeds)
     assert sum(len(graph) for graph in model.graphs()) <= nodes
+
+
+def test_folded_scalars_stay_scalars() -> None:
+    """With an index of shape [1], Gather would keep the axis it removes."""
+    model = build(
+        "g (float[B,5,8] x) => (float[B,8] y) { i = Add(i0, i1) y = Gather<axis = 1>(x, i) }",
+        i0=np.int64(1),
+        i1=np.int64(2),
+    )
+    tidy(model, x=normal(2, 5, 8))
+    assert model.onnx.graph.initializers["i"].const_value.shape.numpy() == ()
+
+
+def test_the_bias_put_behind_a_matmul_gets_a_free_name() -> None:
+    model = build(
+        """g (float[B,8] x, float[B,4] v) => (float[B,4] q, float[B,4] z)
+        { h = MatMul(x, w) s = Mul(h, a) y = BatchNormalization(s, k, b, k, k) q = Tanh(y) z = Relu(v) }""",
+        w=normal(8, 4), a=normal(4), b=normal(4), k=np.ones(4, np.float32),
+    )  # fmt: skip
+    model.onnx.graph.inputs[1].name = "y.biased"
+    report = tidy(model, x=normal(3, 8), **{"y.biased": normal(3, 4)})
+    assert len(report.changed) >= 2

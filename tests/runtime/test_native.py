@@ -180,3 +180,23 @@ def test_library_refuses_with_a_model_error(packed) -> None:
         )
     with pytest.raises(ModelError, match="avx9000"):
         runtime.NativeMatMul("unstructured", (8, 16), weight.values, weight.indices, isa="avx9000")
+
+
+def test_unknown_instruction_set_is_told_at_once(monkeypatch) -> None:
+    monkeypatch.setenv("SPARSECC_ISA", "mmx")
+    for use in (
+        runtime.isas,
+        lambda: runtime.register(onnxruntime.SessionOptions()),
+        lambda: runtime.NativeMatMul("unstructured", (1, 1), np.ones(1, np.float32), np.zeros(1, np.uint8)),
+    ):
+        with pytest.raises(UsageError, match=r"SPARSECC_ISA is 'mmx', usable here: .*generic"):
+            use()
+    monkeypatch.setenv("SPARSECC_ISA", "")
+    assert "generic" in runtime.isas()
+
+
+def test_a_scalar_is_no_row_of_inputs(packed) -> None:
+    weight = packed((4, 1), "unstructured", 0.0)
+    matmul = runtime.NativeMatMul("unstructured", (4, 1), weight.values, weight.indices)
+    with matmul, pytest.raises(UsageError, match="last dimension of 1"):
+        matmul(np.float32(3))

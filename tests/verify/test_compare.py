@@ -93,3 +93,31 @@ def test_agrees_with_the_definitions(a: np.ndarray, b: np.ndarray) -> None:
     if norm > 1e-100:
         assert diff.rel_l2 == pytest.approx(np.linalg.norm(a - b) / norm)
     assert -1 <= diff.cosine <= 1
+
+
+SEQUENCE = """<ir_version: 8, opset_import: ["": 17]>
+g (float[5, 3] x) => (seq(float[N, 3]) y) <float k = {{{factor}}}, int64[2] parts = {{2, 3}}>
+{{ s = Mul(x, k) y = SplitToSequence<axis = 0>(s, parts) }}"""
+
+
+def test_sequences_of_tensors_of_several_shapes() -> None:
+    x = {"x": np.ones((5, 3), np.float32)}
+    one, two = (Model.from_proto(onnx.parser.parse_model(SEQUENCE.format(factor=f))) for f in (1, 2))
+    (same,) = verify.compare(one, one, x, library=PLAIN)
+    assert (same.elements, same.rel_l2) == (15, 0)
+    (diff,) = verify.compare(one, two, x, library=PLAIN)
+    assert (diff.elements, diff.max_abs, diff.rel_l2) == (15, 1, 1)
+
+
+def test_maps_and_missing_values() -> None:
+    a, b = {"p": 1.0, "q": 2.0}, {"q": 2.0, "p": 3.0}
+    assert verify.compare_arrays("y", [a], [b]).max_abs == 2
+    assert verify.compare_arrays("y", None, None).rel_l2 == 0
+    for first, second, words in (
+        ([a], [a, a], "1 elements .* 2 elements"),
+        (a, {"p": 1.0, "r": 2.0}, "keys p, q .* keys p, r"),
+        (None, np.ones(2), "no value .* shape \\[2\\]"),
+        ([np.ones(2)], [np.ones(3)], r"shape \[2\] .* shape \[3\]"),
+    ):
+        with pytest.raises(VerificationError, match=words):
+            verify.compare_arrays("y", first, second)
