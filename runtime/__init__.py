@@ -6,13 +6,16 @@ A machine that only runs models needs this package and the library, nothing else
 from __future__ import annotations
 
 from sparsecc.runtime.capi import ConvGeometry, NativeConv, NativeMatMul, isas, library_version
+from sparsecc.runtime.capi_int8 import NativeInt8MatMul, int8_isas
 from sparsecc.runtime.native import get_library_path, load, register
 
 __all__ = [
     "ConvGeometry",
     "NativeConv",
+    "NativeInt8MatMul",
     "NativeMatMul",
     "get_library_path",
+    "int8_isas",
     "isas",
     "library_version",
     "load",

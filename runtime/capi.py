@@ -93,6 +93,7 @@ def _library(path: str) -> ctypes.CDLL:
     pointer, count, error_text = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
     signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "sparsecc_isas": (ctypes.c_char_p, ()),
+        "sparsecc_int8_isas": (ctypes.c_char_p, ()),
         "sparsecc_version": (ctypes.c_char_p, ()),
         "sparsecc_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
         "sparsecc_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
@@ -126,11 +127,10 @@ def isas() -> tuple[str, ...]:
 def usable_isas(path: str) -> tuple[str, ...]:
     """Return what ``isas`` does, of the library at ``path``; errors as there."""
     names = tuple(_library(path).sparsecc_isas().decode().split())
+    known = _library(path).sparsecc_int8_isas().decode()  # the same, and variants that count as them
     wanted = os.environ.get(_ISA_VARIABLE)
-    if wanted and wanted not in names:  # the library would say so again for every operator
-        raise UsageError(
-            f"{_ISA_VARIABLE} is '{wanted}', usable here: {' '.join(names)}; correct or unset it"
-        )
+    if wanted and wanted not in known.split():  # the library would say so again for every operator
+        raise UsageError(f"{_ISA_VARIABLE} is '{wanted}', usable here: {known}; correct or unset it")
     return names
 
 

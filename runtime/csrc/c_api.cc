@@ -6,6 +6,7 @@
 #include <string>
 
 #include "common.h"
+#include "int8.h"
 #include "isa.h"
 #include "operator.h"
 
@@ -88,6 +89,33 @@ int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch, in
 }
 
 void sparsecc_conv_destroy(sparsecc_conv* op) { delete op; }
+
+int sparsecc_int8_matmul_create(const sparsecc_int8_weight_desc* weight, sparsecc_int8_matmul** out,
+                                char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(weight != nullptr && out != nullptr, "weight and out must not be null");
+    *out = nullptr;
+    *out = new sparsecc_int8_matmul(*weight);
+  });
+}
+
+int sparsecc_int8_matmul_run(const sparsecc_int8_matmul* op, const float* x, int64_t rows, float* y,
+                             const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(op != nullptr, "op must not be null");
+    require(rows >= 0 && rows <= (int64_t{1} << 38), "rows is negative or too large");
+    require(rows == 0 || (y != nullptr && (x != nullptr || op->inputs() == 0)), "x and y must not be null");
+    op->run(x, rows, y, executor);
+  });
+}
+
+void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op) { delete op; }
+
+const char* sparsecc_int8_isas(void) { return sparsecc::byte_isa_list(); }
+
+const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op) { return op->kernel(); }
+
+const char* sparsecc_int8_kernel_table(void) { return sparsecc::byte_kernel_table(); }
 
 const char* sparsecc_isas(void) { return sparsecc::isa_list(); }
 

@@ -14,7 +14,7 @@ namespace sparsecc {
 namespace {
 
 struct Cpu {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false;
 };
 
 #if defined(__x86_64__)
@@ -38,6 +38,8 @@ Cpu detect() {
   cpu.avx2 = ymm && fma && has(5) && has(8);  // AVX2, BMI2
   // F, DQ, BW, VL: every server and desktop core with AVX-512 since 2017
   cpu.avx512 = cpu.avx2 && zmm && has(16) && has(17) && has(30) && has(31);
+  cpu.avx512vnni = cpu.avx512 && (c >> 11 & 1) != 0;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.avxvnni = cpu.avx2 && (a >> 4 & 1) != 0;
   return cpu;
 }
 #else
@@ -50,6 +52,52 @@ const Cpu& cpu() {
 }
 
 constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
+constexpr ByteIsa kBytesBestFirst[] = {ByteIsa::kAvx512Vnni, ByteIsa::kAvxVnni, ByteIsa::kAvx512,
+                                       ByteIsa::kAvx2, ByteIsa::kGeneric};
+
+Isa extended_by(ByteIsa isa) {
+  switch (isa) {
+    case ByteIsa::kAvx512Vnni:
+    case ByteIsa::kAvx512:
+      return Isa::kAvx512;
+    case ByteIsa::kAvxVnni:
+    case ByteIsa::kAvx2:
+      return Isa::kAvx2;
+    case ByteIsa::kGeneric:
+      break;
+  }
+  return Isa::kGeneric;
+}
+
+bool names(const char* wanted, Isa isa) {
+  for (const ByteIsa variant : kBytesBestFirst)
+    if (extended_by(variant) == isa && isa_usable(variant) && std::strcmp(wanted, isa_name(variant)) == 0)
+      return true;
+  return false;
+}
+
+bool names(const char* wanted, ByteIsa isa) { return std::strcmp(wanted, isa_name(isa)) == 0; }
+
+template <class Any, size_t N>
+Any choose(const Any (&best_first)[N], const char* wanted, const char* (*usable)()) {
+  const char* source = "isa";
+  if (wanted == nullptr) {
+    wanted = std::getenv("SPARSECC_ISA");
+    source = "SPARSECC_ISA";
+  }
+  const bool any = wanted == nullptr || *wanted == '\0';
+  for (const Any isa : best_first)
+    if (isa_usable(isa) && (any || names(wanted, isa))) return isa;
+  throw Failure{std::string(source) + " is " + quoted(wanted) + ", usable here: " + usable()};
+}
+
+template <class Any, size_t N>
+std::string usable_names(const Any (&best_first)[N]) {
+  std::string text;
+  for (const Any isa : best_first)
+    if (isa_usable(isa)) text.append(text.empty() ? "" : " ").append(isa_name(isa));
+  return text;
+}
 
 }  // namespace
 
@@ -77,25 +125,39 @@ bool isa_usable(Isa isa) {
   return true;
 }
 
-Isa choose_isa(const char* wanted) {
-  const char* source = "isa";
-  if (wanted == nullptr) {
-    wanted = std::getenv("SPARSECC_ISA");
-    source = "SPARSECC_ISA";
+const char* isa_name(ByteIsa isa) {
+  switch (isa) {
+    case ByteIsa::kAvx512Vnni:
+      return "avx512vnni";
+    case ByteIsa::kAvxVnni:
+      return "avxvnni";
+    default:
+      return isa_name(extended_by(isa));
   }
-  const bool any = wanted == nullptr || *wanted == '\0';
-  for (const Isa isa : kBestFirst)
-    if (isa_usable(isa) && (any || std::strcmp(wanted, isa_name(isa)) == 0)) return isa;
-  throw Failure{std::string(source) + " is " + quoted(wanted) + ", usable here: " + isa_list()};
 }
 
+bool isa_usable(ByteIsa isa) {
+  switch (isa) {
+    case ByteIsa::kAvx512Vnni:
+      return cpu().avx512vnni;
+    case ByteIsa::kAvxVnni:
+      return cpu().avxvnni;
+    default:
+      return isa_usable(extended_by(isa));
+  }
+}
+
+Isa choose_isa(const char* wanted) { return choose(kBestFirst, wanted, isa_list); }
+
+ByteIsa choose_byte_isa(const char* wanted) { return choose(kBytesBestFirst, wanted, byte_isa_list); }
+
 const char* isa_list() {
-  static const std::string list = [] {
-    std::string text;
-    for (const Isa isa : kBestFirst)
-      if (isa_usable(isa)) text.append(text.empty() ? "" : " ").append(isa_name(isa));
-    return text;
-  }();
+  static const std::string list = usable_names(kBestFirst);
+  return list.c_str();
+}
+
+const char* byte_isa_list() {
+  static const std::string list = usable_names(kBytesBestFirst);
   return list.c_str();
 }
 

@@ -14,5 +14,14 @@ Isa choose_isa(const char* wanted);
 // Usable names, best first, separated by spaces.
 const char* isa_list();
 
+// The same for products of bytes: some sets have a variant with dot products of bytes (VNNI) on top. The
+// plain name forces the plain variant; for everything else a variant counts as the set it extends.
+enum class ByteIsa { kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni };
+
+const char* isa_name(ByteIsa isa);
+bool isa_usable(ByteIsa isa);
+ByteIsa choose_byte_isa(const char* wanted);
+const char* byte_isa_list();
+
 }  // namespace sparsecc
 #endif

@@ -33,6 +33,7 @@ def command(what: str, as_json: bool) -> None:
                 "domain": DOMAIN,
                 "opset": DOMAIN_VERSION,
                 "isas": list(runtime.isas()),
+                "int8_isas": list(runtime.int8_isas()),
                 "operators": list(emit.operators()),
             }
         )
@@ -41,3 +42,4 @@ def command(what: str, as_json: bool) -> None:
     click.echo(f"\nfused activations (suffix of the name): {', '.join(filter(None, ACTIVATIONS))}")
     click.echo(f"library {path}, version {runtime.library_version()}, domain {DOMAIN} {DOMAIN_VERSION}")
     click.echo(f"instruction sets usable here, best first: {' '.join(runtime.isas())}")
+    click.echo(f"for int8 weights: {' '.join(runtime.int8_isas())}")

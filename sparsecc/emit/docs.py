@@ -29,7 +29,10 @@ Made by `make docs` from the declarations in `sparsecc/emit/schema.py`; do not e
 
 Domain `{DOMAIN}`, version {DOMAIN_VERSION}. An operator's name is its family followed by its fused
 activation, for instance `BlockSparseConvRelu`. It computes `y = activation(z)` with `z = x W^T + bias` or
-`z = conv(x, W) + bias`, in float32. Every model carries each operator it uses as a model-local function of
+`z = conv(x, W) + bias`, in float32. Families ending in `Int8` bring `x` to bytes first, as
+`DynamicQuantizeLinear` of the whole tensor does, multiply bytes exactly, as `MatMulInteger` does, and scale the
+sums back to float32; NaN or infinity in `x` has no such form, and the kernels then make every result NaN.
+Every model carries each operator it uses as a model-local function of
 standard operators (opset {OLDEST_OPSET} or later), so it runs where the operator library is not loaded. The
 packed weight format (gap stream, block order) is described in `runtime/csrc/include/sparsecc/c_api.h`.
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_int8", "quantize_linear"]
 
 Array = NDArray[np.float64]
 
@@ -52,9 +52,51 @@ def evaluate(
         return _activate(z, activation, inputs, attributes).astype(np.float32)
 
 
-def _dense_weight(inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object]) -> Array:
+def evaluate_int8(
+    inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object], activation: str
+) -> NDArray[np.float32]:
+    """Return the result, float32, of a matrix product with int8 weights; the integers in it are exact.
+
+    Args:
+        inputs: arrays by input name.
+        attributes: values by attribute name.
+        activation: name suffix of the fused activation.
+
+    Raises:
+        ModelError: the packed weight is malformed.
+    """
+    _check_version(attributes)
+    outputs, columns = (int(side) for side in inputs["shape"])
+    weight = QuantizedTensor(
+        Pattern.parse(str(attributes["layout"])),
+        (outputs, columns),
+        inputs["values"],
+        inputs["indices"],
+        inputs["scales"],
+    )
+    stored, scale, zero_point = quantize_linear(inputs["x"])
+    sums = (stored.astype(np.int64) - zero_point) @ weight.decode_codes().T.astype(np.int64)
+    z = sums.astype(np.int32) * (float(scale) * weight.scales.astype(np.float64)) + inputs["bias"]
+    with np.errstate(over="ignore"):
+        return _activate(z, activation, inputs, attributes).astype(np.float32)
+
+
+def quantize_linear(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], np.float32, int]:
+    """Return ``DynamicQuantizeLinear`` of finite x: bytes, scale and zero point, rounded as it says."""
+    low, high = np.float32(min(x.min(initial=0), 0)), np.float32(max(x.max(initial=0), 0))
+    scale = np.float32(1) if low == high else (high - low) / np.float32(255)
+    zero_point = int(np.clip(np.rint(-low / scale), 0, 255))
+    stored = np.clip(np.rint(x / scale) + zero_point, 0, 255).astype(np.uint8)
+    return stored, scale, zero_point
+
+
+def _check_version(attributes: Mapping[str, object]) -> None:
     if attributes["layout_version"] != LAYOUT_VERSION:
         raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
+
+
+def _dense_weight(inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object]) -> Array:
+    _check_version(attributes)
     shape = [int(side) for side in inputs["shape"]]
     packed = SparseTensor(
         Pattern.parse(str(attributes["layout"])),

@@ -71,6 +71,11 @@ class CustomOp:
         return self.family.endswith("Conv")
 
     @property
+    def int8(self) -> bool:
+        """Whether weights are int8 with a scale per output, and ``x`` is quantised inside."""
+        return self.family.endswith("Int8")
+
+    @property
     def blocks(self) -> bool:
         """Whether its layout is RxC; otherwise ``unstructured`` or N:M."""
         return self.family.startswith("Block")
@@ -80,15 +85,18 @@ class CustomOp:
         """All inputs, in order. Everything but ``x`` must be a constant initializer."""
         x_shape = "[B,C,H,W] or [B,C,L]" if self.conv else "[...,K]"
         shape = "[Cout,Cin/group,kh,kw] or [Cout,Cin/group,kw]" if self.conv else "[N,K]"
+        values = "int8" if self.int8 else "float32"
+        scales = Input("scales", "float32", "[N]", "what the values of each output are to be multiplied by")
         bounds = (
             Input("lo", "float32", "scalar", "lower bound of the result"),
             Input("hi", "float32", "scalar", "upper bound of the result"),
         )
         return (
             Input("x", "float32", x_shape, "the activations"),
-            Input("values", "float32", "[blocks,R,C]" if self.blocks else "[kept]", "the kept weights"),
+            Input("values", values, "[blocks,R,C]" if self.blocks else "[kept]", "the kept weights"),
             Input("indices", "uint8", "[bytes]", "where they stand: the gap stream"),
             Input("shape", "int64", "[rank]", f"the dense shape of the weight: {shape}"),
+            *((scales,) if self.int8 else ()),
             Input("bias", "float32", "[Cout]" if self.conv else "[N]", "added before the activation"),
             *(bounds if self.activation == "Clip" else ()),
         )
@@ -159,9 +167,9 @@ class CustomOp:
             (
                 _CONSTANTS,
                 _GRID_OF_BLOCKS if self.blocks else _GRID_OF_ELEMENTS,
-                _FILL_THE_GRID,
-                _DENSE_WEIGHT[self.family],
-                _CONV if self.conv else _MATMUL,
+                _FILL_THE_GRID % {"zero": "int8[1] {0}" if self.int8 else "float[1] {0}"},
+                _DENSE_WEIGHT[self.family.removesuffix("Int8")],
+                _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,
                 _ACTIVATION_BODIES[self.activation],
             )
         )
@@ -173,7 +181,7 @@ class CustomOp:
     def reference(
         self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
     ) -> NDArray[np.float32]:
-        """Return y computed by NumPy in double precision.
+        """Return y computed by NumPy, in double precision once x is quantised (where it is).
 
         Args:
             inputs: arrays in the order of ``inputs``.
@@ -183,6 +191,8 @@ class CustomOp:
             ModelError: the packed weight is malformed.
         """
         arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        if self.int8:
+            return reference.evaluate_int8(arrays, attributes, self.activation)
         return reference.evaluate(arrays, attributes, self.activation, conv=self.conv)
 
 
@@ -271,7 +281,7 @@ _FILL_THE_GRID = """
   owner_and_beyond = ScatterElements <axis = 0> (nobody, cell, number)
   owner = Slice (owner_and_beyond, zero, cells)
   owner_of_cell = Reshape (owner, grid_shape)
-  nothing = ConstantOfShape (one_unit)
+  nothing = ConstantOfShape <value = %(zero)s> (one_unit)
   choices = Concat <axis = 0> (values, nothing)
   grid = Gather <axis = 0> (choices, owner_of_cell)
 """
@@ -305,6 +315,16 @@ _DENSE_WEIGHT: Mapping[str, str] = {
 _MATMUL = """
   product = MatMul (x, weight_t)
   z = Add (product, bias)
+"""
+
+# The grid is int8 here. The scales are multiplied with each other first, which onnxruntime can then fuse.
+_MATMUL_INT8 = """
+  x_int8, x_scale, x_zero_point = DynamicQuantizeLinear (x)
+  product = MatMulInteger (x_int8, weight_t, x_zero_point)
+  exact = Cast <to = 1> (product)
+  product_scale = Mul (x_scale, scales)
+  real_product = Mul (exact, product_scale)
+  z = Add (real_product, bias)
 """
 
 _CONV = """

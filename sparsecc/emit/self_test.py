@@ -13,7 +13,7 @@ from sparsecc.emit.schema import operators
 from sparsecc.errors import ModelError
 from sparsecc.ir import ConvGeometry, Model
 from sparsecc.ir.sparse_ops import sparse_op_node
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor, keep_mask
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor, keep_mask
 
 __all__ = ["self_test", "single_op_model"]
 
@@ -21,7 +21,7 @@ _IR_VERSION = 8
 
 
 def single_op_model(
-    weight: SparseTensor,
+    weight: SparseTensor | QuantizedTensor,
     x_shape: Sequence[int | str | None],
     *,
     opset: int = 17,

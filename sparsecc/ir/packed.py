@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError, SparseccError
 from sparsecc.ir.model import Model
 from sparsecc.ir.sparse_ops import DOMAIN
-from sparsecc.sparse import Pattern, SparseTensor
+from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
 
 __all__ = ["PackedSite", "packed_sites"]
 
-_LAST_PACKED_INPUT = 3  # x, then values, indices, shape
+_LAST_PACKED_INPUT = 3  # x, then values, indices, shape; with int8 values also scales
 
 # What the operator library takes (``weight.cc``): outputs and inputs, and their product.
 _MAX_SIDE = 1 << 24
@@ -30,7 +30,7 @@ class PackedSite:
 
     name: str
     op: str
-    tensor: SparseTensor
+    tensor: SparseTensor | QuantizedTensor
 
 
 def packed_sites(model: Model) -> list[PackedSite]:
@@ -44,17 +44,24 @@ def packed_sites(model: Model) -> list[PackedSite]:
 
 def _packed(node: onnx_ir.Node) -> PackedSite:
     arrays = []
-    if len(node.inputs) < _LAST_PACKED_INPUT + 1:
+    int8 = "Int8" in node.op_type
+    last = _LAST_PACKED_INPUT + int8
+    if len(node.inputs) < last + 1:
         raise ModelError(f"node '{node.name}': {len(node.inputs)} inputs are too few; write the model again")
-    for value in node.inputs[1 : _LAST_PACKED_INPUT + 1]:
+    for value in node.inputs[1 : last + 1]:
         if value is None or value.const_value is None:
             raise ModelError(f"node '{node.name}': its packed weight is not constant; write the model again")
         arrays.append(np.asarray(value.const_value.numpy()))
-    values, indices, shape = arrays
+    values, indices, shape, *scales = arrays
     layout = node.attributes.get("layout")
     try:
         pattern = Pattern.parse("" if layout is None else layout.as_string())
-        tensor = SparseTensor(pattern, _matrix_shape(shape), values, indices)
+        sides = _matrix_shape(shape)
+        tensor: SparseTensor | QuantizedTensor = (
+            QuantizedTensor(pattern, sides, values, indices, *scales)
+            if int8
+            else SparseTensor(pattern, sides, values, indices)
+        )
         tensor.validate()
     except (SparseccError, TypeError, ValueError) as error:
         text = str(error).removeprefix("packed weight: ")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparsecc.ir.geometry import ConvGeometry
 from sparsecc.ir.names import free_name, graph_names
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,7 +28,7 @@ __all__ = [
 DOMAIN = "ai.sparsecc"
 DOMAIN_VERSION = 1
 
-FAMILIES = ("SparseMatMul", "SparseConv", "BlockSparseMatMul", "BlockSparseConv")
+FAMILIES = ("SparseMatMul", "SparseConv", "BlockSparseMatMul", "BlockSparseConv", "BlockSparseMatMulInt8")
 """Operator families; the operator's name is the family's followed by the activation's."""
 
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -46,15 +46,16 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 """Fused activations by name suffix, with the parameters each takes."""
 
 
-def family_name(pattern: Pattern, *, conv: bool) -> str:
-    """Return which operator family stores a weight of ``pattern``."""
-    return ("Block" if pattern.kind == "block" else "") + ("SparseConv" if conv else "SparseMatMul")
+def family_name(pattern: Pattern, *, conv: bool, int8: bool = False) -> str:
+    """Return which operator family stores a weight of ``pattern``; ``int8`` exists for products of blocks."""
+    prefix = "Block" if pattern.kind == "block" else ""
+    return prefix + ("SparseConv" if conv else "SparseMatMul") + ("Int8" if int8 else "")
 
 
 def sparse_op_node(
     graph: ir.Graph,
     x: ir.Value | None,
-    weight: SparseTensor,
+    weight: SparseTensor | QuantizedTensor,
     *,
     name: str,
     bias: NDArray[np.float32] | None = None,
@@ -73,7 +74,8 @@ def sparse_op_node(
         graph: the graph (or subgraph) which the node will be put into. onnxruntime up to 1.24 hands a kernel
             only the constants of the node's own graph, so the packed weight goes there too.
         x: float32, ``[..., K]``, or ``[B, C, H, W]`` or ``[B, C, L]`` with ``conv``.
-        weight: the packed matrix ``[N, K]``; K runs over (Cin / group, kernel...) with ``conv``.
+        weight: the packed matrix ``[N, K]``; K runs over (Cin / group, kernel...) with ``conv``. With int8
+            values, which convolutions do not take yet, the operator quantises ``x`` on its way in.
         name: name of the node and prefix of its initializers.
         bias: ``[N]``; ``None`` is zeros.
         activation: a key of ``ACTIVATIONS``.
@@ -96,6 +98,9 @@ def sparse_op_node(
     shape = tuple(weight.shape if conv is None else weight_shape or ())
     if len(shape) < 2 or (shape[0], int(np.prod(shape[1:]))) != weight.shape:
         raise ValueError(f"weight_shape {shape} is no shape of a packed weight {weight.shape}")
+    int8 = isinstance(weight, QuantizedTensor)
+    if int8 and conv is not None:
+        raise ValueError("a convolution takes no int8 weights")
     bias = np.zeros(shape[0], np.float32) if bias is None else bias.astype(np.float32, copy=False)
     if bias.shape != shape[:1]:
         raise ValueError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
@@ -103,13 +108,15 @@ def sparse_op_node(
     if taken is None:
         taken = graph_names(graph)
     if share is not None:
-        constants = list(share.inputs[1:4])
+        constants = list(share.inputs[1 : 5 if int8 else 4])
     else:
         constants = [
             _initializer(graph, taken, f"{name}.values", weight.values),
             _initializer(graph, taken, f"{name}.indices", weight.indices),
             _initializer(graph, taken, f"{name}.shape", np.array(shape, np.int64)),
         ]
+        if isinstance(weight, QuantizedTensor):
+            constants.append(_initializer(graph, taken, f"{name}.scales", weight.scales))
     constants.append(_initializer(graph, taken, f"{name}.bias", bias))
     if activation == "Clip":
         constants += [
@@ -126,7 +133,7 @@ def sparse_op_node(
         attributes += _conv_attributes(conv)
     return ir.Node(
         DOMAIN,
-        family_name(weight.pattern, conv=conv is not None) + activation,
+        family_name(weight.pattern, conv=conv is not None, int8=int8) + activation,
         [x, *constants],
         attributes,
         name=name,

@@ -11,6 +11,7 @@ from sparsecc.sparse.detect import BLOCK_WORTH, GROUP_WORTH, density, detect, ma
 from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
 from sparsecc.sparse.mask import Scope, keep_mask
 from sparsecc.sparse.pattern import Pattern
+from sparsecc.sparse.quantized import QuantizedTensor, ScaleMethod, quantize_rows
 from sparsecc.sparse.tensor import LAYOUT_VERSION, SparseTensor
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "GROUP_WORTH",
     "LAYOUT_VERSION",
     "Pattern",
+    "QuantizedTensor",
+    "ScaleMethod",
     "Scope",
     "SparseTensor",
     "density",
@@ -25,5 +28,6 @@ __all__ = [
     "keep_mask",
     "matches",
     "pack_gaps",
+    "quantize_rows",
     "unpack_gaps",
 ]

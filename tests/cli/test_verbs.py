@@ -221,6 +221,7 @@ def test_targets_and_ops_and_doctor(sparsecc: Run) -> None:
     assert {entry["name"]: entry["available"] for entry in targets["targets"]}["cpu"]
     ops = json.loads(sparsecc("ops", "--json").out)
     assert "generic" in ops["isas"]
+    assert "generic" in ops["int8_isas"]
     assert Path(sparsecc("ops", "path").out.strip()).exists()
     doctor = json.loads(sparsecc("doctor", "--json").out)
     assert doctor["ok"]

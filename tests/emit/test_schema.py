@@ -14,7 +14,7 @@ from sparsecc.errors import ModelError, UnsupportedModelError
 from sparsecc.ir import ConvGeometry
 from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES, sparse_op_node
 from sparsecc.runtime.capi import ACTIVATION_CODES
-from sparsecc.sparse import Pattern, SparseTensor, keep_mask
+from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask
 
 PARAMETERS = {"LeakyRelu": {"alpha": 0.25}, "Clip": {"lo": -0.25, "hi": 0.5}}
 WEIGHT_SHAPE = (12, 3, 3, 2)
@@ -28,12 +28,11 @@ def _packed(pattern: str, shape: tuple[int, int]) -> SparseTensor:
 
 
 def test_every_family_with_every_activation() -> None:
-    assert len(emit.operators()) == len(FAMILIES) * len(ACTIVATIONS) == 40
+    assert len(emit.operators()) == len(FAMILIES) * len(ACTIVATIONS) == 50
     for name, op in emit.operators().items():
         assert name == op.name
-        assert (
-            len({item.name for item in op.inputs}) == len(op.inputs) == (7 if op.activation == "Clip" else 5)
-        )
+        count = (7 if op.activation == "Clip" else 5) + op.int8
+        assert len({item.name for item in op.inputs}) == len(op.inputs) == count
 
 
 # ONNX's evaluator cannot pass a function's attribute on to LeakyRelu; tests/runtime/test_ops.py has that one.
@@ -43,6 +42,8 @@ def test_function_body_means_what_numpy_says(name: str) -> None:
     op = emit.operators()[name]
     shape = (12, 18) if op.conv else (13, 21)
     weight = _packed("4x2" if op.blocks else "unstructured", shape)
+    if op.int8:
+        weight = QuantizedTensor.encode(weight.decode(), weight.pattern)
     x = np.random.default_rng(1).standard_normal((2, 6, 7, 8) if op.conv else (3, 21)).astype(np.float32)
     bias = np.random.default_rng(2).standard_normal(shape[0]).astype(np.float32)
     model = emit.single_op_model(
@@ -142,9 +143,9 @@ def test_names_of_initializers_stay_unique() -> None:
 
 def test_c_tables_agree_with_the_schema(root) -> None:
     table = (root / "runtime/csrc/ort/op_table.h").read_text()
-    families = re.findall(r'\{"(\w+)", (true|false), (true|false)\}', table)
+    families = re.findall(r'\{"(\w+)", (true|false), (true|false), (true|false)\}', table)
     assert families == [
-        (name, str(op.conv).lower(), str(op.blocks).lower())
+        (name, *(str(each).lower() for each in (op.conv, op.blocks, op.int8)))
         for name in FAMILIES
         for op in [emit.operators()[name]]
     ]

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from sparsecc import emit, runtime
 from sparsecc.errors import ModelError
 from sparsecc.ir import ConvGeometry
-from sparsecc.sparse import pack_gaps
+from sparsecc.sparse import QuantizedTensor, pack_gaps
 
 Mutation = Callable[[onnx.ModelProto], None]
 
@@ -33,6 +33,13 @@ def _conv(packed, pattern: str = "unstructured") -> onnx.ModelProto:
     return emit.single_op_model(
         packed(shape, pattern), ["B", 8, "H", "W"], weight_shape=shape, conv=GEOMETRY
     ).to_proto()
+
+
+def _int8(packed, pattern: str = "16x1", activation: str = "") -> onnx.ModelProto:
+    weight = packed((32, 40), pattern)
+    weight = QuantizedTensor.encode(weight.decode(), weight.pattern)
+    parameters = {"Clip": {"lo": 0.0, "hi": 6.0}, "LeakyRelu": {"alpha": 0.1}}.get(activation)
+    return emit.single_op_model(weight, ["B", 40], activation=activation, parameters=parameters).to_proto()
 
 
 def _get(proto: onnx.ModelProto, name: str) -> np.ndarray:
@@ -89,7 +96,9 @@ def _computed(name: str) -> Mutation:
     """Feed the input from a node that onnxruntime cannot fold."""
 
     def mutate(proto: onnx.ModelProto) -> None:
-        proto.graph.input.append(onnx.helper.make_tensor_value_info("late", 1, _get(proto, name).shape))
+        value = _get(proto, name)
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        proto.graph.input.append(onnx.helper.make_tensor_value_info("late", dtype, value.shape))
         proto.graph.node.insert(0, onnx.helper.make_node("Identity", ["late"], ["computed"]))
         node = proto.graph.node[1]
         node.input[list(node.input).index(f"op.{name}")] = "computed"
@@ -223,6 +232,34 @@ BLOCK: dict[str, tuple[Mutation, str]] = {
     "a block too few": (_put("values", lambda v: v[:-1]), "more than the [0-9]+ stored values or blocks"),
 }
 
+INT8: dict[str, tuple[Mutation, str]] = {
+    "values uint8": (_put("values", lambda v: v.view(np.uint8)), ""),
+    "values float32": (_put("values", lambda v: v.astype(np.float32)), ""),
+    "scales too short": (
+        _put("scales", lambda s: s[:-1]),
+        "'scales' has 31 entries, the weight has 32 outputs",
+    ),
+    "scales too long": (_put("scales", lambda s: np.append(s, s[:1])), "'scales' has 33 entries"),
+    "scales empty": (_put("scales", lambda s: s[:0]), "'scales' has 0 entries"),
+    "scales scalar": (_put("scales", lambda s: s[0]), "'scales' has shape"),
+    "scales rank 2": (_put("scales", lambda s: s[None]), "'scales' has shape"),
+    "scales float64": (_put("scales", lambda s: s.astype(np.float64)), ""),
+    "scales NaN": (_put("scales", lambda s: [*s[:-1], np.float32(np.nan)]), "scale of output 31 is not"),
+    "scales infinite": (_put("scales", lambda s: [np.float32(np.inf), *s[1:]]), "scale of output 0 is not"),
+    "scales zero": (_put("scales", lambda s: s * 0), "scale of output 0 is not a finite positive"),
+    "scales negative": (_put("scales", np.negative), "scale of output 0 is not a finite positive"),
+    "shape fewer outputs, bias too": (
+        _both(
+            _put("shape", lambda s: [1, *s[1:]]),
+            _put("bias", lambda b: b[:1]),
+            _put("scales", lambda s: s[:1]),
+        ),
+        "a grid of|the grid has",
+    ),
+    "scales from a graph input": (_as_graph_input("scales"), "'scales' must be a constant initializer"),
+    "scales computed": (_computed("scales"), "'scales' must be a constant initializer"),
+}
+
 ELEMENTS: dict[str, tuple[Mutation, str]] = {
     "layout of blocks": (_attribute("layout", "16x1"), "expected 'unstructured' or N:M"),
     "layout 2:4 of unstructured values": (
@@ -296,6 +333,13 @@ def test_fault_of_blocks(session, packed, make, mutate: Mutation, message: str) 
     _refused(session, proto, message)
 
 
+@pytest.mark.parametrize(("mutate", "message"), _cases(COMMON | BLOCK | INT8))
+def test_fault_of_int8_weights(session, packed, mutate: Mutation, message: str) -> None:
+    proto = _int8(packed)
+    mutate(proto)
+    _refused(session, proto, message)
+
+
 @pytest.mark.parametrize(("mutate", "message"), _cases(ELEMENTS))
 @pytest.mark.parametrize("make", [_linear, _conv])
 def test_fault_of_elements(session, packed, make, mutate: Mutation, message: str) -> None:
@@ -313,8 +357,9 @@ def test_fault_of_groups(session, packed, mutate: Mutation, message: str) -> Non
 
 @pytest.mark.parametrize("bound", ["lo", "hi"])
 @pytest.mark.parametrize("change", [lambda b: np.stack([b, b]), lambda b: np.zeros(0, np.float32)])
-def test_bound_of_clip_must_be_one_number(session, packed, bound: str, change) -> None:
-    proto = _linear(packed, activation="Clip")
+@pytest.mark.parametrize("make", [_linear, _int8])
+def test_bound_of_clip_must_be_one_number(session, packed, make, bound: str, change) -> None:
+    proto = make(packed, activation="Clip")
     _put(bound, change)(proto)
     _refused(session, proto, f"'{bound}' has shape .* expected one number")
 
@@ -383,7 +428,13 @@ def test_damaged_index_streams_are_refused_exactly_when_python_refuses(packed, p
 def test_models_with_flipped_bytes_never_crash(session, packed) -> None:
     """Every session is refused or runs; reaching the end is the test."""
     rng = np.random.default_rng(1)
-    originals = [_linear(packed), _linear(packed, "2:4"), _linear(packed, "16x1"), _conv(packed)]
+    originals = [
+        _linear(packed),
+        _linear(packed, "2:4"),
+        _linear(packed, "16x1"),
+        _conv(packed),
+        _int8(packed),
+    ]
     originals = [proto.SerializeToString() for proto in originals]
     ran = 0
     for round_ in range(240):

@@ -9,15 +9,18 @@
 namespace sparsecc::ort {
 namespace {
 
-constexpr size_t kValues = 1, kIndices = 2, kShape = 3, kBias = 4, kLow = 5, kHigh = 6;
+constexpr size_t kValues = 1, kIndices = 2, kShape = 3;
 constexpr int64_t kLargestDim = INT32_MAX;
 constexpr size_t kLongestLayout = 32, kLongestName = 200;
 
-struct MatMulDeleter {
-  void operator()(sparsecc_matmul* op) const { sparsecc_matmul_destroy(op); }
-};
 struct ConvDeleter {
   void operator()(sparsecc_conv* op) const { sparsecc_conv_destroy(op); }
+};
+
+// The inputs whose place depends on whether there are scales.
+struct Places {
+  explicit Places(const Family& family) : bias(family.int8 ? 5 : 4) {}
+  const size_t scales = 4, bias, low = bias + 1, high = bias + 2;
 };
 
 // ---- what a node says -------------------------------------------------------------------------------
@@ -54,12 +57,15 @@ std::vector<int64_t> read_shape(const NodeReader& node, const Family& family) {
   return shape;
 }
 
-// Everything of sparsecc_weight_desc, with the storage its pointers lead to.
+// Everything of sparsecc_weight_desc, with the storage its pointers lead to. Weights in bytes have
+// `bytes` and `scales` instead of desc.values.
 struct Weight {
   std::string layout;
   std::vector<int64_t> shape;
   std::vector<float> aligned_values;
   sparsecc_weight_desc desc{};
+  const int8_t* bytes = nullptr;
+  std::vector<float> scales;
 };
 
 void check_values(const TensorView& values, const Family& family, const std::string& layout) {
@@ -74,12 +80,22 @@ void check_values(const TensorView& values, const Family& family, const std::str
   }
 }
 
+void read_scales(const NodeReader& node, const Family& family, Weight* weight) {
+  const TensorView scales = node.constant(Places(family).scales, "scales", ElementType::kFloat, 1);
+  if (scales.count != weight->shape[0]) {
+    throw KernelError("input 'scales' has " + std::to_string(scales.count) + " entries, the weight has " +
+                      std::to_string(weight->shape[0]) + " outputs");
+  }
+  weight->scales.resize(static_cast<size_t>(scales.count));
+  std::memcpy(weight->scales.data(), scales.data, weight->scales.size() * sizeof(float));
+}
+
 void read_storage(const NodeReader& node, const Family& family, Weight* weight) {
-  const TensorView values =
-      node.constant(kValues, "values", ElementType::kFloat, family.blocks ? 3 : 1);
+  const TensorView values = node.constant(
+      kValues, "values", family.int8 ? ElementType::kInt8 : ElementType::kFloat, family.blocks ? 3 : 1);
   check_values(values, family, weight->layout);
   const TensorView indices = node.constant(kIndices, "indices", ElementType::kUint8, 1);
-  const TensorView bias = node.constant(kBias, "bias", ElementType::kFloat, 1);
+  const TensorView bias = node.constant(Places(family).bias, "bias", ElementType::kFloat, 1);
   const int64_t outputs = weight->shape[0];
   if (bias.count != outputs) {
     throw KernelError("input 'bias' has " + std::to_string(bias.count) + " entries, the weight has " +
@@ -89,11 +105,16 @@ void read_storage(const NodeReader& node, const Family& family, Weight* weight) 
   desc.outputs = outputs;
   desc.inputs = 1;
   for (size_t i = 1; i < weight->shape.size(); ++i) desc.inputs *= weight->shape[i];
-  desc.values = static_cast<const float*>(values.data);
   desc.value_count = values.count;
   desc.indices = static_cast<const uint8_t*>(indices.data);
   desc.index_bytes = indices.count;
   desc.bias = static_cast<const float*>(bias.data);
+  if (family.int8) {
+    weight->bytes = static_cast<const int8_t*>(values.data);
+    read_scales(node, family, weight);
+    return;
+  }
+  desc.values = static_cast<const float*>(values.data);
   // External data is mapped at whatever offset the file names; kernels may assume float alignment.
   if (reinterpret_cast<uintptr_t>(values.data) % alignof(float) != 0) {
     weight->aligned_values.resize(static_cast<size_t>(values.count));
@@ -129,8 +150,8 @@ void read_weight(const NodeReader& node, const Family& family, const Activation&
   desc.activation = activation.kind;
   if (activation.kind == SPARSECC_ACT_LEAKY_RELU) desc.alpha = node.number("alpha");
   if (activation.kind == SPARSECC_ACT_CLIP) {
-    desc.alpha = node.scalar(kLow, "lo");
-    desc.beta = node.scalar(kHigh, "hi");
+    desc.alpha = node.scalar(Places(family).low, "lo");
+    desc.beta = node.scalar(Places(family).high, "hi");
   }
 }
 
@@ -195,6 +216,42 @@ float* make_output(const Functions& api, OrtKernelContext* context, const std::v
   return static_cast<float*>(data);
 }
 
+// What the C interface offers for float weights and for weights in bytes.
+struct FloatMatMul {
+  using Op = sparsecc_matmul;
+  static constexpr auto run = sparsecc_matmul_run;
+  static int create(const Weight& weight, Op** op, char* error, size_t size) {
+    return sparsecc_matmul_create(&weight.desc, op, error, size);
+  }
+  void operator()(Op* op) const { sparsecc_matmul_destroy(op); }
+};
+
+struct ByteMatMul {
+  using Op = sparsecc_int8_matmul;
+  static constexpr auto run = sparsecc_int8_matmul_run;
+  static int create(const Weight& weight, Op** op, char* error, size_t size) {
+    const sparsecc_weight_desc& same = weight.desc;
+    sparsecc_int8_weight_desc desc{};
+    desc.struct_size = sizeof(desc);
+    desc.layout_version = same.layout_version;
+    desc.layout = same.layout;
+    desc.outputs = same.outputs;
+    desc.inputs = same.inputs;
+    desc.values = weight.bytes;
+    desc.value_count = same.value_count;
+    desc.indices = same.indices;
+    desc.index_bytes = same.index_bytes;
+    desc.scales = weight.scales.data();
+    desc.bias = same.bias;
+    desc.activation = same.activation;
+    desc.alpha = same.alpha;
+    desc.beta = same.beta;
+    return sparsecc_int8_matmul_create(&desc, op, error, size);
+  }
+  void operator()(Op* op) const { sparsecc_int8_matmul_destroy(op); }
+};
+
+template <typename Form>
 class MatMulKernel final : public Kernel {
  public:
   MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight, int32_t threads)
@@ -202,8 +259,8 @@ class MatMulKernel final : public Kernel {
         outputs_(weight.desc.outputs),
         inputs_(weight.desc.inputs),
         gauge_(threads) {
-    sparsecc_matmul* op = nullptr;
-    checked([&](char* error, size_t size) { return sparsecc_matmul_create(&weight.desc, &op, error, size); });
+    typename Form::Op* op = nullptr;
+    checked([&](char* error, size_t size) { return Form::create(weight, &op, error, size); });
     op_.reset(op);
   }
 
@@ -220,14 +277,13 @@ class MatMulKernel final : public Kernel {
     if (rows == 0) return;
     SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
-      return sparsecc_matmul_run(op_.get(), static_cast<const float*>(x.data), rows, y, &threads.executor,
-                                 error, size);
+      return Form::run(op_.get(), static_cast<const float*>(x.data), rows, y, &threads.executor, error, size);
     });
     threads.check();
   }
 
  private:
-  std::unique_ptr<sparsecc_matmul, MatMulDeleter> op_;
+  std::unique_ptr<typename Form::Op, Form> op_;
   const int64_t outputs_, inputs_;
   mutable ThreadGauge gauge_;
 };
@@ -299,7 +355,8 @@ std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* i
   try {
     Weight weight;
     read_weight(node, family, activation, &weight);
-    if (!family.conv) return std::make_unique<MatMulKernel>(api, label, weight, threads);
+    if (family.int8) return std::make_unique<MatMulKernel<ByteMatMul>>(api, label, weight, threads);
+    if (!family.conv) return std::make_unique<MatMulKernel<FloatMatMul>>(api, label, weight, threads);
     return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape), threads);
   } catch (const KernelError& error) {
     throw KernelError(message(label, error.what()));

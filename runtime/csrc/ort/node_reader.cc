@@ -9,6 +9,8 @@ const char* type_name(ElementType type) {
       return "float32";
     case ElementType::kUint8:
       return "uint8";
+    case ElementType::kInt8:
+      return "int8";
     case ElementType::kInt64:
       return "int64";
     case ElementType::kUndefined:

@@ -15,13 +15,15 @@ struct Family {
   const char* name;
   bool conv;    // otherwise a matrix multiplication
   bool blocks;  // layout "RxC"; otherwise "unstructured" or "N:M"
+  bool int8;    // weights in bytes with a scale per output; otherwise float32
 };
 
-inline constexpr std::array<Family, 4> kFamilies{{
-    {"SparseMatMul", false, false},
-    {"SparseConv", true, false},
-    {"BlockSparseMatMul", false, true},
-    {"BlockSparseConv", true, true},
+inline constexpr std::array<Family, 5> kFamilies{{
+    {"SparseMatMul", false, false, false},
+    {"SparseConv", true, false, false},
+    {"BlockSparseMatMul", false, true, false},
+    {"BlockSparseConv", true, true, false},
+    {"BlockSparseMatMulInt8", false, true, true},
 }};
 
 struct Activation {

@@ -69,15 +69,16 @@ const char* name_of(const CustomOp* op) { return self(op).name.c_str(); }
 // Null: the CPU provider.
 const char* provider(const CustomOp*) { return nullptr; }
 
-// x, values, indices, shape, bias, and lo, hi for Clip.
-ElementType input_type(const CustomOp*, size_t index) {
+// x, values, indices, shape, scales with values in bytes, bias, and lo, hi for Clip.
+ElementType input_type(const CustomOp* op, size_t index) {
+  if (index == 1 && self(op).family.int8) return ElementType::kInt8;
   if (index == 2) return ElementType::kUint8;
   if (index == 3) return ElementType::kInt64;
   return ElementType::kFloat;
 }
 
 size_t input_count(const CustomOp* op) {
-  return self(op).activation.kind == SPARSECC_ACT_CLIP ? 7 : 5;
+  return (self(op).activation.kind == SPARSECC_ACT_CLIP ? 7 : 5) + (self(op).family.int8 ? 1 : 0);
 }
 
 ElementType output_type(const CustomOp*, size_t) { return ElementType::kFloat; }

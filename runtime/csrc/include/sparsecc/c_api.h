@@ -111,6 +111,43 @@ SPARSECC_API int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int6
                                    const sparsecc_executor* executor, char* error, size_t error_size);
 SPARSECC_API void sparsecc_conv_destroy(sparsecc_conv* op);
 
+/* Products of bytes: y = act(x W^T + bias) with W[n][k] = scales[n] * values, values int8 in an RxC layout.
+ * x is quantised inside, over the whole of one call, as ONNX's DynamicQuantizeLinear does it: uint8 with a
+ * zero point, exactly its integers. Sums are 32-bit integers modulo 2^32, exactly those of MatMulInteger;
+ * float32 only begins when they are scaled: act(float(sum) * (scale of x * scales[n]) + bias[n]).
+ * NaN or infinity anywhere in x makes every result NaN (before the activation): the scale is shared. */
+typedef struct {
+  size_t struct_size;     /* sizeof(sparsecc_int8_weight_desc) */
+  int32_t layout_version; /* SPARSECC_LAYOUT_VERSION */
+  const char* layout;     /* "RxC" */
+  int64_t outputs, inputs;
+  const int8_t* values; /* [blocks][R][C] */
+  int64_t value_count;
+  const uint8_t* indices;
+  int64_t index_bytes;
+  const float* scales; /* [outputs], finite and positive */
+  const float* bias;   /* [outputs] or NULL */
+  sparsecc_activation activation;
+  float alpha, beta;
+  const char* isa; /* one of sparsecc_int8_isas(), or NULL: $SPARSECC_ISA, else the best here */
+} sparsecc_int8_weight_desc;
+
+typedef struct sparsecc_int8_matmul sparsecc_int8_matmul; /* immutable after creation: safe to share */
+
+SPARSECC_API int sparsecc_int8_matmul_create(const sparsecc_int8_weight_desc* weight,
+                                             sparsecc_int8_matmul** out, char* error, size_t error_size);
+/* As sparsecc_matmul_run. */
+SPARSECC_API int sparsecc_int8_matmul_run(const sparsecc_int8_matmul* op, const float* x, int64_t rows,
+                                          float* y, const sparsecc_executor* executor, char* error,
+                                          size_t error_size);
+SPARSECC_API void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op);
+
+/* Instruction sets for products of bytes; "avx512vnni" and "avxvnni" have dot products of bytes, the plain
+ * names do without. For all other operators each counts as the plain set it extends. */
+SPARSECC_API const char* sparsecc_int8_isas(void);
+SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op);
+SPARSECC_API const char* sparsecc_int8_kernel_table(void); /* as sparsecc_kernel_table */
+
 /* Space-separated names usable on this machine, best first, e.g. "avx512 avx2 generic". */
 SPARSECC_API const char* sparsecc_isas(void);
 /* The kernel an op would run for that many rows (matmul) or pixels (conv), for reports and tests. */

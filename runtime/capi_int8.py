@@ -1,0 +1,174 @@
+"""The library's products of bytes from Python, without onnxruntime; see ``sparsecc.runtime.capi``."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import ModelError, UsageError
+from sparsecc.runtime.capi import ACTIVATION_CODES, usable_isas
+from sparsecc.runtime.capi import _library as _open
+from sparsecc.runtime.native import get_library_path
+
+__all__ = ["Int8WeightDesc", "NativeInt8MatMul", "int8_isas"]
+
+_ERROR_SIZE = 512
+
+
+class Int8WeightDesc(ctypes.Structure):
+    """``sparsecc_int8_weight_desc``."""
+
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("layout_version", ctypes.c_int32),
+        ("layout", ctypes.c_char_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("value_count", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("index_bytes", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("activation", ctypes.c_int),
+        ("alpha", ctypes.c_float),
+        ("beta", ctypes.c_float),
+        ("isa", ctypes.c_char_p),
+    )
+
+
+@cache
+def _library(path: str) -> ctypes.CDLL:
+    library = _open(path)
+    pointer, count, error_text = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+        "isas": (ctypes.c_char_p, ()),
+        "kernel_table": (ctypes.c_char_p, ()),
+        "matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
+        "matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
+        "matmul_kernel": (ctypes.c_char_p, (pointer,)),
+        "matmul_destroy": (None, (pointer,)),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, f"sparsecc_int8_{name}")
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def int8_isas() -> tuple[str, ...]:
+    """Return the instruction sets for products of bytes that this machine can run, best first.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+        UsageError: ``SPARSECC_ISA`` names none of them.
+    """
+    path = get_library_path()
+    usable_isas(path)
+    return tuple(_library(path).sparsecc_int8_isas().decode().split())
+
+
+class NativeInt8MatMul:
+    """``y = act(x W^T + bias)`` with W in bytes and x quantised inside, on the calling thread.
+
+    Use as a context manager, or call ``close``.
+
+    Args:
+        layout: ``RxC``.
+        shape: (N outputs, K inputs).
+        values: int8 ``[blocks, R, C]``.
+        indices: uint8, the gap stream.
+        scales: float32 ``[N]``, finite and positive.
+        bias: ``[N]`` or ``None``.
+        activation: a key of ``ACTIVATION_CODES``.
+        alpha: slope of LeakyRelu, lower bound of Clip.
+        beta: upper bound of Clip.
+        isa: one of ``int8_isas()``; ``None`` is the best (or ``SPARSECC_ISA``).
+        layout_version: version of the packed format.
+
+    Raises:
+        ModelError: the packed weight is malformed; the message is the library's.
+        RuntimeMissingError: the library is missing or cannot be loaded.
+        UsageError: scales or bias do not have one number per output, or ``SPARSECC_ISA`` is wrong.
+    """
+
+    def __init__(
+        self,
+        layout: str,
+        shape: tuple[int, int],
+        values: NDArray[np.int8],
+        indices: NDArray[np.uint8],
+        scales: NDArray[np.float32],
+        *,
+        bias: NDArray[np.float32] | None = None,
+        activation: str = "",
+        alpha: float = 0.0,
+        beta: float = 0.0,
+        isa: str | None = None,
+        layout_version: int = 1,
+    ) -> None:
+        self.shape = shape
+        self._handle = ctypes.c_void_p()
+        path = get_library_path()
+        self._library = _library(path)
+        if isa is None:
+            usable_isas(path)
+        for name, array in (("scales", scales), ("bias", bias)):
+            if array is not None and array.shape != shape[:1]:
+                raise UsageError(f"{name} has shape {array.shape}, the weight has {shape[0]} outputs")
+        # Everything is copied by the library; these only have to live until it returns.
+        values, indices = np.ascontiguousarray(values, np.int8), np.ascontiguousarray(indices, np.uint8)
+        scales = np.ascontiguousarray(scales, np.float32)
+        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        desc = Int8WeightDesc(
+            ctypes.sizeof(Int8WeightDesc), layout_version, layout.encode(), *shape,
+            values.ctypes.data, values.size, indices.ctypes.data, indices.size, scales.ctypes.data,
+            None if held_bias is None else held_bias.ctypes.data,
+            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
+        )  # fmt: skip
+        self._call("create", ctypes.byref(desc), ctypes.byref(self._handle), fault=ModelError)
+
+    def _call(self, function: str, *arguments: Any, fault: type[Exception] = UsageError) -> None:
+        error = ctypes.create_string_buffer(_ERROR_SIZE)
+        if getattr(self._library, f"sparsecc_int8_matmul_{function}")(*arguments, error, _ERROR_SIZE):
+            raise fault(error.value.decode(errors="replace"))
+
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return y, ``[..., N]``, of x, float32 ``[..., K]``; x is quantised as a whole.
+
+        Raises:
+            UsageError: x does not fit.
+        """
+        x = np.ascontiguousarray(x, np.float32)
+        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
+            raise UsageError(f"x has shape {x.shape}, expected a last dimension of {self.shape[1]}")
+        y = np.empty((*x.shape[:-1], self.shape[0]), np.float32)
+        self.run(x, y)
+        return y
+
+    def run(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        """Write y ``[M, N]``, contiguous, of x ``[M, K]``, contiguous; nothing is checked."""
+        self._call("run", self._handle, x.ctypes.data, y.size // self.shape[0], y.ctypes.data, None)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel that runs."""
+        return str(self._library.sparsecc_int8_matmul_kernel(self._handle).decode())
+
+    def close(self) -> None:
+        """Free the packed weight. Calling it again does nothing."""
+        if self._handle:
+            self._library.sparsecc_int8_matmul_destroy(self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,150 @@
+// Floats to bytes by one scale and zero point, exactly as DynamicQuantizeLinear rounds, and into panels.
+#pragma once
+
+static void extremes(const float* x, int64_t count, float* low, float* high) {
+  constexpr int kApart = 4 / kParts > 0 ? 4 / kParts : 1;  // sums kept apart, for speed
+  F16 least[kApart], most[kApart], poison[kApart];
+  for (int c = 0; c < kApart; ++c) least[c] = most[c] = poison[c] = broadcast(0.0f);
+  const auto take = [&](int c, F16 v) __attribute__((always_inline)) {
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p) {
+      least[c].part[p] = at_most(least[c].part[p], v.part[p]);
+      most[c].part[p] = at_least(most[c].part[p], v.part[p]);
+      poison[c].part[p] += v.part[p] * 0.0f;  // NaN from NaN or infinity, and it stays
+    }
+  };
+  int64_t i = 0;
+  for (; i + kApart * kGroup <= count; i += kApart * kGroup) SPARSECC_UNROLL
+  for (int c = 0; c < kApart; ++c) take(c, load(x + i + c * kGroup));
+  for (; i < count; i += kGroup) take(0, load_first(x + i, count - i < kGroup ? count - i : kGroup));
+  float lows[kGroup], highs[kGroup], poisons[kGroup];
+  *low = *high = 0.0f;
+  float sum = 0.0f;
+  for (int c = 0; c < kApart; ++c) {
+    store(lows, least[c]);
+    store(highs, most[c]);
+    store(poisons, poison[c]);
+    for (int lane = 0; lane < kGroup; ++lane) {
+      *low = lows[lane] < *low ? lows[lane] : *low;
+      *high = highs[lane] > *high ? highs[lane] : *high;
+      sum += poisons[lane];
+    }
+  }
+  if (sum != 0.0f) *low = *high = sum;  // NaN
+}
+
+// The division that DynamicQuantizeLinear asks for is dear, a product with the reciprocal nearly equal: the
+// two round to different integers only near the middle between these, where the division is made.
+// The relative errors of reciprocal, product and quotient sum up to less than 2^-22, and no quotient is
+// larger than 256.
+constexpr float kSurelyRounded = 0.4998f;
+
+struct Quantizer {
+  Vec scale, reciprocal, least, most;
+  VecInt zero_point;
+};
+
+SPARSECC_INLINE Quantizer quantizer(ByteScale to) {
+  const float zero_point = (float)to.zero_point;
+  return {splat(to.scale), splat(1.0f / to.scale), splat(-zero_point), splat(255.0f - zero_point),
+          to.zero_point - VecInt{}};
+}
+
+// NaN becomes the least.
+SPARSECC_INLINE Vec exact_quotient(const Quantizer& q, Vec x) {
+  const Vec quotient = x / q.scale;
+  return at_most(quotient > q.least ? quotient : q.least, q.most);
+}
+
+// 64 floats to 64 bytes.
+#if SPARSECC_AVX512
+SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
+  __m512i rounded[4];
+  __mmask16 unsure = 0;
+  SPARSECC_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512 product = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), (__m512)q.reciprocal);
+    rounded[i] = _mm512_cvtps_epi32(product);
+    const __m512 rest = _mm512_abs_ps(_mm512_sub_ps(product, _mm512_cvtepi32_ps(rounded[i])));
+    unsure |= _mm512_cmp_ps_mask(rest, _mm512_set1_ps(kSurelyRounded), _CMP_NLT_UQ);
+  }
+  if (__builtin_expect(unsure != 0, 0)) {
+    for (int i = 0; i < 4; ++i)
+      rounded[i] = _mm512_cvtps_epi32((__m512)exact_quotient(q, (Vec)_mm512_loadu_ps(x + 16 * i)));
+  }
+  SPARSECC_UNROLL
+  for (int i = 0; i < 4; ++i) rounded[i] = _mm512_add_epi32(rounded[i], (__m512i)q.zero_point);
+  const __m512i mixed = _mm512_packus_epi16(_mm512_packs_epi32(rounded[0], rounded[1]),
+                                            _mm512_packs_epi32(rounded[2], rounded[3]));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, mixed));
+}
+#elif SPARSECC_AVX2
+SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
+  for (int half = 0; half < 2; ++half, x += 32, to += 32) {
+    __m256i rounded[4];
+    __m256 unsure = _mm256_setzero_ps();
+    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    SPARSECC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const __m256 product = _mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), (__m256)q.reciprocal);
+      rounded[i] = _mm256_cvtps_epi32(product);
+      const __m256 rest = _mm256_and_ps(_mm256_sub_ps(product, _mm256_cvtepi32_ps(rounded[i])), magnitude);
+      unsure = _mm256_or_ps(unsure, _mm256_cmp_ps(rest, _mm256_set1_ps(kSurelyRounded), _CMP_NLT_UQ));
+    }
+    if (__builtin_expect(_mm256_movemask_ps(unsure) != 0, 0)) {
+      for (int i = 0; i < 4; ++i)
+        rounded[i] = _mm256_cvtps_epi32((__m256)exact_quotient(q, (Vec)_mm256_loadu_ps(x + 8 * i)));
+    }
+    SPARSECC_UNROLL
+    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_add_epi32(rounded[i], (__m256i)q.zero_point);
+    const __m256i mixed = _mm256_packus_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
+                                              _mm256_packs_epi32(rounded[2], rounded[3]));
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(mixed, order));
+  }
+}
+#else
+SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
+  const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (int i = 0; i < kQuantizeStep; i += kLanes) {
+    const Vec rounded = (exact_quotient(q, *(const VecLoose*)(x + i)) + shift) - shift;
+    const VecInt stored = __builtin_convertvector(rounded, VecInt) + q.zero_point;
+    for (int lane = 0; lane < kLanes; ++lane) to[i + lane] = (uint8_t)stored[lane];
+  }
+}
+#endif
+
+// Sixteen quads of each of `rows` rows, [rows][16] by four bytes, to [16][rows] of the panel.
+SPARSECC_INLINE void lay_quads(const float* bytes, int rows, XQuad* panel) {
+  float turned[kGroup * kGroup] __attribute__((aligned(64)));
+  float* to = sizeof(XQuad) == sizeof(float) ? (float*)panel : turned;
+  if (rows > 1) {
+    transpose_tile(bytes, kGroup, rows, kGroup, to, rows);
+  } else {
+    store(to, load(bytes));
+  }
+  if (sizeof(XQuad) == sizeof(float)) return;
+  typedef uint16_t __attribute__((may_alias)) Wide;
+  for (int64_t i = 0; i < int64_t{kQuantizeStep} * rows; ++i) ((Wide*)panel)[i] = ((const uint8_t*)turned)[i];
+}
+
+static void quantize(const QuantizeJob* job) {
+  const Quantizer q = quantizer(job->to);
+  const int64_t whole = job->inputs / kQuantizeStep * kQuantizeStep;
+  XQuad* panel = (XQuad*)job->panel;
+  float bytes[kGroup * kGroup] __attribute__((aligned(64)));  // four bytes each
+  for (int64_t k = 0; k < job->inputs; k += kQuantizeStep, panel += kGroup * job->rows) {
+    for (int r = 0; r < job->rows; ++r) {
+      const float* x = job->x + r * job->row_stride + k;
+      uint8_t* to = (uint8_t*)(bytes + r * kGroup);
+      float last[kQuantizeStep] = {};
+      if (k == whole) {
+        for (int64_t i = 0; i < job->inputs - k; ++i) last[i] = x[i];
+        x = last;
+      }
+      quantize64(q, x, to);
+    }
+    lay_quads(bytes, job->rows, panel);
+  }
+}

@@ -1,0 +1,77 @@
+// Products of bytes: what one instruction set offers. Plain data only, as in kernels.h.
+#ifndef SPARSECC_KERNELS_INT8_H_
+#define SPARSECC_KERNELS_INT8_H_
+
+#include <stdint.h>
+
+#include "kernels.h"
+
+namespace sparsecc {
+
+constexpr int kQuad = 4;                       // inputs of a block
+constexpr int kQuadValues = kGroup * kQuad;    // weights of a block
+constexpr int kQuantizeStep = kGroup * kQuad;  // inputs that are quantised at a time
+
+// How the 64 weights of a block lie in memory, and how wide a value of x is in the panel beside them.
+enum class QuadOrder {
+  kOutputs,  // [16 outputs][4 inputs], x as bytes: for dot products of four bytes
+  kPairs,    // [2][16 outputs][2 inputs], x as 16-bit integers: for dot products of two of those
+  kInputs    // [4 inputs][16 outputs, those four apart side by side], x likewise: for machines with neither
+};
+
+// Bytes of four values of x in a panel.
+constexpr int quad_bytes(QuadOrder order) { return order == QuadOrder::kOutputs ? kQuad : 2 * kQuad; }
+
+// Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], start[g + 1]).
+struct QuadView {
+  const int64_t* start;
+  const uint32_t* index;  // which four inputs
+  const int8_t* values;   // [blocks][64]
+  const int32_t* sums;    // of the weights of each output, padded with zeros to whole groups
+  const float* scales;    // of each output, padded likewise
+  int64_t outputs;
+};
+
+// x = scale * (stored - zero_point), as ONNX's DynamicQuantizeLinear has it.
+struct ByteScale {
+  float scale;
+  int32_t zero_point;
+};
+
+struct QuadJob {
+  const QuadView* weight;
+  int64_t group_begin, group_end;
+  const void* panel;  // [quads][rows] quads of x
+  int rows;           // 1..kTileRows, also the stride of the panel
+  ByteScale x;
+  float* y;
+  int64_t row_stride;
+  const Epilogue* epilogue;
+};
+
+struct QuantizeJob {
+  const float* x;
+  int64_t row_stride, inputs;
+  int rows;  // 1..kTileRows
+  ByteScale to;
+  void* panel;  // as in QuadJob; written whole up to a multiple of kQuantizeStep inputs
+};
+
+struct ByteHelpers {
+  QuadOrder order;
+  // The smallest and the largest of x and 0. Both are NaN if any of x is NaN or infinite.
+  void (*extremes)(const float* x, int64_t count, float* low, float* high);
+  void (*quantize)(const QuantizeJob* job);
+};
+
+#define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
+  namespace isa {                                     \
+  constexpr Tile kernel##_tile{rows, wide};           \
+  void kernel(const Job* job);                        \
+  extern const ByteHelpers kByteHelpers;              \
+  }
+#include "kernels_int8.inc"
+#undef SPARSECC_KERNEL
+
+}  // namespace sparsecc
+#endif

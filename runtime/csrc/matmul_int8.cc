@@ -1,0 +1,162 @@
+// y[rows, outputs] = act(x[rows, inputs] W^T + bias) with W in bytes and x brought to bytes on the way.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "int8.h"
+#include "schedule.h"
+
+namespace sparsecc {
+namespace {
+
+constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a second-level cache
+constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
+constexpr int64_t kScanned = 1 << 16;         // floats, at least, that are worth a task of their own
+
+constexpr ByteIsa kIsa_generic = ByteIsa::kGeneric;
+#if defined(__x86_64__)
+constexpr ByteIsa kIsa_avx2 = ByteIsa::kAvx2;
+constexpr ByteIsa kIsa_avxvnni = ByteIsa::kAvxVnni;
+constexpr ByteIsa kIsa_avx512 = ByteIsa::kAvx512;
+constexpr ByteIsa kIsa_avx512vnni = ByteIsa::kAvx512Vnni;
+#endif
+
+// As DynamicQuantizeLinear: the range always holds 0, and the zero point is rounded to even.
+ByteScale byte_scale(float low, float high) {
+  ByteScale to{high == low ? 1.0f : (high - low) / 255.0f, 0};
+  const float zero_point = std::nearbyint(0.0f - low / to.scale);
+  if (zero_point > 0.0f) to.zero_point = static_cast<int32_t>(std::min(zero_point, 255.0f));  // not for NaN
+  return to;
+}
+
+}  // namespace
+
+ByteKernel byte_kernel(ByteIsa isa) {
+#define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)                        \
+  if (isa == kIsa_##isa_of_row)                                                     \
+    return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel, \
+            &isa_of_row::kByteHelpers};
+#include "kernels_int8.inc"
+#undef SPARSECC_KERNEL
+  throw Failure{std::string("no kernel for products of bytes on ") + isa_name(isa)};
+}
+
+const char* byte_kernel_table() {
+  static const std::string table = [] {
+    std::string text;
+#define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
+  if (isa_usable(kIsa_##isa)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
+#include "kernels_int8.inc"
+#undef SPARSECC_KERNEL
+    return text;
+  }();
+  return table.c_str();
+}
+
+}  // namespace sparsecc
+
+using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies outside the namespace
+
+sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc)
+    : sparsecc_int8_matmul(desc, read_int8_weight(desc)) {}
+
+sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const Weight& weight)
+    : inputs_(weight.inputs),
+      kernel_(byte_kernel(choose_byte_isa(desc.isa))),
+      weight_(weight, desc, kernel_.help->order),
+      bias_(weight_.groups * kGroup),
+      epilogue_{bias_.data(), desc.activation, desc.alpha, desc.beta} {
+  if (desc.bias != nullptr) std::copy_n(desc.bias, weight.outputs, bias_.data());
+}
+
+ByteScale sparsecc_int8_matmul::scale_of(const float* x, int64_t count,
+                                         const sparsecc_executor* executor) const {
+  const int64_t tasks = std::clamp<int64_t>(count / kScanned, 1, thread_count(executor));
+  std::vector<float> low(static_cast<size_t>(tasks)), high(low);
+  run_tasks(executor, tasks, [&](int64_t task) {
+    const int64_t begin = count / tasks * task, end = task + 1 == tasks ? count : count / tasks * (task + 1);
+    const size_t i = static_cast<size_t>(task);
+    kernel_.help->extremes(x + begin, end - begin, &low[i], &high[i]);
+  });
+  // NaN stands for x that is not finite, and wins.
+  for (const float each : low)
+    if (each != each) return byte_scale(each, each);
+  return byte_scale(*std::min_element(low.begin(), low.end()), *std::max_element(high.begin(), high.end()));
+}
+
+namespace {
+
+// Inputs as they lie in a panel, where they are written a whole step at a time.
+int64_t panel_bytes(int64_t inputs, QuadOrder order) {
+  return round_up(inputs, kQuantizeStep) / kQuad * quad_bytes(order);
+}
+
+}  // namespace
+
+void sparsecc_int8_matmul::pack(const float* x, int64_t rows, ByteScale to, uint8_t* panels) const {
+  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int height = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
+    const QuantizeJob job{x + row * inputs_, inputs_, inputs_, height, to, panels + row * bytes};
+    kernel_.help->quantize(&job);
+  }
+}
+
+// A few groups of outputs at a time over all panels, so that neighbouring outputs of a row are written close
+// together in time.
+void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteScale scale, int64_t group_begin,
+                                    int64_t group_end, float* y) const {
+  const QuadView weight = weight_.view();
+  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
+    for (int64_t row = 0; row < rows; row += kTileRows) {
+      const QuadJob job{&weight,
+                        group,
+                        std::min(group_end, group + kGroupsAtOnce),
+                        panels + row * bytes,
+                        static_cast<int>(std::min<int64_t>(kTileRows, rows - row)),
+                        scale,
+                        y + row * weight.outputs,
+                        weight.outputs,
+                        &epilogue_};
+      kernel_.run(&job);
+    }
+}
+
+// Chunks of rows whose panels stay in cache. Where these are fewer than the tasks wanted, the outputs are cut
+// too, by stored blocks, and then x is quantised beforehand: once, not by every task.
+void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
+                               const sparsecc_executor* executor) const {
+  if (rows == 0) return;
+  const ByteScale scale = scale_of(x, rows * inputs_, executor);
+  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  const int64_t panels = ceil_div(rows, kTileRows), tasks = wanted_tasks(executor);
+  const int64_t fit = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, bytes * kTileRows));
+  const int64_t chunk = std::clamp<int64_t>(fit, 1, ceil_div(panels, std::min(tasks, panels))) * kTileRows;
+  const int64_t chunks = ceil_div(rows, chunk);
+  const auto cuts = cut_by_weight(weight_.start.data(), weight_.groups, ceil_div(tasks, chunks), 4);
+  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
+  if (parts == 1) {
+    run_tasks(executor, chunks, [&](int64_t i) {
+      const int64_t row = i * chunk;
+      Scratch<0, uint8_t> packed(rows_of(row) * bytes);
+      pack(x + row * inputs_, rows_of(row), scale, packed.data());
+      multiply(packed.data(), rows_of(row), scale, 0, weight_.groups, y + row * weight_.outputs);
+    });
+    return;
+  }
+  Scratch<0, uint8_t> packed(rows * bytes);
+  run_tasks(executor, chunks, [&](int64_t i) {
+    pack(x + i * chunk * inputs_, rows_of(i * chunk), scale, packed.data() + i * chunk * bytes);
+  });
+  run_tasks(executor, chunks * parts, [&](int64_t task) {
+    const int64_t row = task / parts * chunk;
+    const size_t part = static_cast<size_t>(task % parts);
+    multiply(packed.data() + row * bytes, rows_of(row), scale, cuts[part], cuts[part + 1],
+             y + row * weight_.outputs);
+  });
+}

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from sparsecc.errors import ModelError, SpecError
+from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask, quantize_rows, unpack_gaps
+
+METHODS = ("absmax", "mse")
+patterns = st.builds(Pattern, st.just("block"), rows=st.integers(1, 17), cols=st.integers(1, 5))
+matrices = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40),
+    elements=st.floats(-4, 4, width=32),
+)
+
+
+@settings(deadline=None)
+@given(matrices, patterns, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(METHODS))
+def test_what_comes_back(weight, pattern, sparsity, method):
+    weight = np.where(keep_mask(np.abs(weight), pattern, sparsity), weight, np.float32(0))
+    packed = QuantizedTensor.encode(weight, pattern, method)
+    back = packed.decode()
+    assert back.shape == weight.shape
+    assert (back[weight == 0] == 0).all()
+    assert packed.values.min(initial=0) >= -127
+    assert packed.nnz == np.count_nonzero(packed.decode_codes())
+    assert packed.nbytes == packed.values.nbytes + packed.indices.nbytes + packed.scales.nbytes
+    assert packed.values.any((1, 2)).all()
+    if method == "absmax":
+        half = packed.scales[:, None].astype(np.float64) / 2
+        assert (np.abs(back - weight) <= half * (1 + 1e-5)).all()
+
+
+@settings(deadline=None)
+@given(matrices, patterns)
+def test_least_squares_is_never_worse(weight, pattern):
+    errors = [
+        ((QuantizedTensor.encode(weight, pattern, method).decode() - weight).astype(np.float64) ** 2).sum(1)
+        for method in ("mse", "absmax")
+    ]
+    assert (errors[0] <= errors[1] * (1 + 1e-4) + 1e-30).all()
+
+
+def test_least_squares_clips_an_outlier():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2, 1 << 16)).astype(np.float32)
+    weight[:, 0] = 9
+    pattern = Pattern.parse("1x4")
+    error = {
+        method: np.linalg.norm(QuantizedTensor.encode(weight, pattern, method).decode() - weight)
+        for method in METHODS
+    }
+    assert error["mse"] < 0.9 * error["absmax"]
+
+
+@settings(deadline=None)
+@given(matrices, patterns)
+def test_the_stream_is_that_of_float_blocks(weight, pattern):
+    """Where no block is rounded away."""
+    weight = np.where(np.abs(weight) < 0.5, 0, weight)
+    bytes_, floats = QuantizedTensor.encode(weight, pattern), SparseTensor.encode(weight, pattern)
+    assert bytes_.indices.tobytes() == floats.indices.tobytes()
+    assert bytes_.values.shape == floats.values.shape
+
+
+def test_by_hand():
+    weight = np.array([[0, 0, 12.7], [0, 0, -0.1], [2, 0, 0]], np.float16)
+    packed = QuantizedTensor.encode(weight, Pattern.parse("2x2"))
+    assert unpack_gaps(packed.indices).tolist() == [1, 2]
+    assert packed.values.tolist() == [[[127, 0], [-127, 0]], [[127, 0], [0, 0]]]
+    np.testing.assert_allclose(packed.scales, [0.1, 0.1 / 127, 2 / 127], rtol=1e-3)
+
+
+def test_outputs_without_a_weight_and_with_tiny_ones():
+    weight = np.zeros((3, 4), np.float32)
+    weight[1] = 1e-44
+    packed = QuantizedTensor.encode(weight, Pattern.parse("1x1"))
+    assert packed.scales[0] == 1
+    assert (packed.scales > 0).all()
+    packed.validate()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_no_numbers(bad):
+    with pytest.raises(ModelError, match="no int8 form"):
+        QuantizedTensor.encode(np.array([[1, bad]]), Pattern.parse("1x1"))
+
+
+def test_what_cannot_be_packed():
+    for pattern in ("unstructured", "2:4", "dense"):
+        with pytest.raises(SpecError, match="in blocks"):
+            QuantizedTensor.encode(np.zeros((2, 2)), Pattern.parse(pattern))
+    with pytest.raises(SpecError, match="matrix"):
+        QuantizedTensor.encode(np.zeros(2), Pattern.parse("1x1"))
+    with pytest.raises(SpecError, match="absmax, mse"):
+        quantize_rows(np.ones((1, 1), np.float32), np.zeros(1, np.int64), 1, "best")  # type: ignore[arg-type]
+
+
+GOOD = QuantizedTensor.encode(np.eye(4, 8, dtype=np.float32), Pattern.parse("2x2"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shape": (2, 2)}, "outside"),
+        ({"values": GOOD.values[:-1]}, "2 positions for 1 values"),
+        ({"values": GOOD.values.astype(np.float32)}, "int8"),
+        ({"values": GOOD.values.reshape(-1)}, r"\[blocks, 2, 2\]"),
+        ({"indices": GOOD.indices[:-1]}, "positions for 2"),
+        ({"pattern": Pattern("unstructured")}, "RxC"),
+        ({"scales": GOOD.scales[:-1]}, r"scales must be float32 \[4\]"),
+        ({"scales": GOOD.scales.astype(np.float64)}, "scales must be float32"),
+        ({"scales": GOOD.scales * 0}, "finite positive"),
+        ({"scales": GOOD.scales * np.float32(np.inf)}, "finite positive"),
+    ],
+)
+def test_malformed_tensors_are_refused(change, message):
+    bad = dataclasses.replace(GOOD, **change)
+    with pytest.raises(ModelError, match=message):
+        bad.validate()
+    with pytest.raises(ModelError, match=message):
+        bad.decode()
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=40), st.integers(0, 12), st.integers(0, 12), st.integers(0, 9), patterns)
+def test_random_bytes_never_escape(data, rows, cols, count, pattern):
+    values = np.ones((count, pattern.rows, pattern.cols), np.int8)
+    tensor = QuantizedTensor(
+        pattern, (rows, cols), values, np.frombuffer(data, np.uint8), np.ones(rows, np.float32)
+    )
+    with contextlib.suppress(ModelError):
+        assert tensor.decode().shape == (rows, cols)
