@@ -17,7 +17,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMP): pyproject.toml $(NATIVE_SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' -Ccmake.define.SPARSECC_WERROR=ON
 	@touch $@
 
 build: $(STAMP)  ## create the environment and build the operator library
