@@ -1,5 +1,5 @@
 # Two commands set up everything on a fresh machine: `make demo` and `make test`.
-# Needed beforehand: Python >= 3.11 with venv, gcc/g++ >= 12, git, make. CMake and Ninja come as wheels.
+# Needed beforehand: Python >= 3.11 with venv, gcc/g++ >= 11 or Clang, git, make. CMake and Ninja come as wheels.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -6,14 +6,7 @@
 #include "../kernels_int8.h"
 #include "sparsecc/c_api.h"
 
-#if SPARSECC_AVX2 || SPARSECC_AVX512
-// GCC 12 reports its own intrinsics headers (PR 105593).
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
+#include "intrinsics.h"
 
 namespace sparsecc {
 namespace SPARSECC_NAMESPACE {

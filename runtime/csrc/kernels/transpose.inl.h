@@ -4,15 +4,22 @@
 typedef float Quad __attribute__((vector_size(16)));
 typedef float QuadLoose __attribute__((vector_size(16), aligned(4), may_alias));
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SPARSECC_SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+typedef int32_t QuadIndex __attribute__((vector_size(16)));
+#define SPARSECC_SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, QuadIndex{i, j, k, l})
+#endif
+
 SPARSECC_INLINE void transpose4(Quad (&r)[4]) {
-  const Quad a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-  const Quad b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-  const Quad c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-  const Quad d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-  r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
-  r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-  r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
-  r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  const Quad a = SPARSECC_SHUFFLE(r[0], r[1], 0, 4, 1, 5);
+  const Quad b = SPARSECC_SHUFFLE(r[0], r[1], 2, 6, 3, 7);
+  const Quad c = SPARSECC_SHUFFLE(r[2], r[3], 0, 4, 1, 5);
+  const Quad d = SPARSECC_SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+  r[0] = SPARSECC_SHUFFLE(a, c, 0, 1, 4, 5);
+  r[1] = SPARSECC_SHUFFLE(a, c, 2, 3, 6, 7);
+  r[2] = SPARSECC_SHUFFLE(b, d, 0, 1, 4, 5);
+  r[3] = SPARSECC_SHUFFLE(b, d, 2, 3, 6, 7);
 }
 
 #if SPARSECC_AVX512
