@@ -225,7 +225,7 @@ def optimize(
         )
     inputs = plan.runnable_inputs(original, data, seed, input_shapes)
     timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
-    notes = _notes(data, library)
+    notes = _notes(original, data, library)
     table = plan.CostTable.open(None if costs is None else Path(costs))
     snapshots = _Snapshots()
     work = original.copy()
@@ -299,12 +299,15 @@ def _library_found(needed: bool) -> bool:
     return True
 
 
-def _notes(data: calib.Calibration | None, library: bool) -> list[str]:
+def _notes(model: ir.Model, data: calib.Calibration | None, library: bool) -> list[str]:
     """What the user should know before anything ran."""
     if data is None:
         notes = ["timed and verified on synthetic inputs; --calibration-data gives it real ones"]
     else:
         notes = list(data.notes)
+    if model.frozen_inputs:
+        shown = ", ".join(model.frozen_inputs[:3]) + (", ..." if len(model.frozen_inputs) > 3 else "")
+        notes.append(f"inputs with a default are constants now and cannot be overridden any more: {shown}")
     if not library:
         notes.append("the operator library is missing: zeros stay in dense tensors (see sparsecc doctor)")
     return notes

@@ -108,6 +108,11 @@ class Model:
         return self.onnx.metadata_props
 
     @property
+    def frozen_inputs(self) -> tuple[str, ...]:
+        """Inputs with a default that loading made constants: a caller cannot override them any more."""
+        return tuple(self.onnx.meta.get(read.FROZEN_INPUTS, ()))
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all constants, shared ones once."""
         return write.weight_nbytes(self.onnx)

@@ -17,10 +17,11 @@ from sparsecc.ir.densify import densify_sparse_constants, graph_protos, node_pro
 from sparsecc.ir.external import ExternalFiles
 from sparsecc.ir.slots import Tensor, all_graphs, stub, swapped, tensor_slots
 
-__all__ = ["adopt_proto", "check_structure", "one_line", "read_proto", "tensor_protos"]
+__all__ = ["FROZEN_INPUTS", "adopt_proto", "check_structure", "one_line", "read_proto", "tensor_protos"]
 
 _PROTO_LIMIT = 1 << 31
 _OLDEST_OPSET = 7
+FROZEN_INPUTS = "sparsecc.frozen_inputs"  # key of onnx-ir's meta store, which is not written to files
 _FREE_INITIALIZERS = 4  # the first IR version whose initializers need not be graph inputs
 
 
@@ -90,6 +91,8 @@ def adopt_proto(proto: onnx.ModelProto, files: ExternalFiles) -> onnx_ir.Model:
     for slot in tensor_slots(model):
         if isinstance(tensor := slot.get(), onnx_ir.ExternalTensor):
             slot.set(files.map(tensor))
+    if model.ir_version >= _FREE_INITIALIZERS:  # before that, being an input did not make it overridable
+        model.meta[FROZEN_INPUTS] = tuple(str(v.name) for v in model.graph.inputs if v.is_initializer())
     model.graph.inputs[:] = [value for value in model.graph.inputs if not value.is_initializer()]
     model.ir_version = max(model.ir_version, _FREE_INITIALIZERS)
     return model

@@ -300,3 +300,15 @@ def test_nothing_is_written_outside_the_cache_folder(mlp: Path, tmp_path: Path, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(home.rglob("*")) == []
+
+
+def test_inputs_with_a_default_become_constants_and_the_user_is_told(
+    sparsecc: Run, mlp: Path, tmp_path: Path
+) -> None:
+    proto = onnx.load(mlp)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("b1", onnx.TensorProto.FLOAT, [128]))
+    onnx.save(proto, mlp)
+    result = sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx")
+    assert result.code == 0, result.err
+    assert "cannot be overridden any more: b1" in result.out
+    assert [value.name for value in onnx.load(tmp_path / "out.onnx").graph.input] == ["x"]
