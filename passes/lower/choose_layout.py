@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
 from sparsecc.pm import Number, Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import Pattern, density, detect, matches
 
-__all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns"]
+__all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns", "fastest"]
 
 #: Metadata key on a node: the layout its weight shall be lowered to.
 LAYOUT_KEY = "sparsecc.layout"
@@ -23,6 +24,9 @@ GAIN_KEY = "sparsecc.gain"
 
 #: Above this density no kernel has ever won over dense, so nothing is measured.
 _MAX_DENSITY = 0.85
+
+#: Share by which two measurements of the same thing may differ.
+_NOISE = 0.03
 
 #: Block shapes timed per site.
 _MAX_BLOCKS = 2
@@ -37,6 +41,15 @@ def candidate_patterns(weight: npt.NDArray[np.float32]) -> tuple[Pattern, ...]:
     blocks = [pattern for pattern in found if pattern.kind == "block"][:_MAX_BLOCKS]
     groups = [pattern for pattern in found if pattern.kind == "nm"][:1]
     return (*blocks, *groups, Pattern("unstructured"))
+
+
+def fastest(names: Sequence[str], times_ms: Mapping[str, float]) -> str:
+    """The fastest of ``names``, most structured first; a less structured one must win by more than noise."""
+    best = names[0]
+    for name in names[1:]:
+        if times_ms[name] < times_ms[best] * (1 - _NOISE):
+            best = name
+    return best
 
 
 @dataclass(frozen=True)
@@ -101,9 +114,10 @@ class ChooseLayout(Pass):
                 "choose-layout needs a source of measured costs; run it through sparsecc.optimize "
                 "or give layout=, for instance choose-layout{layout=unstructured}"
             )
-        times = ctx.costs.site_times_ms(model, site, candidate_patterns(form.weight))
+        candidates = candidate_patterns(form.weight)
+        times = ctx.costs.site_times_ms(model, site, candidates)
         dense = times["dense"]
-        best = min((name for name in times if name != "dense"), key=lambda name: (times[name], name))
+        best = fastest([str(pattern) for pattern in candidates], times)
         gain = dense / times[best]
         numbers.update(dense_ms=dense, sparse_ms=times[best], gain=round(gain, 4))
         detail = f"{best} {times[best]:.4g} ms, dense {dense:.4g} ms ({gain:.2f}x)"

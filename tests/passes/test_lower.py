@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from sparsecc import emit, verify
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, candidate_patterns
+from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, candidate_patterns, fastest
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Pattern, keep_mask
 
@@ -195,6 +195,13 @@ def test_tied_weight_is_packed_once() -> None:
     first, second = model.onnx.graph
     assert first.inputs[1] is second.inputs[1]
     assert verify.worst_rel_l2(verify.compare(dense, model, verify.make_inputs(dense))) <= 1e-6
+
+
+def test_ties_go_to_the_more_structured_layout() -> None:
+    names = ["16x1", "8x1", "unstructured"]
+    assert fastest(names, {"16x1": 1.0, "8x1": 0.99, "unstructured": 1.2}) == "16x1"
+    assert fastest(names, {"16x1": 1.0, "8x1": 0.9, "unstructured": 0.89}) == "8x1"
+    assert fastest(names, {"16x1": 1.0, "8x1": 0.9, "unstructured": 0.5}) == "unstructured"
 
 
 def test_candidates_follow_the_zeros() -> None:
