@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 _ERROR_SIZE = 512
+
+#: Result type and argument types by function name.
+Signatures: TypeAlias = Mapping[str, tuple[Any, tuple[Any, ...]]]
 _ISA_VARIABLE = "SPARSECC_ISA"
 
 ACTIVATION_CODES: Mapping[str, int] = {
@@ -83,7 +86,8 @@ class ConvGeometry:
 
 
 @cache
-def _library(path: str) -> ctypes.CDLL:
+def open_library(path: str) -> ctypes.CDLL:
+    """Return the library at ``path`` with its fp32 functions declared; raises ``RuntimeMissingError``."""
     try:
         library = ctypes.CDLL(path)
     except OSError as error:
@@ -91,7 +95,7 @@ def _library(path: str) -> ctypes.CDLL:
             f"the operator library cannot be loaded: {error} (rebuild with `make build`)"
         ) from error
     pointer, count, error_text = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
-    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    signatures: Signatures = {
         "sparsecc_isas": (ctypes.c_char_p, ()),
         "sparsecc_int8_isas": (ctypes.c_char_p, ()),
         "sparsecc_version": (ctypes.c_char_p, ()),
@@ -108,10 +112,15 @@ def _library(path: str) -> ctypes.CDLL:
         "sparsecc_conv_kernel": (ctypes.c_char_p, (pointer,)),
         "sparsecc_conv_destroy": (None, (pointer,)),
     }
+    declare(library, signatures)
+    return library
+
+
+def declare(library: ctypes.CDLL, signatures: Signatures) -> None:
+    """Tell ctypes the result and argument types of functions of ``library``."""
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return library
 
 
 def isas() -> tuple[str, ...]:
@@ -126,8 +135,8 @@ def isas() -> tuple[str, ...]:
 
 def usable_isas(path: str) -> tuple[str, ...]:
     """Return what ``isas`` does, of the library at ``path``; errors as there."""
-    names = tuple(_library(path).sparsecc_isas().decode().split())
-    known = _library(path).sparsecc_int8_isas().decode()  # the same, and variants that count as them
+    names = tuple(open_library(path).sparsecc_isas().decode().split())
+    known = open_library(path).sparsecc_int8_isas().decode()  # the same, and variants that count as them
     wanted = os.environ.get(_ISA_VARIABLE)
     if wanted and wanted not in known.split():  # the library would say so again for every operator
         raise UsageError(f"{_ISA_VARIABLE} is '{wanted}', usable here: {known}; correct or unset it")
@@ -140,48 +149,20 @@ def library_version() -> str:
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded.
     """
-    return str(_library(get_library_path()).sparsecc_version().decode())
+    return str(open_library(get_library_path()).sparsecc_version().decode())
 
 
-class _NativeOp:
-    """One packed weight in the library's own form. Use as a context manager, or call ``close``."""
+class NativeHandle:
+    """Something the library made and must free. Use as a context manager, or call ``close``.
+
+    ``_family`` is the middle of its functions' names, ``sparsecc_<family>_run`` and so on.
+    """
 
     _family: str
 
-    def __init__(
-        self,
-        layout: str,
-        shape: tuple[int, int],
-        values: NDArray[np.float32],
-        indices: NDArray[np.uint8],
-        *,
-        bias: NDArray[np.float32] | None,
-        activation: str,
-        alpha: float,
-        beta: float,
-        isa: str | None,
-        layout_version: int,
-        geometry: _Geometry | None = None,
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         self._handle = ctypes.c_void_p()
-        path = get_library_path()
-        self._library = _library(path)
-        if isa is None:
-            usable_isas(path)
-        if bias is not None and bias.shape != shape[:1]:
-            raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
-        # Everything is copied by the library; these only have to live until it returns.
-        held_values = np.ascontiguousarray(values, np.float32)
-        held_indices = np.ascontiguousarray(indices, np.uint8)
-        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        desc = _WeightDesc(
-            ctypes.sizeof(_WeightDesc), layout_version, layout.encode(), *shape,
-            held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
-            None if held_bias is None else held_bias.ctypes.data,
-            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
-        )  # fmt: skip
-        arguments = [desc] if geometry is None else [desc, geometry]
-        self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)
+        self._library = library
 
     def _call(self, function: str, *arguments: Any, fault: type[Exception] = UsageError) -> None:
         error = ctypes.create_string_buffer(_ERROR_SIZE)
@@ -201,6 +182,58 @@ class _NativeOp:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def rows_and_result(
+    x: NDArray[np.float32], shape: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x ``[..., K]`` as contiguous float32 and room for y ``[..., N]``, for a weight of ``shape`` (N, K).
+
+    Raises:
+        UsageError: x does not fit.
+    """
+    x = np.asarray(x, np.float32, order="C")
+    if x.ndim == 0 or x.shape[-1] != shape[1]:
+        raise UsageError(f"x has shape {x.shape}, expected a last dimension of {shape[1]}")
+    return x, np.empty((*x.shape[:-1], shape[0]), np.float32)
+
+
+class _NativeOp(NativeHandle):
+    """One packed fp32 weight in the library's own form."""
+
+    def __init__(
+        self,
+        layout: str,
+        shape: tuple[int, int],
+        values: NDArray[np.float32],
+        indices: NDArray[np.uint8],
+        *,
+        bias: NDArray[np.float32] | None,
+        activation: str,
+        alpha: float,
+        beta: float,
+        isa: str | None,
+        layout_version: int,
+        geometry: _Geometry | None = None,
+    ) -> None:
+        path = get_library_path()
+        super().__init__(open_library(path))
+        if isa is None:
+            usable_isas(path)
+        if bias is not None and bias.shape != shape[:1]:
+            raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
+        # Everything is copied by the library; these only have to live until it returns.
+        held_values = np.ascontiguousarray(values, np.float32)
+        held_indices = np.ascontiguousarray(indices, np.uint8)
+        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        desc = _WeightDesc(
+            ctypes.sizeof(_WeightDesc), layout_version, layout.encode(), *shape,
+            held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
+            None if held_bias is None else held_bias.ctypes.data,
+            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
+        )  # fmt: skip
+        arguments = [desc] if geometry is None else [desc, geometry]
+        self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)
 
 
 class NativeMatMul(_NativeOp):
@@ -251,10 +284,7 @@ class NativeMatMul(_NativeOp):
         Raises:
             UsageError: x does not fit.
         """
-        x = np.asarray(x, np.float32, order="C")
-        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
-            raise UsageError(f"x has shape {x.shape}, expected a last dimension of {self.shape[1]}")
-        y = np.empty((*x.shape[:-1], self.shape[0]), np.float32)
+        x, y = rows_and_result(x, self.shape)
         rows = x.size // self.shape[1]
         self._call("run", self._handle, x.ctypes.data, rows, y.ctypes.data, None)
         return y

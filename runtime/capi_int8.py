@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from types import TracebackType
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, UsageError
-from sparsecc.runtime.capi import ACTIVATION_CODES, usable_isas
-from sparsecc.runtime.capi import _library as _open
+from sparsecc.runtime.capi import (
+    ACTIVATION_CODES,
+    NativeHandle,
+    Signatures,
+    declare,
+    open_library,
+    rows_and_result,
+    usable_isas,
+)
 from sparsecc.runtime.native import get_library_path
 
 __all__ = ["Int8WeightDesc", "NativeInt8MatMul", "int8_isas"]
-
-_ERROR_SIZE = 512
 
 
 class Int8WeightDesc(ctypes.Structure):
@@ -44,19 +47,17 @@ class Int8WeightDesc(ctypes.Structure):
 
 @cache
 def _library(path: str) -> ctypes.CDLL:
-    library = _open(path)
+    library = open_library(path)
     pointer, count, error_text = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
-    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "isas": (ctypes.c_char_p, ()),
-        "kernel_table": (ctypes.c_char_p, ()),
-        "matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
-        "matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
-        "matmul_kernel": (ctypes.c_char_p, (pointer,)),
-        "matmul_destroy": (None, (pointer,)),
+    signatures: Signatures = {
+        "sparsecc_int8_isas": (ctypes.c_char_p, ()),
+        "sparsecc_int8_kernel_table": (ctypes.c_char_p, ()),
+        "sparsecc_int8_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
+        "sparsecc_int8_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
+        "sparsecc_int8_matmul_kernel": (ctypes.c_char_p, (pointer,)),
+        "sparsecc_int8_matmul_destroy": (None, (pointer,)),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, f"sparsecc_int8_{name}")
-        function.restype, function.argtypes = result, arguments
+    declare(library, signatures)
     return library
 
 
@@ -72,7 +73,7 @@ def int8_isas() -> tuple[str, ...]:
     return tuple(_library(path).sparsecc_int8_isas().decode().split())
 
 
-class NativeInt8MatMul:
+class NativeInt8MatMul(NativeHandle):
     """``y = act(x W^T + bias)`` with W in bytes and x quantised inside, on the calling thread.
 
     Use as a context manager, or call ``close``.
@@ -96,6 +97,8 @@ class NativeInt8MatMul:
         UsageError: scales or bias do not have one number per output, or ``SPARSECC_ISA`` is wrong.
     """
 
+    _family = "int8_matmul"
+
     def __init__(
         self,
         layout: str,
@@ -112,9 +115,8 @@ class NativeInt8MatMul:
         layout_version: int = 1,
     ) -> None:
         self.shape = shape
-        self._handle = ctypes.c_void_p()
         path = get_library_path()
-        self._library = _library(path)
+        super().__init__(_library(path))
         if isa is None:
             usable_isas(path)
         for name, array in (("scales", scales), ("bias", bias)):
@@ -132,21 +134,13 @@ class NativeInt8MatMul:
         )  # fmt: skip
         self._call("create", ctypes.byref(desc), ctypes.byref(self._handle), fault=ModelError)
 
-    def _call(self, function: str, *arguments: Any, fault: type[Exception] = UsageError) -> None:
-        error = ctypes.create_string_buffer(_ERROR_SIZE)
-        if getattr(self._library, f"sparsecc_int8_matmul_{function}")(*arguments, error, _ERROR_SIZE):
-            raise fault(error.value.decode(errors="replace"))
-
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return y, ``[..., N]``, of x, float32 ``[..., K]``; x is quantised as a whole.
 
         Raises:
             UsageError: x does not fit.
         """
-        x = np.ascontiguousarray(x, np.float32)
-        if x.ndim == 0 or x.shape[-1] != self.shape[1]:
-            raise UsageError(f"x has shape {x.shape}, expected a last dimension of {self.shape[1]}")
-        y = np.empty((*x.shape[:-1], self.shape[0]), np.float32)
+        x, y = rows_and_result(x, self.shape)
         self.run(x, y)
         return y
 
@@ -158,17 +152,3 @@ class NativeInt8MatMul:
     def kernel(self) -> str:
         """Name of the kernel that runs."""
         return str(self._library.sparsecc_int8_matmul_kernel(self._handle).decode())
-
-    def close(self) -> None:
-        """Free the packed weight. Calling it again does nothing."""
-        if self._handle:
-            self._library.sparsecc_int8_matmul_destroy(self._handle)
-            self._handle = ctypes.c_void_p()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
