@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from sparsecc.passes.tidy.graph import float_attribute
+
 __all__ = ["Activation", "ElementwiseRegion", "constant_array", "elementwise_region"]
 
 Array = npt.NDArray[np.float64]
@@ -119,19 +121,14 @@ def _scalar(value: onnx_ir.Value | None, rank: int) -> float | None:
     return float(array.reshape(()))
 
 
-def _attribute(node: onnx_ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.as_float())
-
-
 def _gelu_of_node(x: Array, node: onnx_ir.Node) -> Array:
     approximate = node.attributes.get("approximate")
     return _gelu_tanh(x) if approximate is not None and approximate.as_string() == "tanh" else _gelu(x)
 
 
 def _clip(node: onnx_ir.Node, x: Array, low: Array | None = None, high: Array | None = None) -> Array:
-    lower = _attribute(node, "min", -np.inf) if low is None else low
-    upper = _attribute(node, "max", np.inf) if high is None else high
+    lower = float_attribute(node, "min", -np.inf) if low is None else low
+    upper = float_attribute(node, "max", np.inf) if high is None else high
     return np.clip(x, lower, upper)
 
 
@@ -150,13 +147,13 @@ _EVALUATE: Mapping[str, Callable[..., Array]] = {
     "Neg": lambda _, x: -x,
     "Exp": lambda _, x: np.exp(x),
     "Clip": _clip,
-    "LeakyRelu": lambda node, x: np.where(x < 0, _attribute(node, "alpha", 0.01) * x, x),
+    "LeakyRelu": lambda node, x: np.where(x < 0, float_attribute(node, "alpha", 0.01) * x, x),
     "HardSigmoid": lambda node, x: _hard_sigmoid(
-        x, _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5)
+        x, float_attribute(node, "alpha", 0.2), float_attribute(node, "beta", 0.5)
     ),
     "HardSwish": lambda _, x: x * _hard_sigmoid(x, 1 / 6, 0.5),
     "Gelu": lambda node, x: _gelu_of_node(x, node),
-    "Swish": lambda node, x: x * _sigmoid(_attribute(node, "alpha", 1.0) * x),
+    "Swish": lambda node, x: x * _sigmoid(float_attribute(node, "alpha", 1.0) * x),
 }
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY
+from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, unmark
 from sparsecc.pm import Pass, PassContext, PassReport
 
 __all__ = ["ConfirmLayout", "best_subset"]
@@ -20,7 +20,7 @@ _SAFE_GAIN = 3.0
 
 
 def best_subset(
-    gains: Mapping[str, float], time_ms: Callable[[frozenset[str]], float], max_trials: int
+    gains: Mapping[str, float], relative_time: Callable[[frozenset[str]], float], max_trials: int
 ) -> tuple[frozenset[str], float]:
     """The set of sites that makes the whole model fastest, found in at most about ``max_trials`` measurements.
 
@@ -30,18 +30,18 @@ def best_subset(
 
     Args:
         gains: dense time / sparse time of each site alone, in graph order.
-        time_ms: measured time in ms of the model with that set lowered; the empty set is the dense model.
+        relative_time: measured time of the model with that set lowered / time of the dense model.
         max_trials: most sets measured after the first steps.
 
     Returns:
-        The best set and its time in ms.
+        The best set and its relative time.
     """
     names = list(gains)
-    tried: dict[frozenset[str], float] = {frozenset(): time_ms(frozenset())}
+    tried: dict[frozenset[str], float] = {frozenset(): relative_time(frozenset())}
     for step in _GAIN_STEPS:
         subset = frozenset(name for name in names if gains[name] >= step)
         if subset not in tried:
-            tried[subset] = time_ms(subset)
+            tried[subset] = relative_time(subset)
     best = min(tried, key=lambda chosen: (tried[chosen], len(chosen)))
     doubtful = [name for name in names if gains[name] < _SAFE_GAIN]
     run = len(doubtful) // 2
@@ -51,7 +51,7 @@ def best_subset(
             for candidate in (best | neighbours, best - neighbours):
                 if candidate in tried or max_trials <= 0:
                     continue
-                tried[candidate] = time_ms(candidate)
+                tried[candidate] = relative_time(candidate)
                 max_trials -= 1
                 if tried[candidate] < tried[best]:
                     best = candidate
@@ -93,13 +93,13 @@ class ConfirmLayout(Pass):
         gains = {name: float(site.nodes[0].metadata_props[GAIN_KEY]) for name, site in marked.items()}
         trials = 0
 
-        def time_ms(chosen: frozenset[str]) -> float:
+        def relative_time(chosen: frozenset[str]) -> float:
             nonlocal trials
             trials += 1
             ctx.progress("timing whole models", trials, trials + 1)
             return costs.relative_time(model, chosen)
 
-        best, relative = best_subset(gains, time_ms, self.max_trials)
+        best, relative = best_subset(gains, relative_time, self.max_trials)
         ctx.progress("timing whole models", trials, trials)
         if relative * self.min_gain > 1:
             best = frozenset()
@@ -114,9 +114,9 @@ class ConfirmLayout(Pass):
 
     def _unmark(self, sites: Mapping[str, Site], report: PassReport) -> None:
         for name, site in sites.items():
-            for node in site.nodes:
-                layout = node.metadata_props.pop(LAYOUT_KEY)
-                gain = float(node.metadata_props.pop(GAIN_KEY))
+            marks = site.node.metadata_props
+            layout, gain = marks[LAYOUT_KEY], float(marks[GAIN_KEY])
+            unmark(site)
             report.change(
                 name, f"dense after all: {layout} gains {gain:.2f}x alone but costs the whole model time"
             )

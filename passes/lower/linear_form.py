@@ -10,6 +10,7 @@ import onnx_ir
 
 from sparsecc.ir import ConvGeometry, Model, Site, conv_geometry
 from sparsecc.passes.lower.activations import Activation, constant_array, elementwise_region
+from sparsecc.passes.tidy.graph import float_attribute
 
 __all__ = ["MIN_OPSET", "LinearForm", "Refusal", "linear_form", "lowerable"]
 
@@ -70,11 +71,6 @@ def lowerable(model: Model, site: Site, node: onnx_ir.Node) -> ConvGeometry | No
     return geometry
 
 
-def _float_attribute(node: onnx_ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else float(attribute.as_float())
-
-
 def _channel_constant(
     value: onnx_ir.Value | None, outputs: int, axis: int, rank: int | None
 ) -> npt.NDArray[np.float32] | None:
@@ -120,8 +116,8 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
     axis = 1  # of the output channels, counted from the end
     own_bias = node.inputs[2] if len(node.inputs) > 2 else None
     if node.op_type == "Gemm":
-        weight = weight * np.float32(_float_attribute(node, "alpha", 1.0))
-        scale = np.float32(_float_attribute(node, "beta", 1.0))
+        weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
+        scale = np.float32(float_attribute(node, "beta", 1.0))
     else:
         scale = np.float32(1)
     if conv is not None:

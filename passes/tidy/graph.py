@@ -14,6 +14,7 @@ __all__ = [
     "add_constant",
     "bypass",
     "constant_of",
+    "float_attribute",
     "float_constant",
     "int_attribute",
     "only_consumer",
@@ -54,6 +55,12 @@ def set_constant(value: ir.Value, array: NDArray[Any]) -> None:
     value.const_value = tensor
     value.shape = ir.Shape(array.shape)
     value.type = ir.TensorType(tensor.dtype)
+
+
+def float_attribute(node: ir.Node, name: str, default: float) -> float:
+    """Return a float attribute or its default."""
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_float()
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:

@@ -14,6 +14,7 @@ from sparsecc.passes.tidy.graph import (
     add_constant,
     bypass,
     constant_of,
+    float_attribute,
     float_constant,
     int_attribute,
     only_consumer,
@@ -127,12 +128,12 @@ def plain_gemm(linear: Linear, used: set[str]) -> str | None:
     if node.op_type != "Gemm":
         return None
     done = []
-    if (alpha := _float_attribute(node, "alpha")) != 1 and scale_weight(
+    if (alpha := float_attribute(node, "alpha", 1.0)) != 1 and scale_weight(
         linear, np.full(linear.channels, alpha)
     ):
         node.attributes.pop("alpha")
         done.append("alpha")
-    beta, bias = _float_attribute(node, "beta"), linear.bias()
+    beta, bias = float_attribute(node, "beta", 1.0), linear.bias()
     stored = node.inputs[2] if len(node.inputs) > 2 else None
     if stored is None:
         node.attributes.pop("beta", None)
@@ -234,7 +235,7 @@ def _batch_norm(node: ir.Node, linear: Linear) -> Affine | None:
         return None
     gamma, beta, mean, variance = constants
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = gamma / np.sqrt(variance + _float_attribute(node, "epsilon", 1e-5))
+        scale = gamma / np.sqrt(variance + float_attribute(node, "epsilon", 1e-5))
     if not np.isfinite(scale).all():
         return None
     return Affine(node, scale, beta - mean * scale)
@@ -280,11 +281,6 @@ def _per_channel(array: Float64, channels: int, rank: int, axis: int) -> Float64
     if any(size != 1 for size in shape) or length not in (1, channels):
         return None
     return np.broadcast_to(array.reshape(-1), (channels,)).copy()
-
-
-def _float_attribute(node: ir.Node, name: str, default: float = 1.0) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_float()
 
 
 def _has_shape(value: ir.Value | None, shape: tuple[int, ...]) -> bool:

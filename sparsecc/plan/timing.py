@@ -13,7 +13,7 @@ import onnx_ir
 from sparsecc import emit, verify
 from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY
+from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark, unmark
 from sparsecc.passes.lower.linear_form import LinearForm, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
 from sparsecc.plan.costs import CostTable
@@ -35,9 +35,7 @@ def lowered_copy(model: Model, sites: Iterable[str]) -> Model:
     copy = model.copy()
     for site in copy.sites():
         if site.name not in wanted:
-            for node in site.nodes:
-                node.metadata_props.pop(LAYOUT_KEY, None)
-                node.metadata_props.pop(GAIN_KEY, None)
+            unmark(site)
     LowerSparse().run(copy, PassContext())
     emit.finalize(copy)
     return copy
@@ -116,9 +114,7 @@ class MeasuredCosts:
         for pattern in patterns:
             marked = dense.copy()
             (site,) = marked.sites()
-            for node in site.nodes:
-                node.metadata_props[LAYOUT_KEY] = str(pattern)
-                node.metadata_props[GAIN_KEY] = "1"
+            mark(site, str(pattern), 1.0)
             variants.append(lowered_copy(marked, [site.name]))
         try:
             result = verify.benchmark(

@@ -60,6 +60,7 @@ SPELLINGS = {
         {},
     ),
     "silu": ("v = Identity(x) s = Sigmoid(v) y = Mul(v, s)", "Silu", {}),
+    "swish-op": ("v = Identity(x) y = Swish(v)", "Silu", {}),
     "hardswish-op": ("v = Identity(x) y = HardSwish(v)", "HardSwish", {}),
     "hardswish-spelled": (
         "v = Identity(x) s = HardSigmoid<alpha = 0.16666667, beta = 0.5>(v) y = Mul(v, s)",
