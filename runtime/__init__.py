@@ -5,7 +5,14 @@ A machine that only runs models needs this package and the library, nothing else
 
 from __future__ import annotations
 
-from sparsecc.runtime.capi import ConvGeometry, NativeConv, NativeMatMul, isas, library_version
+from sparsecc.runtime.capi import (
+    ConvGeometry,
+    NativeConv,
+    NativeMatMul,
+    isas,
+    library_version,
+    operator_table,
+)
 from sparsecc.runtime.capi_int8 import NativeInt8MatMul, int8_isas
 from sparsecc.runtime.native import get_library_path, load, register
 
@@ -19,5 +26,6 @@ __all__ = [
     "isas",
     "library_version",
     "load",
+    "operator_table",
     "register",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "NativeMatMul",
     "isas",
     "library_version",
+    "operator_table",
 ]
 
 _ERROR_SIZE = 512
@@ -99,6 +100,7 @@ def open_library(path: str) -> ctypes.CDLL:
         "sparsecc_isas": (ctypes.c_char_p, ()),
         "sparsecc_int8_isas": (ctypes.c_char_p, ()),
         "sparsecc_version": (ctypes.c_char_p, ()),
+        "sparsecc_operator_table": (ctypes.c_char_p, ()),
         "sparsecc_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
         "sparsecc_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
         "sparsecc_matmul_kernel": (ctypes.c_char_p, (pointer, count)),
@@ -150,6 +152,15 @@ def library_version() -> str:
         RuntimeMissingError: the library is missing or cannot be loaded.
     """
     return str(open_library(get_library_path()).sparsecc_version().decode())
+
+
+def operator_table() -> tuple[str, ...]:
+    """Return one line for every operator the library registers: ``name input-types -> output-types``.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+    return tuple(open_library(get_library_path()).sparsecc_operator_table().decode().splitlines())
 
 
 class NativeHandle:

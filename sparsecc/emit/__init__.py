@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sparsecc.emit.docs import operators_markdown
 from sparsecc.emit.finalize import finalize
-from sparsecc.emit.schema import OLDEST_OPSET, Attribute, CustomOp, Input, operators
+from sparsecc.emit.operator import OLDEST_OPSET, Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.schema import LinearOp, operators
 from sparsecc.emit.self_test import self_test, single_op_model
 from sparsecc.ir.sparse_ops import DOMAIN
 
@@ -12,8 +13,11 @@ __all__ = [
     "DOMAIN",
     "OLDEST_OPSET",
     "Attribute",
-    "CustomOp",
+    "Dim",
     "Input",
+    "LinearOp",
+    "Operator",
+    "Output",
     "finalize",
     "operators",
     "operators_markdown",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sparsecc.emit.schema import OLDEST_OPSET, CustomOp, operators
-from sparsecc.ir.sparse_ops import ACTIVATIONS, DOMAIN, DOMAIN_VERSION, FAMILIES
+from sparsecc.emit.operator import OLDEST_OPSET, Operator
+from sparsecc.emit.schema import operators
+from sparsecc.ir.sparse_ops import ACTIVATIONS, DOMAIN, DOMAIN_VERSION
 
 __all__ = ["operators_markdown"]
 
@@ -25,7 +26,7 @@ _FORMULAS = {
 _INTRODUCTION = f"""\
 # Operators
 
-Made by `make docs` from the declarations in `sparsecc/emit/schema.py`; do not edit.
+Made by `make docs` from the declarations in `sparsecc/emit`; do not edit.
 
 Domain `{DOMAIN}`, version {DOMAIN_VERSION}. An operator's name is its family followed by its fused
 activation, for instance `BlockSparseConvRelu`. It computes `y = activation(z)` with `z = x W^T + bias` or
@@ -44,8 +45,10 @@ present.
 def operators_markdown() -> str:
     """Return the page: families with their inputs and attributes, then the activations."""
     sections = [_INTRODUCTION]
-    for family in FAMILIES:
-        sections.append(_family(operators()[family]))
+    families = {
+        op.family: op for op in reversed(operators().values())
+    }  # the first of each, without activation
+    sections += [_family(op) for op in reversed(families.values())]
     rows = [
         (f"`{name}`" if name else "(none)", _FORMULAS[name], ", ".join(f"`{p}`" for p in ACTIVATIONS[name]))
         for name in ACTIVATIONS
@@ -55,11 +58,13 @@ def operators_markdown() -> str:
     return "\n".join(sections)
 
 
-def _family(op: CustomOp) -> str:
+def _family(op: Operator) -> str:
     inputs = [(f"`{i.name}`", i.dtype, i.shape, i.doc) for i in op.inputs]
+    outputs = [(f"`{o.name}`", o.dtype, o.shape, o.doc) for o in op.outputs]
     attributes = [(f"`{a.name}`", a.type, a.doc) for a in op.attributes]
     return (
         f"## {op.family}\n\n{_table(('input', 'type', 'shape', 'meaning'), inputs)}\n"
+        f"{_table(('output', 'type', 'shape', 'meaning'), outputs)}\n"
         f"{_table(('attribute', 'type', 'meaning'), attributes)}"
     )
 

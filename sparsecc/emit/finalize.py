@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from sparsecc.emit.schema import CustomOp, Dim, operators
+from sparsecc.emit.operator import Dim, Operator
+from sparsecc.emit.schema import operators
 from sparsecc.errors import ModelError
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
 
@@ -46,7 +47,7 @@ def finalize(model: Model) -> None:
     onnx.functions.update(others)
     onnx.ir_version = max(onnx.ir_version, _FIRST_IR_VERSION_WITH_FUNCTIONS)
     for node in _sparse_nodes(onnx):
-        _describe_output(node, used[node.op_type])
+        _describe_outputs(node, used[node.op_type])
 
 
 def _sparse_nodes(onnx: ir.Model) -> Iterator[ir.Node]:
@@ -57,7 +58,7 @@ def _sparse_nodes(onnx: ir.Model) -> Iterator[ir.Node]:
                 yield node
 
 
-def _operator(node: ir.Node) -> CustomOp:
+def _operator(node: ir.Node) -> Operator:
     op = operators().get(node.op_type)
     if op is None:
         raise ModelError(
@@ -69,12 +70,13 @@ def _operator(node: ir.Node) -> CustomOp:
     if (
         len(given) != len(op.inputs)
         or len(node.inputs) != len(op.inputs)
-        or len(node.outputs) != 1
+        or len(node.outputs) != len(op.outputs)
         or missing
     ):
         raise ModelError(
             f"node '{node.name}' ({DOMAIN}.{op.name}) has {len(given)} inputs, {len(node.outputs)} outputs"
-            f"{' and no ' + ', '.join(missing) if missing else ''}; it takes {len(op.inputs)} inputs, 1 output and "
+            f"{' and no ' + ', '.join(missing) if missing else ''}; it takes {len(op.inputs)} inputs, "
+            f"{len(op.outputs)} outputs and "
             f"the attributes {', '.join(item.name for item in op.attributes)}: write the model again"
         )
     return op
@@ -92,25 +94,29 @@ def _import_domain(onnx: ir.Model, used: bool) -> None:
             imports.pop(DOMAIN, None)
 
 
-def _describe_output(node: ir.Node, op: CustomOp) -> None:
-    """Give the output its type, and its shape where the node's constants tell."""
-    output = node.outputs[0]
-    output.type = ir.TensorType(ir.DataType.FLOAT)
-    x, shape = node.inputs[0], node.inputs[3]
-    if output.shape is not None or x is None or x.shape is None or shape is None or shape.const_value is None:
-        return
+def _describe_outputs(node: ir.Node, op: Operator) -> None:
+    """Give the outputs their types, and their shapes where the node's constants tell."""
+    for value, declared in zip(node.outputs, op.outputs, strict=True):
+        value.type = ir.TensorType(ir.DataType[declared.dtype.replace("float32", "float").upper()])
     if any(attribute.is_ref() for attribute in node.attributes.values()):
         return  # in a function whose caller decides
-    dims: list[Dim] = [dim if isinstance(dim, int) else dim.value for dim in x.shape]
+    inputs = [None if value is None or value.shape is None else _dims(value.shape) for value in node.inputs]
+    constants = {
+        declared.name: value.const_value.numpy()
+        for value, declared in zip(node.inputs, op.inputs, strict=True)
+        if value is not None and value.const_value is not None
+    }
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     try:
-        weight = [int(side) for side in shape.const_value.numpy()]
-        if len(dims) >= (len(weight) if op.conv else 1):
-            output.shape = ir.Shape(op.output_shape(dims, weight, _geometry(node, op)))
-    except (IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+        shapes = op.output_shapes(inputs, constants, attributes)
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(
             f"node '{node.name}' ({DOMAIN}.{op.name}): shape and geometry do not fit ({error}); write the model again"
         ) from error
+    for value, shape in zip(node.outputs, shapes, strict=True):
+        if value.shape is None and shape is not None:
+            value.shape = ir.Shape(shape)
 
 
-def _geometry(node: ir.Node, op: CustomOp) -> dict[str, Sequence[int]]:
-    return {key: node.attributes[key].as_ints() for key in ("strides", "pads", "dilations") if op.conv}
+def _dims(shape: ir.Shape) -> list[Dim]:
+    return [dim if isinstance(dim, int) else dim.value for dim in shape]

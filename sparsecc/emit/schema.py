@@ -1,6 +1,7 @@
 """The sparse operators, each declared once: inputs, attributes, shape rule, function body, reference.
 
-The operators are the families of ``sparsecc.ir.sparse_ops`` times the fused activations. Everything about
+Other kinds of operators are declared in modules of their own and listed in ``operators``. The linear ones, here,
+are the families of ``sparsecc.ir.sparse_ops`` times the fused activations. Everything about
 an operator is generated from the few tables here; the C++ table (``runtime/csrc/ort/op_table.h``) and
 ``docs/operators.md`` are checked against them by tests.
 
@@ -14,51 +15,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparsecc.emit import reference
-from sparsecc.errors import UnsupportedModelError
-from sparsecc.ir.sparse_ops import ACTIVATIONS, DOMAIN, FAMILIES
+from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
+from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["OLDEST_OPSET", "Attribute", "CustomOp", "Dim", "Input", "operators"]
-
-OLDEST_OPSET = 11
-"""Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
-
-Dim = int | str | None
-"""One dimension: a number, a symbol, or unknown."""
+__all__ = ["LinearOp", "operators"]
 
 
 @dataclass(frozen=True)
-class Input:
-    """One input of an operator."""
+class LinearOp(Operator):
+    """A matrix product or convolution: a storage family with one fused activation."""
 
-    name: str
-    dtype: str
-    shape: str
-    doc: str
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One attribute of an operator; always present on a node."""
-
-    name: str
-    type: str
-    doc: str
-
-
-@dataclass(frozen=True)
-class CustomOp:
-    """One operator of domain ``ai.sparsecc``: a storage family with one fused activation."""
-
-    family: str
+    storage: str
     activation: str
+
+    @property
+    def family(self) -> str:
+        """The storage family."""
+        return self.storage
 
     @property
     def name(self) -> str:
@@ -102,6 +82,11 @@ class CustomOp:
         )
 
     @property
+    def outputs(self) -> tuple[Output, ...]:
+        """The result alone."""
+        return (Output("y", "float32", "[B,Cout,...]" if self.conv else "[...,N]", "the result"),)
+
+    @property
     def attributes(self) -> tuple[Attribute, ...]:
         """All attributes."""
         layout = "R outputs by C inputs a block, such as `16x1`" if self.blocks else "`unstructured` or N:M"
@@ -143,26 +128,23 @@ class CustomOp:
         )
         return (x[0], weight[0], *extents)
 
-    def function(self, opset: int) -> ir.Function:
-        """Return the body as a model-local function for a model at ``opset`` of the default domain.
-
-        Raises:
-            UnsupportedModelError: the opset is older than ``OLDEST_OPSET``.
-        """
-        import onnx.parser
-        import onnx_ir as ir
-
-        if opset < OLDEST_OPSET:
-            raise UnsupportedModelError(
-                f"sparse operators need opset {OLDEST_OPSET} or later and the model uses {opset}: "
-                "convert it with onnx.version_converter first"
-            )
-        return ir.serde.deserialize_function(onnx.parser.parse_function(self.function_text(opset)))
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where x and the weight's own shape are known."""
+        x, shape = inputs[0], constants.get("shape")
+        if x is None or shape is None:
+            return (None,)
+        weight = [int(side) for side in shape]
+        return (
+            self.output_shape(x, weight, attributes) if len(x) >= (len(weight) if self.conv else 1) else None,
+        )
 
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
-        attributes = ", ".join(attribute.name for attribute in self.attributes)
-        inputs = ", ".join(item.name for item in self.inputs)
         body = "".join(
             (
                 _CONSTANTS,
@@ -173,14 +155,11 @@ class CustomOp:
                 _ACTIVATION_BODIES[self.activation],
             )
         )
-        return (
-            f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n'
-            f"{self.name} <{attributes}> ({inputs}) => (y)\n{{{body}}}\n"
-        )
+        return self.function_in(opset, body)
 
     def reference(
         self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32]]:
         """Return y computed by NumPy, in double precision once x is quantised (where it is).
 
         Args:
@@ -192,14 +171,15 @@ class CustomOp:
         """
         arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
         if self.int8:
-            return reference.evaluate_int8(arrays, attributes, self.activation)
-        return reference.evaluate(arrays, attributes, self.activation, conv=self.conv)
+            return (reference.evaluate_int8(arrays, attributes, self.activation),)
+        return (reference.evaluate(arrays, attributes, self.activation, conv=self.conv),)
 
 
 @cache
-def operators() -> Mapping[str, CustomOp]:
+def operators() -> Mapping[str, Operator]:
     """Return every operator by name."""
-    ops = (CustomOp(family, activation) for family in FAMILIES for activation in ACTIVATIONS)
+    linear = (LinearOp(family, activation) for family in FAMILIES for activation in ACTIVATIONS)
+    ops: tuple[Operator, ...] = (*linear,)
     return {op.name: op for op in ops}
 
 

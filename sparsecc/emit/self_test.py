@@ -82,7 +82,7 @@ def self_test() -> float:
         raise ModelError(
             f"onnxruntime cannot run a sparse operator: {' '.join(str(error).split())}"
         ) from error
-    expected = operators()["BlockSparseMatMulRelu"].reference(
+    (expected,) = operators()["BlockSparseMatMulRelu"].reference(
         [x, weight.values, weight.indices, np.array(dense.shape), bias],
         {"layout": str(pattern), "layout_version": LAYOUT_VERSION},
     )

@@ -9,7 +9,7 @@ import onnx
 import onnx.reference
 import pytest
 
-from sparsecc import emit
+from sparsecc import emit, runtime
 from sparsecc.errors import ModelError, UnsupportedModelError
 from sparsecc.ir import ConvGeometry
 from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES, sparse_op_node
@@ -17,6 +17,7 @@ from sparsecc.runtime.capi import ACTIVATION_CODES
 from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask
 
 PARAMETERS = {"LeakyRelu": {"alpha": 0.25}, "Clip": {"lo": -0.25, "hi": 0.5}}
+LINEAR = {name: op for name, op in emit.operators().items() if isinstance(op, emit.LinearOp)}
 WEIGHT_SHAPE = (12, 3, 3, 2)
 GEOMETRY = ConvGeometry((3, 2), (2, 1), (1, 0, 1, 1), (1, 2), 2)
 
@@ -28,18 +29,18 @@ def _packed(pattern: str, shape: tuple[int, int]) -> SparseTensor:
 
 
 def test_every_family_with_every_activation() -> None:
-    assert len(emit.operators()) == len(FAMILIES) * len(ACTIVATIONS) == 50
-    for name, op in emit.operators().items():
+    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 50
+    for name, op in LINEAR.items():
         assert name == op.name
         count = (7 if op.activation == "Clip" else 5) + op.int8
         assert len({item.name for item in op.inputs}) == len(op.inputs) == count
 
 
 # ONNX's evaluator cannot pass a function's attribute on to LeakyRelu; tests/runtime/test_ops.py has that one.
-@pytest.mark.parametrize("name", [name for name in emit.operators() if "Leaky" not in name])
+@pytest.mark.parametrize("name", [name for name in LINEAR if "Leaky" not in name])
 def test_function_body_means_what_numpy_says(name: str) -> None:
     """The body run by ONNX's own reference evaluator: no onnxruntime, no library."""
-    op = emit.operators()[name]
+    op = LINEAR[name]
     shape = (12, 18) if op.conv else (13, 21)
     weight = _packed("4x2" if op.blocks else "unstructured", shape)
     if op.int8:
@@ -54,7 +55,7 @@ def test_function_body_means_what_numpy_says(name: str) -> None:
     assert node.op_type == name
     y = onnx.reference.ReferenceEvaluator(model.to_proto()).run(None, {"x": x})[0]
     constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    expected = op.reference([x, *constants], {key: item.value for key, item in node.attributes.items()})
+    (expected,) = op.reference([x, *constants], {key: item.value for key, item in node.attributes.items()})
     assert y.shape == expected.shape == tuple(op.output_shape(x.shape, WEIGHT_SHAPE if op.conv else shape, {
         "strides": GEOMETRY.strides, "pads": GEOMETRY.pads, "dilations": GEOMETRY.dilations,
     }))  # fmt: skip
@@ -92,7 +93,7 @@ def test_opset_too_old() -> None:
     ],
 )
 def test_shape_of_a_matrix_product(x, expected) -> None:
-    assert emit.operators()["SparseMatMul"].output_shape(x, (37, 45), {}) == expected
+    assert LINEAR["SparseMatMul"].output_shape(x, (37, 45), {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_shape_of_a_matrix_product(x, expected) -> None:
 )
 def test_shape_of_a_convolution(x, stride, pads, expected) -> None:
     attributes = {"strides": (stride, stride), "pads": pads, "dilations": (1, 1)}
-    assert emit.operators()["SparseConvRelu"].output_shape(x, (16, 8, 3, 3), attributes) == expected
+    assert LINEAR["SparseConvRelu"].output_shape(x, (16, 8, 3, 3), attributes) == expected
 
 
 def test_reference_refuses_another_layout_version() -> None:
@@ -141,15 +142,18 @@ def test_names_of_initializers_stay_unique() -> None:
     assert {"n.values", "n.values.1", "n.values.2"} <= set(graph.initializers)
 
 
-def test_c_tables_agree_with_the_schema(root) -> None:
-    table = (root / "runtime/csrc/ort/op_table.h").read_text()
-    families = re.findall(r'\{"(\w+)", (true|false), (true|false), (true|false)\}', table)
-    assert families == [
-        (name, *(str(each).lower() for each in (op.conv, op.blocks, op.int8)))
-        for name in FAMILIES
-        for op in [emit.operators()[name]]
-    ]
-    suffixes = re.findall(r'\{"(\w*)", SPARSECC_ACT_(\w+)\}', table)
+def test_the_library_knows_the_same_operators() -> None:
+    declared = {
+        f"{op.name} {' '.join(i.dtype for i in op.inputs)} -> {' '.join(o.dtype for o in op.outputs)}"
+        for op in emit.operators().values()
+    }
+    assert set(runtime.operator_table()) == declared
+
+
+def test_c_activations_agree_with_the_schema(root) -> None:
+    suffixes = re.findall(
+        r'\{"(\w*)", SPARSECC_ACT_(\w+)\}', (root / "runtime/csrc/ort/op_table.h").read_text()
+    )
     assert [suffix for suffix, _ in suffixes] == list(ACTIVATIONS)
     header = (root / "runtime/csrc/include/sparsecc/c_api.h").read_text()
     codes = {name: int(code) for name, code in re.findall(r"SPARSECC_ACT_(\w+) = (\d+)", header)}

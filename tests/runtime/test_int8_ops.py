@@ -54,7 +54,8 @@ def _expected(model: Model, x: np.ndarray) -> np.ndarray:
     node = next(iter(model.onnx.graph))
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    return emit.operators()[node.op_type].reference([x, *constants], attributes)
+    (y,) = emit.operators()[node.op_type].reference([x, *constants], attributes)
+    return y
 
 
 def _check(session, model: Model, x: np.ndarray) -> None:

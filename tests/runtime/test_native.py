@@ -156,7 +156,7 @@ def test_conv_through_the_c_interface(packed) -> None:
     weight = packed((16, 3, 3, 3), "16x1")
     geometry = runtime.ConvGeometry((3, 3), stride=(2, 1), pad_begin=(1, 1), pad_end=(1, 1))
     x = np.random.default_rng(2).standard_normal((2, 3, 9, 8)).astype(np.float32)
-    expected = emit.operators()["BlockSparseConv"].reference(
+    (expected,) = emit.operators()["BlockSparseConv"].reference(
         [x, weight.values, weight.indices, np.array([16, 3, 3, 3]), np.zeros(16)],
         {"layout": "16x1", "layout_version": 1, "strides": [2, 1], "pads": [1] * 4, "dilations": [1, 1],
          "group": 1},

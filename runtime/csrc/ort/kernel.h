@@ -1,20 +1,17 @@
-// One node of a session: made from its constant inputs and attributes, run on the session's threads.
+// One node of a session: made from its constant inputs and attributes, run on the session's threads; and the
+// list of all operators. A family lives in a file of its own (ops_*.cc) and adds its list to all_operators().
 #ifndef SPARSECC_ORT_KERNEL_H_
 #define SPARSECC_ORT_KERNEL_H_
 
+#include <functional>
 #include <memory>
-#include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "op_table.h"
+#include "node_reader.h"
 #include "ort_abi.h"
 
 namespace sparsecc::ort {
-
-// A violated rule, in one line. Turned into an OrtStatus at the border; never leaves the library.
-struct KernelError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
 
 class Kernel {
  public:
@@ -22,7 +19,7 @@ class Kernel {
   Kernel(const Kernel&) = delete;
   Kernel& operator=(const Kernel&) = delete;
 
-  // Reads input 0 of the context and writes output 0. Throws KernelError.
+  // Reads the inputs of the context and writes its outputs. Throws KernelError.
   virtual void run(OrtKernelContext* context) const = 0;
 
   const Functions api;
@@ -36,10 +33,30 @@ class Kernel {
 // "sparsecc: <label>: <fault>" as one line, whatever the file's texts hold.
 std::string message(const std::string& label, const char* fault);
 
-// Validates everything the node says and re-packs its weight. Throws KernelError.
-// `threads` is how many the session is said to have, 0 if nothing was said.
-std::unique_ptr<Kernel> make_kernel(const Functions& api, const OrtKernelInfo* info, const Family& family,
-                                    const Activation& activation, int32_t threads);
+TensorView read_input(const Functions& api, const OrtKernelContext* context, size_t index);
+void* make_output(const Functions& api, OrtKernelContext* context, size_t index,
+                  const std::vector<int64_t>& dims);
+
+// `run` returns non-zero with a message, as every function of the C interface does.
+template <typename Run>
+void checked(Run run) {
+  char error[512] = "";
+  if (run(error, sizeof(error)) != 0) throw KernelError(error);
+}
+
+struct OperatorSpec {
+  std::string name;
+  std::vector<ElementType> inputs, outputs;  // all of them always present on a node
+  // Validates everything the node says and re-packs its weights. Throws KernelError.
+  // `threads` is how many the session is said to have, 0 if nothing was said.
+  std::function<std::unique_ptr<Kernel>(const NodeReader& node, const Functions& api,
+                                        const std::string& label, int32_t threads)>
+      make;
+};
+
+std::vector<OperatorSpec> linear_operators();
+
+std::vector<OperatorSpec> all_operators();
 
 }  // namespace sparsecc::ort
 

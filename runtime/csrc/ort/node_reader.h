@@ -3,13 +3,18 @@
 #define SPARSECC_ORT_NODE_READER_H_
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "kernel.h"
 #include "ort_abi.h"
 
 namespace sparsecc::ort {
+
+// A violated rule, in one line. Turned into an OrtStatus at the border; never leaves the library.
+struct KernelError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 struct TensorView {
   ElementType type = ElementType::kUndefined;

@@ -1,4 +1,4 @@
-// Which operators exist: every family with every activation, generated from two short tables.
+// The linear operators: every family with every activation, generated from two short tables.
 // sparsecc/emit/schema.py declares the same set; tests/emit/test_schema.py compares the two.
 #ifndef SPARSECC_ORT_OP_TABLE_H_
 #define SPARSECC_ORT_OP_TABLE_H_
@@ -8,8 +8,6 @@
 #include "sparsecc/c_api.h"
 
 namespace sparsecc::ort {
-
-inline constexpr const char* kDomain = "ai.sparsecc";
 
 struct Family {
   const char* name;

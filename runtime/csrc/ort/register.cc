@@ -1,25 +1,27 @@
 // Entry point of the operator library for onnxruntime.
-#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "kernel.h"
 #include "node_reader.h"
 #include "session_threads.h"
+#include "sparsecc/c_api.h"
 
 namespace sparsecc::ort {
 namespace {
 
+constexpr const char* kDomain = "ai.sparsecc";
+constexpr size_t kLongestName = 200;  // of a node, in messages
+
 // ---- callbacks --------------------------------------------------------------------------------------
 
 struct Operator : CustomOp {
-  std::string name;
-  Family family{};
-  Activation activation{};
+  OperatorSpec spec;
   int32_t threads = 0;  // of the sessions it is registered with, 0 if not known
 };
 
@@ -47,7 +49,16 @@ OrtStatus* guarded(const Functions& api, const char* prefix, Body body) noexcept
 OrtStatus* create_kernel(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** kernel) {
   const Functions api(table);
   return guarded(api, "", [&] {
-    *kernel = make_kernel(api, info, self(op).family, self(op).activation, self(op).threads).release();
+    const NodeReader node(api, info);
+    std::string name = node.name();
+    if (name.size() > kLongestName) name = name.substr(0, kLongestName) + "...";
+    const OperatorSpec& spec = self(op).spec;
+    const std::string label = "node '" + name + "' (" + spec.name + ")";
+    try {
+      *kernel = spec.make(node, api, label, self(op).threads).release();
+    } catch (const KernelError& error) {
+      throw KernelError(message(label, error.what()));
+    }
   });
 }
 
@@ -64,25 +75,15 @@ OrtStatus* compute(void* kernel, OrtKernelContext* context) {
 
 void destroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
-const char* name_of(const CustomOp* op) { return self(op).name.c_str(); }
+const char* name_of(const CustomOp* op) { return self(op).spec.name.c_str(); }
 
 // Null: the CPU provider.
 const char* provider(const CustomOp*) { return nullptr; }
 
-// x, values, indices, shape, scales with values in bytes, bias, and lo, hi for Clip.
-ElementType input_type(const CustomOp* op, size_t index) {
-  if (index == 1 && self(op).family.int8) return ElementType::kInt8;
-  if (index == 2) return ElementType::kUint8;
-  if (index == 3) return ElementType::kInt64;
-  return ElementType::kFloat;
-}
-
-size_t input_count(const CustomOp* op) {
-  return (self(op).activation.kind == SPARSECC_ACT_CLIP ? 7 : 5) + (self(op).family.int8 ? 1 : 0);
-}
-
-ElementType output_type(const CustomOp*, size_t) { return ElementType::kFloat; }
-size_t output_count(const CustomOp*) { return 1; }
+ElementType input_type(const CustomOp* op, size_t index) { return self(op).spec.inputs[index]; }
+size_t input_count(const CustomOp* op) { return self(op).spec.inputs.size(); }
+ElementType output_type(const CustomOp* op, size_t index) { return self(op).spec.outputs[index]; }
+size_t output_count(const CustomOp* op) { return self(op).spec.outputs.size(); }
 Characteristic required(const CustomOp*, size_t) { return Characteristic::kRequired; }
 MemoryType default_memory(const CustomOp*, size_t) { return MemoryType::kDefault; }
 int zero(const CustomOp*) { return 0; }
@@ -90,7 +91,7 @@ int operator_version(const CustomOp*) { return 1; }
 
 // ---- the set of operators ---------------------------------------------------------------------------
 
-Operator make_operator(const Family& family, const Activation& activation, int32_t threads) {
+Operator make_operator(OperatorSpec spec, int32_t threads) {
   Operator op{};
   op.version = kApiVersion;
   op.GetName = name_of;
@@ -111,9 +112,7 @@ Operator make_operator(const Family& family, const Activation& activation, int32
   op.KernelComputeV2 = compute;
   op.GetStartVersion = operator_version;
   op.GetEndVersion = operator_version;
-  op.name = std::string(family.name) + activation.suffix;
-  op.family = family;
-  op.activation = activation;
+  op.spec = std::move(spec);
   op.threads = threads;
   return op;
 }
@@ -122,19 +121,15 @@ Operator make_operator(const Family& family, const Activation& activation, int32
 // outlive the library's static objects: leaked on purpose. One per copy of onnxruntime in the process and
 // number of threads.
 struct Domain {
-  std::array<Operator, kFamilies.size() * kActivations.size()> operators;
+  std::vector<Operator> operators;
   OrtCustomOpDomain* handle = nullptr;
 };
 
 OrtStatus* make_domain(const Functions& api, int32_t threads, Domain* domain) {
   if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain->handle)) return status;
-  size_t next = 0;
-  for (const Family& family : kFamilies) {
-    for (const Activation& activation : kActivations) {
-      Operator& op = domain->operators[next++];
-      op = make_operator(family, activation, threads);
-      if (OrtStatus* status = api.CustomOpDomain_Add(domain->handle, &op)) return status;
-    }
+  for (OperatorSpec& spec : all_operators()) domain->operators.push_back(make_operator(std::move(spec), threads));
+  for (const Operator& op : domain->operators) {
+    if (OrtStatus* status = api.CustomOpDomain_Add(domain->handle, &op)) return status;
   }
   return nullptr;
 }
@@ -183,10 +178,42 @@ OrtStatus* register_all(OrtSessionOptions* options, const OrtApiBase* base) noex
   return outer != nullptr ? outer : inner;
 }
 
+const char* type_name(ElementType type) {
+  switch (type) {
+    case ElementType::kFloat:
+      return "float32";
+    case ElementType::kUint8:
+      return "uint8";
+    case ElementType::kInt8:
+      return "int8";
+    case ElementType::kInt64:
+      return "int64";
+    default:
+      return "?";
+  }
+}
+
+std::string operator_table() {
+  std::string text;
+  for (const OperatorSpec& spec : all_operators()) {
+    text += spec.name;
+    for (const ElementType type : spec.inputs) text += std::string(" ") + type_name(type);
+    text += " ->";
+    for (const ElementType type : spec.outputs) text += std::string(" ") + type_name(type);
+    text += '\n';
+  }
+  return text;
+}
+
 }  // namespace
 }  // namespace sparsecc::ort
 
 extern "C" {
+
+SPARSECC_API const char* sparsecc_operator_table(void) {
+  static const std::string* const table = new std::string(sparsecc::ort::operator_table());
+  return table->c_str();
+}
 
 // The name onnxruntime looks for in a library.
 SPARSECC_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {

@@ -1,0 +1,151 @@
+"""What an operator of domain ``ai.sparsecc`` declares about itself, whatever family it belongs to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.errors import UnsupportedModelError
+from sparsecc.ir.sparse_ops import DOMAIN
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+__all__ = ["OLDEST_OPSET", "Attribute", "Dim", "Input", "Operator", "Output"]
+
+OLDEST_OPSET = 11
+"""Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
+
+Dim = int | str | None
+"""One dimension: a number, a symbol, or unknown."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of an operator; always present on a node."""
+
+    name: str
+    dtype: str
+    shape: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of an operator; always present on a node."""
+
+    name: str
+    dtype: str
+    shape: str
+    doc: str
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of an operator; always present on a node."""
+
+    name: str
+    type: str
+    doc: str
+
+
+class Operator(ABC):
+    """One operator: what a node of it holds, what comes out, and what it means in standard operators.
+
+    The library's own list (``ort/op_table.h``) names the same operators with the same types; a test compares.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The operator's type, for instance ``BlockSparseConvRelu``."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """The name without the fused activation; the documentation has one section a family."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[Output, ...]:
+        """All outputs, in order."""
+
+    @property
+    @abstractmethod
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes."""
+
+    @abstractmethod
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> Sequence[Sequence[Dim] | None]:
+        """Return the shape of every output, ``None`` where it cannot be told.
+
+        Args:
+            inputs: shapes of all inputs, ``None`` where unknown.
+            constants: the values of those inputs that are constants, by input name.
+            attributes: values by name, as on the node.
+
+        Raises:
+            IndexError, KeyError, TypeError, ValueError, ZeroDivisionError: the node's constants contradict
+                each other.
+        """
+
+    @abstractmethod
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form, for a model at ``opset`` of the default domain."""
+
+    @abstractmethod
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[NDArray[Any], ...]:
+        """Return the outputs computed by NumPy, in double precision where the operator computes in float32.
+
+        Args:
+            inputs: arrays in the order of ``inputs``.
+            attributes: values by name, as on the node.
+
+        Raises:
+            ModelError: the constants are malformed.
+        """
+
+    @property
+    def oldest_opset(self) -> int:
+        """Lowest version of the default domain that the body can be written in."""
+        return OLDEST_OPSET
+
+    def function(self, opset: int) -> ir.Function:
+        """Return the body as a model-local function for a model at ``opset`` of the default domain.
+
+        Raises:
+            UnsupportedModelError: the opset is older than ``oldest_opset``.
+        """
+        import onnx.parser
+        import onnx_ir as ir
+
+        if opset < self.oldest_opset:
+            raise UnsupportedModelError(
+                f"sparse operators need opset {self.oldest_opset} or later and the model uses {opset}: "
+                "convert it with onnx.version_converter first"
+            )
+        return ir.serde.deserialize_function(onnx.parser.parse_function(self.function_text(opset)))
+
+    def function_in(self, opset: int, body: str) -> str:
+        """Return ``body``, nodes in ONNX's text form, with the function's head around it."""
+        attributes = ", ".join(attribute.name for attribute in self.attributes)
+        inputs = ", ".join(item.name for item in self.inputs)
+        outputs = ", ".join(item.name for item in self.outputs)
+        head = f"{self.name} <{attributes}>" if attributes else self.name
+        return f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{head} ({inputs}) => ({outputs})\n{{{body}}}\n'
