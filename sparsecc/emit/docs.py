@@ -45,10 +45,10 @@ present.
 def operators_markdown() -> str:
     """Return the page: families with their inputs and attributes, then the activations."""
     sections = [_INTRODUCTION]
-    families = {
-        op.family: op for op in reversed(operators().values())
-    }  # the first of each, without activation
-    sections += [_family(op) for op in reversed(families.values())]
+    families: dict[str, Operator] = {}
+    for op in operators().values():
+        families.setdefault(op.family, op)  # the first one is without activation
+    sections += [_family(op) for op in families.values()]
     rows = [
         (f"`{name}`" if name else "(none)", _FORMULAS[name], ", ".join(f"`{p}`" for p in ACTIVATIONS[name]))
         for name in ACTIVATIONS
