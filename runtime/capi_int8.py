@@ -79,9 +79,9 @@ class NativeInt8MatMul(NativeHandle):
     Use as a context manager, or call ``close``.
 
     Args:
-        layout: ``RxC``.
+        layout: ``unstructured``, ``N:M`` or ``RxC``.
         shape: (N outputs, K inputs).
-        values: int8 ``[blocks, R, C]``.
+        values: int8, the kept weights (``[blocks, R, C]`` or flat).
         indices: uint8, the gap stream.
         scales: float32 ``[N]``, finite and positive.
         bias: ``[N]`` or ``None``.

@@ -48,8 +48,6 @@ Weight read_int8_weight(const sparsecc_int8_weight_desc& desc) {
   if (desc.struct_size < sizeof(desc))
     throw Failure{"int8 weight descriptor is " + std::to_string(desc.struct_size) + " bytes, expected " +
                   std::to_string(sizeof(desc)) + ": caller and library do not match"};
-  if (desc.layout != nullptr && parse_layout(desc.layout).kind != Layout::kBlock)
-    throw Failure{"int8 weights need blocks (layout \"RxC\"), got layout " + quoted(desc.layout)};
   // Only whether there are values is asked there, never what they are.
   sparsecc_weight_desc positions{};
   positions.struct_size = sizeof(positions);

@@ -28,7 +28,14 @@ __all__ = [
 DOMAIN = "ai.sparsecc"
 DOMAIN_VERSION = 1
 
-FAMILIES = ("SparseMatMul", "SparseConv", "BlockSparseMatMul", "BlockSparseConv", "BlockSparseMatMulInt8")
+FAMILIES = (
+    "SparseMatMul",
+    "SparseConv",
+    "BlockSparseMatMul",
+    "BlockSparseConv",
+    "SparseMatMulInt8",
+    "BlockSparseMatMulInt8",
+)
 """Operator families; the operator's name is the family's followed by the activation's."""
 
 ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
@@ -47,7 +54,7 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def family_name(pattern: Pattern, *, conv: bool, int8: bool = False) -> str:
-    """Return which operator family stores a weight of ``pattern``; ``int8`` exists for products of blocks."""
+    """Return which operator family stores a weight of ``pattern``; ``int8`` exists for products only."""
     prefix = "Block" if pattern.kind == "block" else ""
     return prefix + ("SparseConv" if conv else "SparseMatMul") + ("Int8" if int8 else "")
 

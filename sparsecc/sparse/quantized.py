@@ -29,10 +29,10 @@ class QuantizedTensor:
     """A packed matrix ``[N outputs, K inputs]``: entry (n, k) is ``scales[n]`` times an int8 value.
 
     Attributes:
-        pattern: blocks; its text is the layout name.
+        pattern: ``unstructured``, N:M or blocks; its text is the layout name.
         shape: (N, K).
-        values: int8 ``[blocks, R, C]``, zeros beyond the edge.
-        indices: uint8 gap stream over the row-major positions of the blocks in ``pattern.grid(shape)``.
+        values: int8; 1-D in row-major order, or ``[blocks, R, C]`` with zeros beyond the edge.
+        indices: uint8 gap stream over the row-major positions of the values in ``pattern.grid(shape)``.
         scales: float32 ``[N]``, finite and positive.
     """
 
@@ -44,23 +44,26 @@ class QuantizedTensor:
 
     @classmethod
     def encode(cls, dense: NDArray[Any], pattern: Pattern, method: ScaleMethod = "absmax") -> QuantizedTensor:
-        """Pack a matrix ``[N, K]`` of any float dtype; blocks that hold nothing but zeros are dropped.
+        """Pack a matrix ``[N, K]`` of any float dtype; its non-zeros must obey the pattern.
+
+        What is zero once it is rounded is dropped: blocks of nothing else, and weights of ``unstructured``.
 
         Raises:
-            ModelError: a weight is NaN or infinite.
-            SpecError: the pattern is not blocks, or the array no matrix.
+            ModelError: a weight is NaN or infinite, or a group holds more than n non-zeros.
+            SpecError: the pattern is dense, or the array no matrix.
         """
-        if pattern.kind != "block":
-            raise SpecError(f"int8 weights are stored in blocks RxC, not as {pattern}")
         if not np.isfinite(dense).all():
             raise ModelError("a weight is NaN or infinite: it has no int8 form")
         packed = SparseTensor.encode(dense, pattern)
         positions = packed.validate()
-        first = positions // max(pattern.grid(packed.shape)[1], 1) * pattern.rows
-        rows = (first[:, None] + np.arange(pattern.rows)).ravel()
-        codes, scales = quantize_rows(packed.values.reshape(-1, pattern.cols), rows, packed.shape[0], method)
+        height, width = (pattern.rows, pattern.cols) if pattern.kind == "block" else (1, 1)
+        first = positions // max(pattern.grid(packed.shape)[1], 1) * height
+        rows = (first[:, None] + np.arange(height)).ravel()
+        codes, scales = quantize_rows(packed.values.reshape(-1, width), rows, packed.shape[0], method)
         stored = codes.reshape(packed.values.shape)
-        kept = stored.any((1, 2))
+        if pattern.kind == "nm":  # the count of every group is part of the layout
+            return cls(pattern, packed.shape, stored, packed.indices, scales)
+        kept = stored.any(tuple(range(1, stored.ndim)))
         return cls(
             pattern, packed.shape, np.ascontiguousarray(stored[kept]), pack_gaps(positions[kept]), scales
         )
@@ -99,8 +102,6 @@ class QuantizedTensor:
             ModelError: wrong dtype or rank, an index out of range, counts that disagree, a scale that is not
                 finite and positive.
         """
-        if self.pattern.kind != "block":
-            raise ModelError(f"packed weight: int8 values need a layout RxC, got {self.pattern}")
         if self.values.dtype != np.int8:
             raise ModelError(f"packed weight: values must be int8, got {self.values.dtype}")
         positions = self._as_floats().validate()

@@ -29,7 +29,7 @@ def _packed(pattern: str, shape: tuple[int, int]) -> SparseTensor:
 
 
 def test_every_family_with_every_activation() -> None:
-    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 50
+    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 60
     for name, op in LINEAR.items():
         assert name == op.name
         count = (7 if op.activation == "Clip" else 5) + op.int8

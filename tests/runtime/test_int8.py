@@ -24,7 +24,10 @@ from sparsecc.runtime.capi_int8 import Int8WeightDesc
 from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask, pack_gaps
 
 ISAS = int8_isas()
-PATTERNS = ("16x4", "4x1", "8x1", "4x4", "1x4", "16x1", "32x4", "64x64", "1x1", "3x5", "20x3")
+PATTERNS = (
+    "16x4", "4x1", "8x1", "4x4", "1x4", "16x1", "32x4", "64x64", "1x1", "3x5", "20x3",
+    "unstructured", "2:4", "1:4", "2:8", "3:7", "15:16",
+)  # fmt: skip
 EPS = float(np.finfo(np.float32).eps)
 CANARY = np.float32(-12345.5)
 ALPHA, BETA = 0.25, 0.75
@@ -45,7 +48,9 @@ def random_codes(
 ) -> np.ndarray:
     """An int8 matrix with the largest values among its weights, -128 too, which files may hold."""
     codes = rng.choice([*range(-128, 128), *[-128, -127, 127] * 20], shape)
-    return (codes * keep_mask(rng.random(shape), Pattern.parse(pattern), sparsity)).astype(np.int8)
+    parsed = Pattern.parse(pattern)
+    kept = keep_mask(rng.random(shape), parsed, sparsity if parsed.needs_sparsity else None)
+    return (codes * kept).astype(np.int8)
 
 
 def packed(codes: np.ndarray, pattern: str, scales: np.ndarray | None = None) -> QuantizedTensor:
@@ -425,8 +430,8 @@ def refused(change: Callable[[Int8WeightDesc], None], message: str) -> None:
         ({"struct_size": 0}, "caller and library do not match"),
         ({"layout_version": 2}, "layout version 2"),
         ({"layout": None}, "no layout"),
-        ({"layout": b"unstructured"}, 'got layout "unstructured"'),
-        ({"layout": b"2:4"}, 'got layout "2:4"'),
+        ({"layout": b"unstructured"}, "cannot place 64"),
+        ({"layout": b"2:4"}, "cannot place 64"),
         ({"layout": b"16x"}, "unknown layout"),
         ({"layout": b"65x1"}, "unknown layout"),
         ({"outputs": 0}, "outputs is 0"),

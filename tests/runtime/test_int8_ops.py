@@ -20,7 +20,7 @@ from sparsecc.ir.packed import packed_sites
 from sparsecc.ir.sparse_ops import ACTIVATIONS, sparse_op_node
 from sparsecc.sparse import QuantizedTensor
 
-PATTERNS = ("16x4", "4x1", "8x1", "4x4", "1x4", "16x1")
+PATTERNS = ("16x4", "4x1", "8x1", "4x4", "1x4", "16x1", "unstructured", "2:4", "2:8")
 OPSETS = (11, 13, 17, 21)
 TOLERANCE = 1e-6
 PARAMETERS = {"LeakyRelu": {"alpha": 0.1}, "Clip": {"lo": -0.5, "hi": 0.75}}
@@ -75,13 +75,15 @@ def _check(session, model: Model, x: np.ndarray) -> None:
 def test_every_pattern_at_every_opset(session, packed, kind: str, pattern: str) -> None:
     for opset in OPSETS:
         model = _model(packed, pattern, kind, opset)
-        assert next(iter(model.onnx.graph)).op_type == "BlockSparseMatMulInt8"
+        family = "BlockSparseMatMulInt8" if "x" in pattern else "SparseMatMulInt8"
+        assert next(iter(model.onnx.graph)).op_type == family
         _check(session, model, _input(kind))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_operator(session, packed, activation: str) -> None:
-    _check(session, _model(packed, "16x4", activation=activation), _input())
+@pytest.mark.parametrize("pattern", ["16x4", "unstructured"])
+def test_every_operator(session, packed, pattern: str, activation: str) -> None:
+    _check(session, _model(packed, pattern, activation=activation), _input())
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -341,7 +341,7 @@ def test_fault_of_int8_weights(session, packed, mutate: Mutation, message: str) 
 
 
 @pytest.mark.parametrize(("mutate", "message"), _cases(ELEMENTS))
-@pytest.mark.parametrize("make", [_linear, _conv])
+@pytest.mark.parametrize("make", [_linear, _conv, _int8])
 def test_fault_of_elements(session, packed, make, mutate: Mutation, message: str) -> None:
     proto = make(packed, "unstructured")
     mutate(proto)
@@ -349,8 +349,9 @@ def test_fault_of_elements(session, packed, make, mutate: Mutation, message: str
 
 
 @pytest.mark.parametrize(("mutate", "message"), _cases(NM))
-def test_fault_of_groups(session, packed, mutate: Mutation, message: str) -> None:
-    proto = _linear(packed, "2:4")
+@pytest.mark.parametrize("make", [_linear, _int8])
+def test_fault_of_groups(session, packed, make, mutate: Mutation, message: str) -> None:
+    proto = make(packed, "2:4")
     mutate(proto)
     _refused(session, proto, message)
 

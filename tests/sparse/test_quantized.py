@@ -13,7 +13,11 @@ from sparsecc.errors import ModelError, SpecError
 from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask, quantize_rows, unpack_gaps
 
 METHODS = ("absmax", "mse")
-patterns = st.builds(Pattern, st.just("block"), rows=st.integers(1, 17), cols=st.integers(1, 5))
+patterns = st.one_of(
+    st.builds(Pattern, st.just("block"), rows=st.integers(1, 17), cols=st.integers(1, 5)),
+    st.builds(Pattern, st.just("nm"), n=st.integers(1, 3), m=st.integers(4, 9)),
+    st.just(Pattern("unstructured")),
+)
 matrices = hnp.arrays(
     np.float32,
     hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40),
@@ -21,10 +25,15 @@ matrices = hnp.arrays(
 )
 
 
+def pruned(weight, pattern, sparsity):
+    kept = keep_mask(np.abs(weight), pattern, sparsity if pattern.needs_sparsity else None)
+    return np.where(kept, weight, np.float32(0))
+
+
 @settings(deadline=None)
 @given(matrices, patterns, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(METHODS))
 def test_what_comes_back(weight, pattern, sparsity, method):
-    weight = np.where(keep_mask(np.abs(weight), pattern, sparsity), weight, np.float32(0))
+    weight = pruned(weight, pattern, sparsity)
     packed = QuantizedTensor.encode(weight, pattern, method)
     back = packed.decode()
     assert back.shape == weight.shape
@@ -32,7 +41,8 @@ def test_what_comes_back(weight, pattern, sparsity, method):
     assert packed.values.min(initial=0) >= -127
     assert packed.nnz == np.count_nonzero(packed.decode_codes())
     assert packed.nbytes == packed.values.nbytes + packed.indices.nbytes + packed.scales.nbytes
-    assert packed.values.any((1, 2)).all()
+    if pattern.kind != "nm":
+        assert packed.values.any(tuple(range(1, packed.values.ndim))).all()
     if method == "absmax":
         half = packed.scales[:, None].astype(np.float64) / 2
         assert (np.abs(back - weight) <= half * (1 + 1e-5)).all()
@@ -41,6 +51,7 @@ def test_what_comes_back(weight, pattern, sparsity, method):
 @settings(deadline=None)
 @given(matrices, patterns)
 def test_least_squares_is_never_worse(weight, pattern):
+    weight = pruned(weight, pattern, 0.3)
     errors = [
         ((QuantizedTensor.encode(weight, pattern, method).decode() - weight).astype(np.float64) ** 2).sum(1)
         for method in ("mse", "absmax")
@@ -62,9 +73,9 @@ def test_least_squares_clips_an_outlier():
 
 @settings(deadline=None)
 @given(matrices, patterns)
-def test_the_stream_is_that_of_float_blocks(weight, pattern):
-    """Where no block is rounded away."""
-    weight = np.where(np.abs(weight) < 0.5, 0, weight)
+def test_the_stream_is_that_of_float_weights(weight, pattern):
+    """Where nothing is rounded away."""
+    weight = pruned(np.where(np.abs(weight) < 0.5, 0, weight), pattern, 0.0)
     bytes_, floats = QuantizedTensor.encode(weight, pattern), SparseTensor.encode(weight, pattern)
     assert bytes_.indices.tobytes() == floats.indices.tobytes()
     assert bytes_.values.shape == floats.values.shape
@@ -94,9 +105,10 @@ def test_weights_that_are_no_numbers(bad):
 
 
 def test_what_cannot_be_packed():
-    for pattern in ("unstructured", "2:4", "dense"):
-        with pytest.raises(SpecError, match="in blocks"):
-            QuantizedTensor.encode(np.zeros((2, 2)), Pattern.parse(pattern))
+    with pytest.raises(SpecError, match="dense"):
+        QuantizedTensor.encode(np.zeros((2, 2)), Pattern("dense"))
+    with pytest.raises(ModelError, match="3 non-zeros"):
+        QuantizedTensor.encode(np.ones((1, 3)), Pattern.parse("2:4"))
     with pytest.raises(SpecError, match="matrix"):
         QuantizedTensor.encode(np.zeros(2), Pattern.parse("1x1"))
     with pytest.raises(SpecError, match="absmax, mse"):
@@ -114,7 +126,8 @@ GOOD = QuantizedTensor.encode(np.eye(4, 8, dtype=np.float32), Pattern.parse("2x2
         ({"values": GOOD.values.astype(np.float32)}, "int8"),
         ({"values": GOOD.values.reshape(-1)}, r"\[blocks, 2, 2\]"),
         ({"indices": GOOD.indices[:-1]}, "positions for 2"),
-        ({"pattern": Pattern("unstructured")}, "RxC"),
+        ({"pattern": Pattern("unstructured")}, "1-D"),
+        ({"pattern": Pattern("dense")}, "no packed form"),
         ({"scales": GOOD.scales[:-1]}, r"scales must be float32 \[4\]"),
         ({"scales": GOOD.scales.astype(np.float64)}, "scales must be float32"),
         ({"scales": GOOD.scales * 0}, "finite positive"),
@@ -132,7 +145,8 @@ def test_malformed_tensors_are_refused(change, message):
 @settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 12), st.integers(0, 12), st.integers(0, 9), patterns)
 def test_random_bytes_never_escape(data, rows, cols, count, pattern):
-    values = np.ones((count, pattern.rows, pattern.cols), np.int8)
+    unit = (pattern.rows, pattern.cols) if pattern.kind == "block" else ()
+    values = np.ones((count, *unit), np.int8)
     tensor = QuantizedTensor(
         pattern, (rows, cols), values, np.frombuffer(data, np.uint8), np.ones(rows, np.float32)
     )

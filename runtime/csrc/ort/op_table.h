@@ -16,11 +16,12 @@ struct Family {
   bool int8;    // weights in bytes with a scale per output; otherwise float32
 };
 
-inline constexpr std::array<Family, 5> kFamilies{{
+inline constexpr std::array<Family, 6> kFamilies{{
     {"SparseMatMul", false, false, false},
     {"SparseConv", true, false, false},
     {"BlockSparseMatMul", false, true, false},
     {"BlockSparseConv", true, true, false},
+    {"SparseMatMulInt8", false, false, true},
     {"BlockSparseMatMulInt8", false, true, true},
 }};
 

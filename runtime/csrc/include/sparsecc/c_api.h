@@ -111,7 +111,7 @@ SPARSECC_API int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int6
                                    const sparsecc_executor* executor, char* error, size_t error_size);
 SPARSECC_API void sparsecc_conv_destroy(sparsecc_conv* op);
 
-/* Products of bytes: y = act(x W^T + bias) with W[n][k] = scales[n] * values, values int8 in an RxC layout.
+/* Products of bytes: y = act(x W^T + bias) with W[n][k] = scales[n] * values, values int8 in any layout.
  * x is quantised inside, over the whole of one call, as ONNX's DynamicQuantizeLinear does it: uint8 with a
  * zero point, exactly its integers. Sums are 32-bit integers modulo 2^32, exactly those of MatMulInteger;
  * float32 only begins when they are scaled: act(float(sum) * (scale of x * scales[n]) + bias[n]).
@@ -119,9 +119,9 @@ SPARSECC_API void sparsecc_conv_destroy(sparsecc_conv* op);
 typedef struct {
   size_t struct_size;     /* sizeof(sparsecc_int8_weight_desc) */
   int32_t layout_version; /* SPARSECC_LAYOUT_VERSION */
-  const char* layout;     /* "RxC" */
+  const char* layout;
   int64_t outputs, inputs;
-  const int8_t* values; /* [blocks][R][C] */
+  const int8_t* values;
   int64_t value_count;
   const uint8_t* indices;
   int64_t index_bytes;
