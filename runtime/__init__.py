@@ -14,6 +14,7 @@ from sparsecc.runtime.capi import (
     operator_table,
 )
 from sparsecc.runtime.capi_int8 import NativeInt8MatMul, int8_isas
+from sparsecc.runtime.capi_recurrent import NativeRecurrent, PackedMatrix
 from sparsecc.runtime.native import get_library_path, load, register
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "NativeConv",
     "NativeInt8MatMul",
     "NativeMatMul",
+    "NativeRecurrent",
+    "PackedMatrix",
     "get_library_path",
     "int8_isas",
     "isas",

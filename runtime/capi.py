@@ -44,7 +44,7 @@ ACTIVATION_CODES: Mapping[str, int] = {
 """``sparsecc_activation`` by operator name suffix."""
 
 
-class _WeightDesc(ctypes.Structure):
+class WeightDesc(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("layout_version", ctypes.c_int32),
@@ -237,8 +237,8 @@ class _NativeOp(NativeHandle):
         held_values = np.ascontiguousarray(values, np.float32)
         held_indices = np.ascontiguousarray(indices, np.uint8)
         held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        desc = _WeightDesc(
-            ctypes.sizeof(_WeightDesc), layout_version, layout.encode(), *shape,
+        desc = WeightDesc(
+            ctypes.sizeof(WeightDesc), layout_version, layout.encode(), *shape,
             held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
             None if held_bias is None else held_bias.ctypes.data,
             ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),

@@ -1,43 +1,12 @@
 #include "sparsecc/c_api.h"
 
-#include <cstdio>
-#include <exception>
-#include <new>
-#include <string>
-
-#include "common.h"
+#include "c_guard.h"
 #include "int8.h"
 #include "isa.h"
 #include "operator.h"
 
-namespace {
-
-int fail(char* error, size_t error_size, const char* message) {
-  if (error != nullptr && error_size > 0) std::snprintf(error, error_size, "%s", message);
-  return 1;
-}
-
-// Runs a body that may throw and turns what it throws into the C convention.
-template <class Body>
-int guard(char* error, size_t error_size, const Body& body) noexcept {
-  if (error != nullptr && error_size > 0) error[0] = '\0';
-  try {
-    body();
-    return 0;
-  } catch (const sparsecc::Failure& failure) {
-    return fail(error, error_size, failure.message.c_str());
-  } catch (const std::bad_alloc&) {
-    return fail(error, error_size, "out of memory");
-  } catch (const std::exception& other) {
-    return fail(error, error_size, other.what());
-  }
-}
-
-void require(bool good, const char* message) {
-  if (!good) throw sparsecc::Failure{message};
-}
-
-}  // namespace
+using sparsecc::guard;
+using sparsecc::require;
 
 int sparsecc_matmul_create(const sparsecc_weight_desc* weight, sparsecc_matmul** out, char* error,
                            size_t error_size) {

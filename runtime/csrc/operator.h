@@ -73,12 +73,13 @@ inline LaneChunks cut_lanes(int64_t lanes, int64_t most, int64_t units, int64_t 
 
 struct sparsecc_matmul {
   explicit sparsecc_matmul(const sparsecc_weight_desc& desc);
+  // Of a weight already read, or of a part of one; only bias, activation and isa of `desc` count.
+  sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
   void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   const char* kernel(int64_t rows) const;
   int64_t inputs() const { return linear_.inputs; }
 
  private:
-  sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
   void run_block(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_slice(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;

@@ -183,4 +183,20 @@ Rows expand_rows(const Weight& weight) {
   return rows;
 }
 
+Weight part_of(const Weight& weight, int64_t first, int64_t outputs) {
+  const Layout& layout = weight.layout;
+  const auto begin = weight.row_start.begin() + first / layout.rows;
+  const auto end = begin + outputs / layout.rows;
+  Weight part;
+  part.layout = layout;
+  part.outputs = outputs;
+  part.inputs = weight.inputs;
+  part.grid_rows = end - begin;
+  part.grid_cols = weight.grid_cols;
+  for (auto at = begin; at <= end; ++at) part.row_start.push_back(*at - *begin);
+  part.column.assign(weight.column.begin() + *begin, weight.column.begin() + *end);
+  part.values = weight.values + *begin * layout.rows * layout.cols;
+  return part;
+}
+
 }  // namespace sparsecc

@@ -37,6 +37,8 @@ struct Rows {
 Layout parse_layout(const char* text);
 Weight read_weight(const sparsecc_weight_desc& desc);
 Rows expand_rows(const Weight& weight);
+// The outputs [first, first + outputs), a whole number of rows of the grid.
+Weight part_of(const Weight& weight, int64_t first, int64_t outputs);
 
 }  // namespace sparsecc
 #endif

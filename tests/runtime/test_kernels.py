@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from sparsecc.runtime import get_library_path
+from sparsecc.runtime.capi import WeightDesc as Desc
 from sparsecc.runtime.capi import _Geometry as Geometry
-from sparsecc.runtime.capi import _WeightDesc as Desc
 from sparsecc.sparse import Pattern, SparseTensor, keep_mask
 
 EPS = float(np.finfo(np.float32).eps)

@@ -26,8 +26,12 @@ SPARSECC_INLINE Vec exp_vec(Vec x) {
 
 SPARSECC_INLINE Vec sigmoid_vec(Vec x) { return 1.0f / (1.0f + exp_vec(-x)); }
 
+struct Ratio {
+  Vec over, under;
+};
+
 // Odd rational approximation, error below 4 ulp (the form Eigen uses).
-SPARSECC_INLINE Vec tanh_vec(Vec x) {
+SPARSECC_INLINE Ratio tanh_ratio(Vec x) {
   const Vec z = at_most(at_least(x, splat(-7.90531110763549805f)), splat(7.90531110763549805f));
   const Vec s = z * z;
   Vec p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
@@ -39,7 +43,12 @@ SPARSECC_INLINE Vec tanh_vec(Vec x) {
   Vec q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
-  return z * p / q;
+  return {z * p, q};
+}
+
+SPARSECC_INLINE Vec tanh_vec(Vec x) {
+  const Ratio ratio = tanh_ratio(x);
+  return ratio.over / ratio.under;
 }
 
 // N. Juffa's erff: a polynomial near zero, 1 - exp(polynomial) beyond; error below 2 ulp.

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "../kernels.h"
+#include "../kernels_recurrent.h"
 #include "sparsecc/c_api.h"
 
 #include "intrinsics.h"
@@ -28,6 +29,7 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "slice.inl.h"
 
 #include "lanes.inl.h"
+#include "recurrent.inl.h"
 
 }  // namespace
 
@@ -41,6 +43,10 @@ void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, Sli
 #else
 void slice_masked(const SliceJob* job) { slice_tiles<slice_masked_tile.rows, SliceView::kMasked>(*job); }
 #endif
+
+void lstm_cell(const LstmCellJob* job) { lstm_units(*job); }
+void gru_reset(const GruResetJob* job) { gru_reset_units(*job); }
+void gru_cell(const GruCellJob* job) { gru_units(*job); }
 
 const Helpers kHelpers = {pack_rows, pack_pixels, finish};
 

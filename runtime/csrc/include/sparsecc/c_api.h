@@ -148,6 +148,52 @@ SPARSECC_API const char* sparsecc_int8_isas(void);
 SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op);
 SPARSECC_API const char* sparsecc_int8_kernel_table(void); /* as sparsecc_kernel_table */
 
+/* ---- recurrent operators -------------------------------------------------------------------------------
+ * LSTM and GRU of ONNX with the default activations (sigmoid, tanh, tanh), no clip, no peepholes, layout 0.
+ * Gates stand in the order of ONNX: LSTM input, output, forget, cell (4); GRU update, reset, hidden (3). */
+typedef enum { SPARSECC_LSTM = 0, SPARSECC_GRU = 1 } sparsecc_cell;
+typedef enum {
+  SPARSECC_FORWARD = 0,
+  SPARSECC_REVERSE = 1,
+  SPARSECC_BIDIRECTIONAL = 2 /* two directions, forward first */
+} sparsecc_direction;
+
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_recurrent_desc) */
+  int32_t cell;       /* sparsecc_cell */
+  int32_t direction;  /* sparsecc_direction */
+  int32_t linear_before_reset; /* GRU: 0 or 1 */
+  int64_t hidden;
+  /* The packed W as a matrix [directions * gates * hidden, inputs] and R as one of `hidden` columns; no bias, no
+   * activation, blocks of a number of rows that divides `hidden`. The two may differ in layout. */
+  sparsecc_weight_desc input_weight, state_weight;
+  const float* bias; /* [directions][2][gates * hidden]: of W, then of R; NULL is zeros */
+  const char* isa;   /* as in sparsecc_weight_desc; that of the two weights is not looked at */
+} sparsecc_recurrent_desc;
+
+/* Everything row-major: x [steps][batch][inputs], y [steps][directions][batch][hidden], states
+ * [directions][batch][hidden]. */
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_recurrent_io) */
+  const float* x;
+  int64_t steps, batch;
+  const int32_t* lengths;  /* [batch], each 0..steps: what lies beyond counts as not there; NULL: all steps */
+  const float* initial_h;  /* NULL: zeros */
+  const float* initial_c;  /* LSTM; NULL: zeros */
+  float *y, *y_h, *y_c;    /* y beyond the length of a row is zero; y_c: LSTM only */
+} sparsecc_recurrent_io;
+
+typedef struct sparsecc_recurrent sparsecc_recurrent; /* immutable after creation: safe to share */
+
+SPARSECC_API int sparsecc_recurrent_create(const sparsecc_recurrent_desc* desc, sparsecc_recurrent** out,
+                                           char* error, size_t error_size);
+SPARSECC_API int sparsecc_recurrent_run(const sparsecc_recurrent* op, const sparsecc_recurrent_io* io,
+                                        const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API void sparsecc_recurrent_destroy(sparsecc_recurrent* op);
+/* The kernel of the cell, and those of its products at one row of x, separated by spaces. */
+SPARSECC_API const char* sparsecc_recurrent_kernels(const sparsecc_recurrent* op);
+SPARSECC_API const char* sparsecc_recurrent_kernel_table(void); /* as sparsecc_kernel_table; cells only */
+
 /* Space-separated names usable on this machine, best first, e.g. "avx512 avx2 generic". */
 SPARSECC_API const char* sparsecc_isas(void);
 /* The kernel an op would run for that many rows (matmul) or pixels (conv), for reports and tests. */
