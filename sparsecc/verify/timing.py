@@ -24,9 +24,13 @@ _COLD_LIMIT = 0.05
 #: Shortest sample in seconds: reading a clock takes a microsecond on some virtual machines.
 _SAMPLE_SECONDS = 0.00025
 
-Clock: TypeAlias = Literal["wall", "cpu"]
+Clock: TypeAlias = Literal["wall", "cpu", "process"]
 
-_CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+_CLOCKS: dict[Clock, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "cpu": time.thread_time,
+    "process": time.process_time,
+}
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ def time_interleaved(
     min_rounds: int = 3,
     max_seconds: float = 20.0,
     slice_seconds: float = 0.005,
+    pauses: Sequence[float] | None = None,
 ) -> tuple[list[list[float]], list[int]]:
     """Time ``calls`` in rounds; in each round each call gets one slice, in an order that turns and flips.
 
@@ -186,12 +191,14 @@ def time_interleaved(
 
     Args:
         calls: what to time.
-        clock: ``wall``, or ``cpu`` for the CPU time of the calling thread.
+        clock: ``wall``; ``cpu`` for the CPU time of the calling thread; ``process`` for that of all threads of
+            the process, which also counts a call that hands its work to one thread of its own.
         warmup: untimed runs of each call before anything is measured.
         rounds: rounds wanted.
         min_rounds: rounds run even when ``max_seconds`` has passed.
         max_seconds: seconds of wall time after which no new round starts.
         slice_seconds: least time of a slice.
+        pauses: for each call the seconds to sleep after its slice, for engines whose idle threads go on spinning.
 
     Returns:
         Seconds per call, ``[call][round]``, and how often a slice runs each call.
@@ -205,6 +212,8 @@ def time_interleaved(
                 break
             for index in _order(len(calls), number):
                 times[index].append(turns[index].take())
+                if pauses is not None and pauses[index] > 0:
+                    time.sleep(pauses[index])
     return times, [turn.samples * turn.repeats for turn in turns]
 
 
