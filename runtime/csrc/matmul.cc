@@ -14,9 +14,12 @@ constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a sec
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
 
-// One slot costs as much per row of x as this many single weights for up to 16 rows; measured on Zen 5.
-// Without AVX-512 a slot has no single instruction that picks from 16 inputs.
-double slice_gain(Isa isa) { return isa == Isa::kAvx512 ? 1.2 : isa == Isa::kAvx2 ? 0.25 : 0.1; }
+// Rows of x up to which slots beat single weights, measured on Zen 5: they read every weight once per tile
+// of rows, but where every slot is full and one permute picks from its 16 inputs they still pay then.
+int64_t most_slice_rows(Isa isa, SliceView::Form form) {
+  if (isa == Isa::kAvx512) return form == SliceView::kUniform ? 24 : 8;
+  return isa == Isa::kAvx2 ? 4 : 1;
+}
 
 }  // namespace
 
@@ -31,7 +34,7 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
   const Rows rows = expand_rows(weight);
   element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa));
   slice_.emplace(rows, linear_.isa == Isa::kAvx512);
-  slice_rows_ = std::max<int64_t>(1, static_cast<int64_t>(slice_gain(linear_.isa) * slice_->fill));
+  slice_rows_ = most_slice_rows(linear_.isa, slice_->view().form);
 }
 
 bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
@@ -122,8 +125,8 @@ void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const SliceView weight = slice_->view();
   const auto kernel = slice_kernel(linear_.isa, weight.form);
-  const int64_t inputs = linear_.inputs, whole = round_up(inputs, kGroup);
-  Scratch<2> padded(rows * whole);  // slices are read whole, and much faster from aligned memory
+  const int64_t inputs = linear_.inputs, whole = round_up(inputs, kGroup) + kGroup;
+  Scratch<2> padded(rows * whole);  // windows are read whole, and much faster from aligned memory
   for (int64_t row = 0; row < rows; ++row) {
     std::copy_n(x + row * inputs, inputs, padded.data() + row * whole);
     std::fill_n(padded.data() + row * whole + inputs, whole - inputs, 0.0f);

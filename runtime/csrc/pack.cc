@@ -112,38 +112,52 @@ namespace {
 
 // One slot before it is written in the form chosen.
 struct Slot {
-  uint16_t step = 0, mask = 0;
+  uint8_t step = 0;
+  uint16_t mask = 0;
   uint8_t position[kGroup] = {};
   float weight[kGroup] = {};
 };
 
-// The slots of the outputs [first, first + lanes), in order.
+// The slots of the outputs [first, first + lanes), in order. A window has `unit` inputs in each half.
 template <class Emit>
-void each_slot(const Rows& rows, int64_t first, int64_t lanes, int64_t slices, Emit emit) {
-  int64_t next[kGroup];
-  for (int64_t lane = 0; lane < lanes; ++lane) next[lane] = rows.start[at(first + lane)];
-  uint16_t step = 0;
-  for (int64_t slice = 0; slice < slices; ++slice) {
-    while (true) {  // one slot per round, until no lane has a weight left in this slice
-      Slot slot;
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t i = next[lane];
-        if (i == rows.start[at(first + lane + 1)] || rows.column[at(i)] / kGroup != at(slice)) continue;
-        slot.position[lane] = static_cast<uint8_t>(rows.column[at(i)] % kGroup);
-        slot.mask = static_cast<uint16_t>(slot.mask | 1u << lane);
-        slot.weight[lane] = rows.value[at(i)];
-        ++next[lane];
-      }
-      if (slot.mask == 0) break;
-      slot.step = std::exchange(step, uint16_t{0});
-      emit(slot);
+void each_slot(const Rows& rows, int64_t first, int64_t lanes, int64_t unit, Emit emit) {
+  int64_t next[kGroup], end[kGroup];
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    next[lane] = rows.start[at(first + lane)];
+    end[lane] = rows.start[at(first + lane + 1)];
+  }
+  for (int64_t window = 0;;) {
+    int64_t nearest = INT64_MAX;
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      if (next[lane] < end[lane]) nearest = std::min<int64_t>(nearest, rows.column[at(next[lane])]);
+    if (nearest == INT64_MAX) return;
+    const int64_t target = std::max(window, nearest / unit);
+    Slot slot;
+    slot.step = static_cast<uint8_t>(std::min<int64_t>(target - window, UINT8_MAX));
+    window += slot.step;
+    for (int64_t lane = 0; window == target && lane < lanes; ++lane) {  // else an empty slot on the way
+      if (next[lane] == end[lane]) continue;
+      const int64_t position = rows.column[at(next[lane])] - window * unit;
+      if (position >= 2 * unit) continue;
+      slot.position[lane] = static_cast<uint8_t>(position);
+      slot.mask = static_cast<uint16_t>(slot.mask | 1u << lane);
+      slot.weight[lane] = rows.value[at(next[lane]++)];
     }
-    if (step == UINT16_MAX) {  // an empty slot carries a step that has become too long
-      Slot slot;
-      slot.step = std::exchange(step, uint16_t{0});
-      emit(slot);
+    emit(slot);
+  }
+}
+
+// The same of slices that are all alike.
+template <class Emit>
+void each_full_slot(const Rows& rows, int64_t first, int64_t lanes, int64_t slots, Emit emit) {
+  for (int64_t i = 0; i < slots; ++i) {
+    Slot slot;
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const int64_t weight = rows.start[at(first + lane)] + i;
+      slot.position[lane] = static_cast<uint8_t>(rows.column[at(weight)] % kGroup);
+      slot.weight[lane] = rows.value[at(weight)];
     }
-    ++step;
+    emit(slot);
   }
 }
 
@@ -172,13 +186,19 @@ void pack_halves(const Slot& slot, std::vector<uint8_t>& to) {
   to.insert(to.end(), bytes, bytes + sizeof packed);
 }
 
-void pack_ranks(const Slot& slot, std::vector<uint8_t>& to) {
-  int rank = 0;
+// Positions and values of a slot without most of its zeros; returns how many values it has.
+uint8_t pack_dense(const Slot& slot, std::vector<uint8_t>& positions, std::vector<float>& values) {
+  constexpr int kMostSkipped = 7;
+  int skipped = 0;
   for (int lane = 0; lane < kGroup; ++lane) {
-    const bool used = (slot.mask >> lane & 1) != 0;
-    to.push_back(static_cast<uint8_t>(slot.position[lane] | rank << 4));
-    rank += used && rank < kGroup - 1 ? 1 : 0;
+    positions.push_back(static_cast<uint8_t>(slot.position[lane] | skipped << 5));
+    if ((slot.mask >> lane & 1) == 0 && skipped < kMostSkipped) {
+      ++skipped;
+    } else {
+      values.push_back(slot.weight[lane]);
+    }
   }
+  return static_cast<uint8_t>(kGroup - skipped);
 }
 
 }  // namespace
@@ -193,36 +213,41 @@ SlicePack::SlicePack(const Rows& rows, bool can_pack)
             : can_pack           ? SliceView::kPacked
                                  : SliceView::kMasked),
       value_start_(groups + 1) {
-  std::vector<uint16_t> steps, masks;
+  std::vector<SlotMove> moves;
+  std::vector<uint16_t> masks;
   std::vector<uint8_t> positions;
   std::vector<float> values;
+  const auto add = [&](const Slot& slot) {
+    uint8_t count = kGroup;
+    if (form_ == SliceView::kPacked) {
+      count = pack_dense(slot, positions, values);
+    } else {
+      pack_halves(slot, positions);
+      values.insert(values.end(), slot.weight, slot.weight + kGroup);
+    }
+    masks.push_back(slot.mask);
+    moves.push_back({slot.step, count});
+  };
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t first = group * kGroup, lanes = std::min(outputs_, first + kGroup) - first;
-    each_slot(rows, first, lanes, slices_, [&](const Slot& slot) {
-      masks.push_back(slot.mask);
-      steps.push_back(slot.step);
-      if (form_ == SliceView::kPacked) {
-        pack_ranks(slot, positions);
-      } else {
-        pack_halves(slot, positions);
-      }
-      for (int lane = 0; lane < kGroup; ++lane)
-        if (form_ != SliceView::kPacked || (slot.mask >> lane & 1) != 0) values.push_back(slot.weight[lane]);
-    });
+    if (form_ == SliceView::kUniform) {
+      each_full_slot(rows, first, lanes, slices_ * slots_per_slice_, add);
+    } else {
+      each_slot(rows, first, lanes, form_ == SliceView::kPacked ? kGroup : kGroup / 2, add);
+    }
     slot_start[group + 1] = static_cast<int64_t>(masks.size());
     value_start_[group + 1] = static_cast<int64_t>(values.size());
   }
-  fill = masks.empty() ? kGroup : static_cast<double>(rows.value.size()) / static_cast<double>(masks.size());
   values.insert(values.end(), kGroup, 0.0f);
   positions_ = aligned(positions);
   masks_ = aligned(masks);
-  steps_ = aligned(steps);
+  moves_ = aligned(moves);
   values_ = aligned(values);
 }
 
 SliceView SlicePack::view() const {
   return {form_,         slot_start.data(), value_start_.data(), positions_.data(), masks_.data(),
-          steps_.data(), values_.data(),    slots_per_slice_,    slices_,           outputs_};
+          moves_.data(), values_.data(),    slots_per_slice_,    slices_,           outputs_};
 }
 
 }  // namespace sparsecc

@@ -52,14 +52,14 @@ struct SlicePack {
   SliceView view() const;
   int64_t groups;
   Buffer<int64_t> slot_start;  // [groups + 1]; also the prefix sums that work is cut by
-  double fill = 0;             // weights per slot
 
  private:
   int64_t outputs_, slices_, slots_per_slice_ = 0;
   SliceView::Form form_;
   Buffer<int64_t> value_start_;
   Buffer<uint8_t> positions_;
-  Buffer<uint16_t> masks_, steps_;
+  Buffer<uint16_t> masks_;
+  Buffer<SlotMove> moves_;
   Buffer<float> values_;
 };
 

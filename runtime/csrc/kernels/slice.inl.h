@@ -1,10 +1,14 @@
-// Few rows of x: 16 outputs in the lanes, each picks its own input out of a slice of 16 held in
+// Few rows of x: 16 outputs in the lanes, each picks its own input out of a window of 16 or 32 held in
 // registers. Takes N:M and unstructured weights alike.
 #pragma once
 
 // Slots whose sums are kept apart, so that one need not wait for another.
 template <int Rows>
 constexpr int kSliceChains = kParts > 1 || Rows > 2 ? 1 : 4 / Rows;
+
+// Inputs by which a window moves on.
+template <int Form>
+constexpr int kUnit = Form == SliceView::kPacked ? kGroup : kGroup / 2;
 
 // One slot for all rows: where[] picks from x, and `used` says which outputs have a weight at all, so
 // that x never matters where there is none.
@@ -16,13 +20,13 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
   __m512 weight;
   __mmask16 used = (__mmask16)0xffff;
   if constexpr (Form == SliceView::kPacked) {
-    const __m512i both = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i*)(w.positions + 16 * slot)));
-    const uint32_t mask = w.masks[slot];
+    where = _mm512_cvtepu8_epi32(_mm_load_si128((const __m128i*)(w.positions + 16 * slot)));
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // Not vexpandps: on Zen 5 it takes six cycles where this permute takes one.
-    weight = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), _mm512_loadu_ps(values));
-    values += _mm_popcnt_u32(mask);
-    where = both;
-    used = (__mmask16)mask;
+    weight = _mm512_permutexvar_ps(_mm512_sub_epi32(lane, _mm512_srli_epi32(where, 5)),
+                                   _mm512_loadu_ps(values));
+    values += w.moves[slot].values;
+    used = (__mmask16)w.masks[slot];
   } else {
     const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     where = _mm512_srlv_epi32(_mm512_set1_epi64(((const long long*)w.positions)[slot]), shift);
@@ -32,7 +36,11 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
   }
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    const __m512 picked = _mm512_permutexvar_ps(where, _mm512_load_ps(x + r * row_stride));
+    const float* from = x + r * row_stride;
+    const __m512 picked =
+        Form == SliceView::kPacked
+            ? _mm512_permutex2var_ps(_mm512_load_ps(from), where, _mm512_load_ps(from + kGroup))
+            : _mm512_permutexvar_ps(where, _mm512_load_ps(from));
     __m512& to = (__m512&)sum[r].part[0];
     if constexpr (Form == SliceView::kUniform) {
       to = _mm512_fmadd_ps(picked, weight, to);
@@ -90,7 +98,7 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   for (int r = 0; r < Rows; ++r) part[c][r] = broadcast(0.0f);
   int64_t slot = w.slot_start[group];
   const auto one = [&](int64_t i, int c) __attribute__((always_inline)) {
-    if constexpr (Form != SliceView::kUniform) x += w.steps[i] * kGroup;
+    if constexpr (Form != SliceView::kUniform) x += w.moves[i].step * kUnit<Form>;
     slice_slot<Rows, Form>(w, i, values, x, job.row_stride, part[c]);
   };
   const auto several = [&](int64_t end) __attribute__((always_inline)) {
