@@ -181,7 +181,8 @@ def sparse_int8(layer: Layer, isa: str | None) -> list[Engine]:
         "bias": np.zeros(tensor.shape[0], np.float32),
     }
     facts = {"kernel": op.kernel, "tolerance": BYTES}
-    return our_engines("BlockSparseMatMulInt8", constants, layer, op, facts)
+    name = "BlockSparseMatMulInt8" if tensor.pattern.kind == "block" else "SparseMatMulInt8"
+    return our_engines(name, constants, layer, op, facts)
 
 
 OURS = {"sparsecc fp32": sparse_fp32, "sparsecc int8": sparse_int8}

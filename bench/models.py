@@ -1,31 +1,47 @@
 #!/usr/bin/env python3
-"""Whole models: the output of ``sparsecc optimize`` against dense onnxruntime on the same machine.
+"""Whole models: the output of ``sparsecc optimize`` and other engines against dense onnxruntime.
 
 Without arguments the zoo of ``models/zoo.py`` is built at real size with random weights and masks; an
 argument may also be the path of an ``.onnx`` file, whose zeros are used as they are. For instance::
 
-    python bench/models.py bert_base resnet50 --pattern 16x1 --pattern unstructured --json out.json
-    python bench/models.py models/text_lm/text_lm_sparse16x1.onnx --threads 1
+    python bench/models.py bert_base resnet50 --pattern 16x1 --pattern 16x4 --sparsity 0.8 --json out.json
+    python bench/models.py models/text_lm/text_lm_sparse16x1.onnx --threads 1 --no-peers
 
-Both models run in one process in turns; the speed-up is the median of the ratios per round. The dense time is
-that of the file before optimisation in plain onnxruntime, with all of its own fusions.
+All engines run in one process in turns; a speed-up is the median of the ratios per round. The dense time is
+that of the file before optimisation in plain onnxruntime, with all of its own fusions. Everything that is quantised
+or optimised starts from that same file; the error is the distance of the first output from that of dense
+onnxruntime, relative to its length, and says nothing about accuracy where weights are random. Clocks and optional
+engines are those of `layers` and `peers`.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import onnx
+from layers import SPIN_SECONDS, clock_of, pinned
+from model_engines import (
+    Engine,
+    Inputs,
+    onnxruntime_engine,
+    peer_engines,
+    quantised_files,
+    relative_error,
+)
+from peers import in_child, limited_openvino
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "models"))
@@ -35,6 +51,10 @@ import zoo  # noqa: E402
 from sparsecc import calib, errors, ir, verify  # noqa: E402
 from sparsecc.api import optimize  # noqa: E402
 from sparsecc.plan import machine_facts  # noqa: E402
+from sparsecc.verify.timing import time_interleaved  # noqa: E402
+
+#: What is asked of `optimize`, by the name of the engine that runs the result.
+OURS: dict[str, dict[str, Any]] = {"sparsecc fp32": {}, "sparsecc int8": {"quantize": "int8"}}
 
 
 @dataclass(frozen=True)
@@ -56,10 +76,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result; times in milliseconds, sizes in bytes.
+    """One engine on one model; times in milliseconds, sizes in bytes.
 
     ``speedup`` is the median over the rounds of the ratio in each round. The ratio of the two minima, which a
-    busy machine disturbs less, should agree with it.
+    busy machine disturbs less, should agree with it. ``layouts`` counts the sites of our models by layout.
     """
 
     model: str
@@ -67,13 +87,13 @@ class Row:
     sparsity: float | None
     batch: int | None
     threads: int
-    dense_ms: float
-    sparse_ms: float
+    engine: str
+    ms: float
+    min_ms: float
     speedup: float
-    dense_min_ms: float
-    sparse_min_ms: float
-    bytes_before: int
-    bytes_after: int
+    speedup_of_minima: float
+    error: float
+    bytes: int
     layouts: dict[str, int]
     rounds: int
 
@@ -85,12 +105,13 @@ class Row:
             self.pattern,
             "" if self.sparsity is None else f"{self.sparsity:.0%}",
             str(self.threads),
-            f"{self.dense_ms:.2f}",
-            f"{self.sparse_ms:.2f}",
+            self.engine,
+            f"{self.ms:.2f}",
             f"{self.speedup:.2f}x",
-            f"{self.dense_min_ms / self.sparse_min_ms:.2f}x",
-            f"{self.bytes_before / 1e6:.1f} -> {self.bytes_after / 1e6:.1f}",
-            f"{sparse_sites} of {sum(self.layouts.values())}",
+            f"{self.speedup_of_minima:.2f}x",
+            f"{self.error:.1e}",
+            f"{self.bytes / 1e6:.1f}",
+            f"{sparse_sites} of {sum(self.layouts.values())}" if self.layouts else "",
         ]
 
 
@@ -99,10 +120,11 @@ HEADER = [
     "pattern",
     "zeros",
     "T",
-    "dense ms",
-    "sparsecc ms",
+    "engine",
+    "ms",
     "speed-up",
     "of minima",
+    "error",
     "MB",
     "sparse sites",
 ]
@@ -129,46 +151,93 @@ def build_cases(
                 path.unlink()
 
 
-def measure(case: Case, threads: int, folder: Path, calibration: Path | None, **options: Any) -> Row:
-    """Optimise one file for a number of threads and time the result against the file."""
-    output = folder / "optimised.onnx"
-    seconds = options.pop("seconds")
-    result = optimize(
-        case.path,
-        output,
-        threads=threads,
-        costs=folder / "costs.json",
-        calibration_data=calibration,
-        **options,
-    )
+def our_engines(
+    case: Case, threads: int, folder: Path, inputs: Inputs, options: Mapping[str, Any]
+) -> Iterator[tuple[Engine, dict[str, int]]]:
+    """Yield what `optimize` makes of a file, with float weights and with bytes, and the sites by layout."""
+    known = inspect.signature(optimize).parameters
+    for name, extra in OURS.items():
+        if not extra.keys() <= known.keys():
+            continue
+        output = folder / f"{name.replace(' ', '_')}.onnx"
+        costs = folder / "costs.json"
+        result = optimize(case.path, output, threads=threads, costs=costs, **options, **extra)
+        engine = onnxruntime_engine(name, output, inputs, threads)
+        yield engine, dict(Counter(site.layout for site in result.sites))
+
+
+def measure(
+    case: Case,
+    threads: int,
+    folder: Path,
+    calibration: Path | None,
+    *,
+    peers: bool,
+    seconds: float,
+    **options: Any,
+) -> tuple[list[Row], dict[str, str]]:
+    """Run one file on every engine with a number of threads; also return why an engine is missing."""
     model = ir.Model.load(case.path)
     shapes = options["input_shapes"]
     source = None
     if calibration is not None:
         source = calib.Calibration.from_path(str(calibration), model, input_shapes=shapes)
     inputs = verify.make_inputs(model, source, shapes=shapes)
-    timing = verify.benchmark(
-        [case.path, output], inputs, threads=threads, library=[False, True], max_seconds=seconds
+    options["calibration_data"] = calibration
+    engines = [onnxruntime_engine("onnxruntime fp32", case.path, inputs, threads)]
+    layouts: dict[str, dict[str, int]] = {}
+    if in_child() is None:
+        for engine, sites in our_engines(case, threads, folder, inputs, options):
+            engines.append(engine)
+            layouts[engine.name] = sites
+    missing: dict[str, str] = {}
+    if peers:
+        files = quantised_files(case.path, inputs, folder)
+        others, missing = peer_engines(case.path, inputs, files, threads)
+        engines += others
+    with pinned(threads):
+        rows = time_models(case, engines, inputs, threads, layouts, seconds)
+    return rows, missing
+
+
+def time_models(
+    case: Case,
+    engines: Sequence[Engine],
+    inputs: Inputs,
+    threads: int,
+    layouts: Mapping[str, dict[str, int]],
+    seconds: float,
+) -> list[Row]:
+    """Time the engines in turns; the first is what the others are compared with."""
+    engines[0].call()
+    reference = np.asarray(engines[0].result(), np.float64)
+    errors = [relative_error(engine, reference) for engine in engines]
+    times, _ = time_interleaved(
+        [engine.call for engine in engines],
+        clock=clock_of(threads),
+        max_seconds=seconds,
+        pauses=[SPIN_SECONDS if threads > 1 and engine.spins else 0.0 for engine in engines],
     )
-    before, after = timing.models
-    row = Row(
-        model=case.model,
-        pattern=case.pattern,
-        sparsity=case.sparsity,
-        batch=next((array.shape[0] for array in inputs.values() if array.ndim), None),
-        threads=threads,
-        dense_ms=before.median_ms,
-        sparse_ms=after.median_ms,
-        speedup=timing.ratio_to_first[1],
-        dense_min_ms=before.min_ms,
-        sparse_min_ms=after.min_ms,
-        bytes_before=result.bytes_before,
-        bytes_after=result.bytes_after,
-        layouts=dict(Counter(site.layout for site in result.sites)),
-        rounds=timing.rounds,
-    )
-    output.unlink()
-    return row
+    batch = next((array.shape[0] for array in inputs.values() if array.ndim), None)
+    return [
+        Row(
+            model=case.model,
+            pattern=case.pattern,
+            sparsity=case.sparsity,
+            batch=batch,
+            threads=threads,
+            engine=engine.name,
+            ms=statistics.median(taken) * 1e3,
+            min_ms=min(taken) * 1e3,
+            speedup=statistics.median(a / b for a, b in zip(times[0], taken, strict=True)),
+            speedup_of_minima=min(times[0]) / min(taken),
+            error=error,
+            bytes=engine.size,
+            layouts=layouts.get(engine.name, {}),
+            rounds=len(taken),
+        )
+        for engine, taken, error in zip(engines, times, errors, strict=True)
+    ]
 
 
 def markdown(cells: Sequence[str]) -> str:
@@ -183,10 +252,11 @@ def warn_if_busy(load: float) -> None:
         click.echo(f"warning: load average {load:.1f} on {cores} cores; measure on an idle machine", err=True)
 
 
-def write_report(path: Path, rows: Sequence[Row], load: float) -> None:
+def write_report(path: Path, rows: Sequence[Row], missing: Mapping[str, str], load: float) -> None:
     """Write the rows, the facts of the machine and its load average before the first measurement."""
     report = {
         "machine": machine_facts(),
+        "missing": dict(missing),
         "load_average": load,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": [asdict(row) for row in rows],
@@ -221,7 +291,9 @@ def parse_shapes(
 @click.option("--calibration-data", type=click.Path(exists=True, path_type=Path), help="Inputs for a file.")
 @click.option("--pipeline", help="Pipeline text instead of the preset of optimize.")
 @click.option("--keep-slower", is_flag=True, help="Lower every sparse site even where dense is faster.")
-@click.option("--seconds", default=20.0, show_default=True, help="Longest timing of one row.")
+@click.option("--seconds", default=20.0, show_default=True, help="Longest timing of one model.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Time other engines as well.")
+@click.option("--openvino-isa", help="Time OpenVINO again, in its own process, held to this instruction set.")
 @click.option(
     "--json", "report", type=click.Path(dir_okay=False, path_type=Path), help="File for the results."
 )
@@ -233,11 +305,13 @@ def main(
     batch: int,
     seq: int,
     calibration_data: Path | None,
+    openvino_isa: str | None,
     report: Path | None,
     **options: Any,
 ) -> None:
     """Measure every case with every number of threads; a case that fails is reported and skipped."""
     rows: list[Row] = []
+    missing: dict[str, str] = {}
     load = os.getloadavg()[0]
     warn_if_busy(load)
     click.echo(markdown(HEADER))
@@ -249,14 +323,27 @@ def main(
         for case in build_cases(names or sorted(zoo.ZOO), patterns, sparsities, folder, **shape):
             for count in threads:
                 try:
-                    rows.append(measure(case, count, folder, calibration_data, **options))
+                    found, lacking = measure(case, count, folder, calibration_data, **options)
                 except errors.SparseccError as error:
                     failed = True
                     click.echo(f"{case.model}, {case.pattern}, {count} threads: {error}", err=True)
                     continue
-                click.echo(markdown(rows[-1].cells()))
-                if report is not None:
-                    write_report(report, rows, load)
+                rows += found
+                missing |= lacking
+                for row in found:
+                    click.echo(markdown(row.cells()))
+                if report is not None and in_child() is None:
+                    write_report(report, rows, missing, load)
+    if (child := in_child()) is not None:
+        child.write_text(json.dumps([asdict(row) for row in rows if row.engine.startswith("openvino")]))
+    elif options["peers"]:
+        limited = [Row(**row) for row in limited_openvino(openvino_isa)]
+        for row in limited:
+            click.echo(markdown(row.cells()))
+        if report is not None:
+            write_report(report, rows + limited, missing, load)
+    for name, reason in missing.items():
+        click.echo(f"not measured: {name} ({reason})")
     sys.exit(1 if failed else 0)
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks of layers run, compare every engine with NumPy, and name the engines that are not there."""
+"""The benchmarks run, compare what every engine computes, and name the engines that are not there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONAL = {"openvino fp32": "openvino", "torch csr": "torch", "deepsparse spars
 
 
 def run(root: Path, script: str, *arguments: str) -> str:
-    command = [sys.executable, str(root / "bench" / script), *QUICK, *arguments]
+    command = [sys.executable, str(root / "bench" / script), *arguments]
     environment = os.environ | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def test_ours_against_the_baselines(
     root: Path, tmp_path: Path, script: str, pattern: str, threads: str
 ) -> None:
     path = tmp_path / "results.json"
-    run(root, script, "--no-peers", "--pattern", pattern, "--threads", threads, "--json", str(path))
+    run(root, script, *QUICK, "--no-peers", "--pattern", pattern, "--threads", threads, "--json", str(path))
     document = json.loads(path.read_text())
     assert document["machine"]["clock"] == ("process" if threads == "1" else "wall")
     kind = "int8" if "int8" in script else "fp32"
@@ -48,6 +48,20 @@ def test_a_peer_that_is_missing_is_said(root: Path) -> None:
     absent = [name for name, module in OPTIONAL.items() if importlib.util.find_spec(module) is None]
     if not absent:
         pytest.skip("every optional engine is installed")
-    printed = run(root, "kernels.py", "--pattern", "16x1")
+    printed = run(root, "kernels.py", *QUICK, "--pattern", "16x1")
     for name in absent:
         assert f"not measured: {name} (ModuleNotFoundError" in printed
+
+
+def test_a_model_on_every_engine(root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    model = root / "models" / "digits_cnn" / "digits_cnn_sparse16x1.onnx"
+    run(root, "models.py", str(model), "--threads", "1", "--seconds", "0.1", "--json", str(path))
+    document = json.loads(path.read_text())
+    rows = {row["engine"]: row for row in document["rows"]}
+    assert {"onnxruntime fp32", "sparsecc fp32", "onnxruntime int8 static"} <= rows.keys()
+    assert rows["onnxruntime fp32"]["speedup"] == 1
+    assert rows["sparsecc fp32"]["error"] < 1e-5
+    assert 0 < rows["onnxruntime int8 static"]["error"] < 0.1
+    for name in ("openvino fp32", "deepsparse sparse"):
+        assert (name in rows) != (name in document["missing"])
