@@ -198,6 +198,10 @@ void sparsecc_recurrent::run_direction(int64_t number, const sparsecc_recurrent_
     });
     done += steps;
   }
+  // As in onnxruntime: what has not even one step ends in zeros, whatever it started from.
+  for (int64_t row = 0; io.lengths != nullptr && row < io.batch; ++row)
+    for (float* last : {h, c})
+      if (last != nullptr && io.lengths[row] == 0) std::fill_n(last + row * hidden_, hidden_, 0.0f);
 }
 
 void sparsecc_recurrent::run_steps(const State& state, int64_t first_row, int64_t rows,

@@ -25,6 +25,8 @@ def command(what: str, as_json: bool) -> None:
         print_json({"path": path}) if as_json else click.echo(path)
         return
     rows = [(name, "RxC blocks" if name.startswith("Block") else "unstructured, N:M") for name in FAMILIES]
+    recurrent = {op.family for op in emit.operators().values() if isinstance(op, emit.RecurrentOp)}
+    rows += [(name, "unstructured, N:M, RxC blocks") for name in sorted(recurrent)]
     if as_json:
         print_json(
             {

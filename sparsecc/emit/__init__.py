@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsecc.emit.docs import operators_markdown
 from sparsecc.emit.finalize import finalize
 from sparsecc.emit.operator import OLDEST_OPSET, Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.ops_recurrent import RecurrentOp
 from sparsecc.emit.schema import LinearOp, operators
 from sparsecc.emit.self_test import self_test, single_op_model
 from sparsecc.ir.sparse_ops import DOMAIN
@@ -18,6 +19,7 @@ __all__ = [
     "LinearOp",
     "Operator",
     "Output",
+    "RecurrentOp",
     "finalize",
     "operators",
     "operators_markdown",

@@ -37,8 +37,12 @@ Every model carries each operator it uses as a model-local function of
 standard operators (opset {OLDEST_OPSET} or later), so it runs where the operator library is not loaded. The
 packed weight format (gap stream, block order) is described in `runtime/csrc/include/sparsecc/c_api.h`.
 
-All inputs but `x` must be constant initializers of the graph that holds the node; all attributes are always
-present.
+All inputs but `x` (of recurrent operators also `lengths` and the initial states) must be constant initializers of
+the graph that holds the node; all attributes are always present.
+
+`SparseLSTM` and `SparseGRU` are ONNX's LSTM and GRU with the default activations, without clip, peepholes and coupled
+gates, layout 0. Their further forms have `Lengths` (input `lengths` after `bias`), `State` (the initial states after
+that) or both in the name, such as `SparseLSTMLengthsState`. A sequence of length 0 ends in zeros.
 """
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "DOMAIN_VERSION",
     "FAMILIES",
     "family_name",
+    "initializer",
     "sparse_op_node",
 ]
 
@@ -118,16 +119,16 @@ def sparse_op_node(
         constants = list(share.inputs[1 : 5 if int8 else 4])
     else:
         constants = [
-            _initializer(graph, taken, f"{name}.values", weight.values),
-            _initializer(graph, taken, f"{name}.indices", weight.indices),
-            _initializer(graph, taken, f"{name}.shape", np.array(shape, np.int64)),
+            initializer(graph, taken, f"{name}.values", weight.values),
+            initializer(graph, taken, f"{name}.indices", weight.indices),
+            initializer(graph, taken, f"{name}.shape", np.array(shape, np.int64)),
         ]
         if isinstance(weight, QuantizedTensor):
-            constants.append(_initializer(graph, taken, f"{name}.scales", weight.scales))
-    constants.append(_initializer(graph, taken, f"{name}.bias", bias))
+            constants.append(initializer(graph, taken, f"{name}.scales", weight.scales))
+    constants.append(initializer(graph, taken, f"{name}.bias", bias))
     if activation == "Clip":
         constants += [
-            _initializer(graph, taken, f"{name}.{bound}", np.array(parameters[bound], np.float32))
+            initializer(graph, taken, f"{name}.{bound}", np.array(parameters[bound], np.float32))
             for bound in ("lo", "hi")
         ]
     attributes = [
@@ -159,7 +160,8 @@ def _conv_attributes(conv: ConvGeometry) -> list[ir.Attr]:
     ]
 
 
-def _initializer(graph: ir.Graph, taken: set[str], name: str, array: NDArray[np.generic]) -> ir.Value:
+def initializer(graph: ir.Graph, taken: set[str], name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Return a new initializer of ``graph`` that holds ``array``; its name is ``name`` or not in ``taken``."""
     name = free_name(name, taken)
     value = ir.Value(
         name=name,

@@ -62,6 +62,8 @@ def recurrent(
                 fresh = np.tanh(xh + (reset * hh if before_reset else hh))
                 h[d, row] = (1 - z) * fresh + z * h[d, row]
             y[t, d, row] = h[d, row]
+        if not lengths[row]:
+            h[d, row] = c[d, row] = 0
     return [y, h, c] if cell == "LSTM" else [y, h]
 
 

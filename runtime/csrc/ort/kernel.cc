@@ -1,5 +1,8 @@
 #include "kernel.h"
 
+#include <algorithm>
+#include <iterator>
+
 namespace sparsecc::ort {
 
 std::string message(const std::string& label, const char* fault) {
@@ -26,6 +29,13 @@ void* make_output(const Functions& api, OrtKernelContext* context, size_t index,
   return data;
 }
 
-std::vector<OperatorSpec> all_operators() { return linear_operators(); }
+std::vector<OperatorSpec> all_operators() {
+  std::vector<OperatorSpec> all;
+  for (const auto family : {linear_operators, recurrent_operators}) {
+    std::vector<OperatorSpec> specs = family();
+    std::move(specs.begin(), specs.end(), std::back_inserter(all));
+  }
+  return all;
+}
 
 }  // namespace sparsecc::ort

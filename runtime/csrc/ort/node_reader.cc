@@ -11,6 +11,8 @@ const char* type_name(ElementType type) {
       return "uint8";
     case ElementType::kInt8:
       return "int8";
+    case ElementType::kInt32:
+      return "int32";
     case ElementType::kInt64:
       return "int64";
     case ElementType::kUndefined:

@@ -180,7 +180,8 @@ typedef struct {
   const int32_t* lengths;  /* [batch], each 0..steps: what lies beyond counts as not there; NULL: all steps */
   const float* initial_h;  /* NULL: zeros */
   const float* initial_c;  /* LSTM; NULL: zeros */
-  float *y, *y_h, *y_c;    /* y beyond the length of a row is zero; y_c: LSTM only */
+  float *y, *y_h, *y_c;    /* y beyond the length of a row is zero, and so are the last states of a row of
+                            * length 0, as in onnxruntime; y_c: LSTM only */
 } sparsecc_recurrent_io;
 
 typedef struct sparsecc_recurrent sparsecc_recurrent; /* immutable after creation: safe to share */
