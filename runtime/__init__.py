@@ -14,6 +14,15 @@ from sparsecc.runtime.capi import (
     operator_table,
 )
 from sparsecc.runtime.capi_int8 import NativeInt8MatMul, int8_isas
+from sparsecc.runtime.capi_planes import (
+    NativePlaneConv,
+    PlaneQuantization,
+    add_planes,
+    dequantize_planes,
+    max_pool_planes,
+    mean_planes,
+    quantize_planes,
+)
 from sparsecc.runtime.capi_recurrent import NativeRecurrent, PackedMatrix
 from sparsecc.runtime.native import get_library_path, load, register
 
@@ -22,13 +31,20 @@ __all__ = [
     "NativeConv",
     "NativeInt8MatMul",
     "NativeMatMul",
+    "NativePlaneConv",
     "NativeRecurrent",
     "PackedMatrix",
+    "PlaneQuantization",
+    "add_planes",
+    "dequantize_planes",
     "get_library_path",
     "int8_isas",
     "isas",
     "library_version",
     "load",
+    "max_pool_planes",
+    "mean_planes",
     "operator_table",
+    "quantize_planes",
     "register",
 ]

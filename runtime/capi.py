@@ -247,6 +247,12 @@ class _NativeOp(NativeHandle):
         self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)
 
 
+def geometry_struct(geometry: ConvGeometry) -> _Geometry:
+    """Return ``sparsecc_conv_geometry``."""
+    return _Geometry(geometry.groups, geometry.kernel, geometry.stride, geometry.dilation,
+                     geometry.pad_begin, geometry.pad_end)  # fmt: skip
+
+
 class NativeMatMul(_NativeOp):
     """``y = act(x W^T + bias)`` by the library's kernel, on the calling thread, without onnxruntime.
 
@@ -348,8 +354,7 @@ class NativeConv(_NativeOp):
         super().__init__(
             layout, shape, values, indices, bias=bias, activation=activation, alpha=alpha, beta=beta,
             isa=isa, layout_version=layout_version,
-            geometry=_Geometry(geometry.groups, geometry.kernel, geometry.stride, geometry.dilation,
-                               geometry.pad_begin, geometry.pad_end),
+            geometry=geometry_struct(geometry),
         )  # fmt: skip
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:

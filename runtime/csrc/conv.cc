@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common.h"
+#include "geometry.h"
 #include "operator.h"
 #include "schedule.h"
 
@@ -15,7 +16,6 @@ using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies o
 
 namespace {
 
-constexpr int64_t kMaxGeometry = int64_t{1} << 20;
 constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int64_t kSumOutputs = 1024;
 constexpr int64_t kGroupsAtOnce = 8;
@@ -23,21 +23,7 @@ constexpr int64_t kSlack = 64;  // floats that may be read past the end of padde
 
 std::string show(int64_t number) { return std::to_string(number); }
 
-void require(bool good, const char* what, int64_t value) {
-  if (!good) throw Failure{std::string("convolution ") + what + " is out of range: " + show(value)};
-}
-
-void check_geometry(const sparsecc_conv_geometry& g, const Weight& weight) {
-  require(g.groups >= 1 && weight.outputs % g.groups == 0, "groups (must divide outputs)", g.groups);
-  for (int i = 0; i < 2; ++i) {
-    require(g.kernel[i] >= 1 && g.kernel[i] <= kMaxGeometry, "kernel", g.kernel[i]);
-    require(g.stride[i] >= 1 && g.stride[i] <= kMaxGeometry, "stride", g.stride[i]);
-    require(g.dilation[i] >= 1 && g.dilation[i] <= kMaxGeometry, "dilation", g.dilation[i]);
-    require(g.pad_begin[i] >= 0 && g.pad_begin[i] <= kMaxGeometry, "pad_begin", g.pad_begin[i]);
-    require(g.pad_end[i] >= 0 && g.pad_end[i] <= kMaxGeometry, "pad_end", g.pad_end[i]);
-  }
-  require(weight.inputs >= 1 && weight.inputs % (g.kernel[0] * g.kernel[1]) == 0,
-          "weight columns (must be channels * kernel)", weight.inputs);
+void check_blocks(const sparsecc_conv_geometry& g, const Weight& weight) {
   if (weight.layout.kind == Layout::kBlock && g.groups > 1 &&
       weight.outputs / g.groups % weight.layout.rows != 0)
     throw Failure{"blocks of " + show(weight.layout.rows) + " outputs cross the convolution's groups of " +
@@ -66,7 +52,8 @@ sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_co
 sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry,
                              Weight weight)
     : geometry_(geometry), linear_(desc, weight) {
-  check_geometry(geometry, weight);
+  check_geometry(geometry, weight.outputs, weight.inputs);
+  check_blocks(geometry, weight);
   channels_ = weight.inputs / (geometry.kernel[0] * geometry.kernel[1]) * geometry.groups;
   if (blocks_fit(weight, geometry.groups)) {
     block_.emplace(weight);
@@ -83,16 +70,7 @@ const char* sparsecc_conv::kernel() const {
 }
 
 void sparsecc_conv::output_size(const int64_t in[2], int64_t out[2]) const {
-  const sparsecc_conv_geometry& g = geometry_;
-  for (int i = 0; i < 2; ++i) {
-    require(in[i] >= 1 && in[i] <= INT_MAX, i == 0 ? "input height" : "input width", in[i]);
-    const int64_t reach = (g.kernel[i] - 1) * g.dilation[i] + 1;
-    const int64_t room = in[i] + g.pad_begin[i] + g.pad_end[i];
-    if (reach > room)
-      throw Failure{"convolution kernel covers " + show(reach) + " of an input of " + show(room) +
-                    " with its padding"};
-    out[i] = (room - reach) / g.stride[i] + 1;
-  }
+  conv_output_size(geometry_, in, out);
 }
 
 sparsecc_conv::Frame sparsecc_conv::frame(int64_t batch, int64_t height, int64_t width) const {
@@ -144,7 +122,7 @@ void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t
                         float* y, const sparsecc_executor* executor) const {
   if (channels != channels_)
     throw Failure{"convolution got " + show(channels) + " channels, its weight has " + show(channels_)};
-  require(batch >= 0 && batch <= INT_MAX, "batch", batch);
+  require_in_range(batch >= 0 && batch <= INT_MAX, "batch", batch);
   if (batch == 0) return;
   const Frame f = frame(batch, height, width);
   Scratch<2> padded(f.direct ? 0 : batch * channels_ * f.plane() + kSlack);

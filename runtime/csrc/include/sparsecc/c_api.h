@@ -206,6 +206,70 @@ SPARSECC_API const char* sparsecc_kernel_table(void);
 SPARSECC_API const char* sparsecc_operator_table(void);
 SPARSECC_API const char* sparsecc_version(void);
 
+/* ---- quad planes -----------------------------------------------------------------------------------------
+ * A tensor of bytes uint8 [batch][ceil(channels / 4)][height][width][4] with one scale and zero point: the four
+ * channels of a pixel are one 32-bit word, the pixels of a plane follow each other. Channels beyond the last
+ * hold anything. A value is scale * (stored - zero_point); to store one, it is divided by the scale, rounded
+ * to the nearest integer (ties to even) and saturated, as ONNX's QuantizeLinear does it. */
+
+/* From 32-bit sums to bytes: z = x_scale * scales[n] * sum + bias[n] (+ the residual's value), then
+ * y = round(z / y_scale) + y_zero_point, saturated to low..high, which is where an activation such as Relu
+ * goes. Sums are exact, modulo 2^32; the rest is float32 in another order than DequantizeLinear, Conv, Add,
+ * QuantizeLinear, so that a result near the middle between two integers may be the other one of the two. */
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_plane_quantization) */
+  float x_scale, y_scale;
+  uint8_t x_zero_point, y_zero_point;
+  uint8_t low, high;
+  int32_t has_residual; /* 0: the three below do not count */
+  float residual_scale;
+  uint8_t residual_zero_point;
+} sparsecc_plane_quantization;
+
+typedef struct sparsecc_plane_conv sparsecc_plane_conv; /* safe to share */
+
+/* The columns of the weight are in the order (kh, kw, cin), so that four consecutive ones are four channels;
+ * its activation must be SPARSECC_ACT_NONE. Blocks may have any shape; those of 8 or 16 outputs by 4 channels
+ * are what the kernels hold. */
+SPARSECC_API int sparsecc_plane_conv_create(const sparsecc_int8_weight_desc* weight,
+                                            const sparsecc_conv_geometry* geometry,
+                                            const sparsecc_plane_quantization* quantization,
+                                            sparsecc_plane_conv** out, char* error, size_t error_size);
+SPARSECC_API int sparsecc_plane_conv_output_size(const sparsecc_plane_conv* op, const int64_t in_hw[2],
+                                                 int64_t out_hw[2], char* error, size_t error_size);
+/* Quad planes in and out. residual, laid out as y, must be given where the quantization has one. */
+SPARSECC_API int sparsecc_plane_conv_run(const sparsecc_plane_conv* op, const uint8_t* x, int64_t batch,
+                                         int64_t height, int64_t width, const uint8_t* residual, uint8_t* y,
+                                         const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API void sparsecc_plane_conv_destroy(sparsecc_plane_conv* op);
+SPARSECC_API const char* sparsecc_plane_conv_kernel(const sparsecc_plane_conv* op);
+SPARSECC_API const char* sparsecc_plane_kernel_table(void); /* as sparsecc_kernel_table */
+
+/* Float planes [batch][channels][pixels] to quad planes and back. isa as in the descriptors. */
+SPARSECC_API int sparsecc_planes_quantize(const float* x, int64_t batch, int64_t channels, int64_t pixels,
+                                          float scale, uint8_t zero_point, uint8_t* y, const char* isa,
+                                          const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API int sparsecc_planes_dequantize(const uint8_t* x, int64_t batch, int64_t channels, int64_t pixels,
+                                            float scale, uint8_t zero_point, float* y, const char* isa,
+                                            const sparsecc_executor* executor, char* error,
+                                            size_t error_size);
+/* y = a + b over bytes in any layout; x is a, the residual is b. */
+SPARSECC_API int sparsecc_planes_add(const uint8_t* a, const uint8_t* b, int64_t bytes,
+                                     const sparsecc_plane_quantization* quantization, uint8_t* y,
+                                     const char* isa, const sparsecc_executor* executor, char* error,
+                                     size_t error_size);
+/* MaxPool of `planes` quad planes; a pad must be smaller than the kernel. out_hw as of a convolution. */
+SPARSECC_API int sparsecc_planes_max_pool(const uint8_t* x, int64_t planes, int64_t height, int64_t width,
+                                          const sparsecc_conv_geometry* geometry, uint8_t* y, const char* isa,
+                                          const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API int sparsecc_planes_output_size(const sparsecc_conv_geometry* geometry, const int64_t in_hw[2],
+                                             int64_t out_hw[2], char* error, size_t error_size);
+/* The mean of every channel of every plane, one quad a plane. */
+SPARSECC_API int sparsecc_planes_mean(const uint8_t* x, int64_t planes, int64_t pixels,
+                                      const sparsecc_plane_quantization* quantization, uint8_t* y,
+                                      const char* isa, const sparsecc_executor* executor, char* error,
+                                      size_t error_size);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,6 @@
+#define SPARSECC_NAMESPACE avx512
+#define SPARSECC_LANES 16
+#define SPARSECC_AVX2 0
+#define SPARSECC_AVX512 1
+#define SPARSECC_VNNI 0
+#include "planes.inl.h"
