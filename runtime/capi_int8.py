@@ -88,7 +88,7 @@ class NativeInt8MatMul(NativeHandle):
         activation: a key of ``ACTIVATION_CODES``.
         alpha: slope of LeakyRelu, lower bound of Clip.
         beta: upper bound of Clip.
-        isa: one of ``int8_isas()``; ``None`` is the best (or ``SPARSECC_ISA``).
+        isa: one of ``int8_isas()``, or the name of a kernel; ``None`` is the best (or ``SPARSECC_ISA``).
         layout_version: version of the packed format.
 
     Raises:

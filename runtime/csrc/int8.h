@@ -3,6 +3,8 @@
 #define SPARSECC_INT8_H_
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "common.h"
 #include "isa.h"
@@ -12,33 +14,44 @@
 
 namespace sparsecc {
 
-// The kernel for products of bytes as selected.
+// A kernel for products of bytes as selected.
 struct ByteKernel {
   const char* name;
   Tile tile;
   void (*run)(const QuadJob* job);
   const ByteHelpers* help;
+  int width;    // of the windows, 0 if inputs are not picked
+  double cost;  // of a block, in blocks of neighbours; measured on Zen 5
 };
 
-ByteKernel byte_kernel(ByteIsa isa);
+// Those of an instruction set that run on this machine, for neighbouring inputs first. `wanted` as in
+// choose_byte_isa, or the name of one kernel. Throws Failure if there is none.
+std::vector<ByteKernel> byte_kernels(const char* wanted);
 // One line per kernel that this machine can run: name, instruction set, tile.
 const char* byte_kernel_table();
 
 // Where the non-zero units stand; the descriptor's values are looked at by the pack only.
 Weight read_int8_weight(const sparsecc_int8_weight_desc& desc);
 
-// Any RxC as blocks of 16 outputs by 4 inputs, those that hold a non-zero weight.
+// Any layout as blocks of 16 outputs by 4 inputs, those that hold a non-zero weight. With a width, inputs are
+// picked from windows of that many.
 struct QuadPack {
-  QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order);
+  QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order, int width);
   QuadView view() const;
+  int64_t blocks() const { return start[groups]; }
   int64_t outputs, groups;
   Buffer<int64_t> start;  // [groups + 1]; also the prefix sums that work is cut by
 
  private:
+  void pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order);
+  void pack_windows(const Weight& weight, const int8_t* values, QuadOrder order, int width);
+
+  Picks picks_ = Picks::kNone;
   Buffer<uint32_t> index_;
   Buffer<int8_t> values_;
   Buffer<int32_t> sums_;
   Buffer<float> scales_;
+  Buffer<uint8_t> places_, spread_, added_;
 };
 
 }  // namespace sparsecc
@@ -51,6 +64,8 @@ struct sparsecc_int8_matmul {
 
  private:
   sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const sparsecc::Weight& weight);
+  sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const sparsecc::Weight& weight,
+                       std::pair<sparsecc::ByteKernel, sparsecc::QuadPack> form);
   sparsecc::ByteScale scale_of(const float* x, int64_t count, const sparsecc_executor* executor) const;
   void pack(const float* x, int64_t rows, sparsecc::ByteScale to, uint8_t* panel) const;
   void multiply(const uint8_t* panels, int64_t rows, sparsecc::ByteScale scale, int64_t group_begin,

@@ -14,7 +14,7 @@ namespace sparsecc {
 namespace {
 
 struct Cpu {
-  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false;
+  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false;
 };
 
 #if defined(__x86_64__)
@@ -39,6 +39,7 @@ Cpu detect() {
   // F, DQ, BW, VL: every server and desktop core with AVX-512 since 2017
   cpu.avx512 = cpu.avx2 && zmm && has(16) && has(17) && has(30) && has(31);
   cpu.avx512vnni = cpu.avx512 && (c >> 11 & 1) != 0;
+  cpu.vbmi = cpu.avx512vnni && (c >> 1 & 1) != 0;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.avxvnni = cpu.avx2 && (a >> 4 & 1) != 0;
   return cpu;
 }
@@ -146,6 +147,8 @@ bool isa_usable(ByteIsa isa) {
       return isa_usable(extended_by(isa));
   }
 }
+
+bool vbmi_usable() { return cpu().vbmi; }
 
 Isa choose_isa(const char* wanted) { return choose(kBestFirst, wanted, isa_list); }
 

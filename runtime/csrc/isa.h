@@ -22,6 +22,8 @@ const char* isa_name(ByteIsa isa);
 bool isa_usable(ByteIsa isa);
 ByteIsa choose_byte_isa(const char* wanted);
 const char* byte_isa_list();
+// Whether kernels of kAvx512Vnni that permute 64 bytes (VBMI) can run.
+bool vbmi_usable();
 
 }  // namespace sparsecc
 #endif

@@ -22,14 +22,26 @@ enum class QuadOrder {
 // Bytes of four values of x in a panel.
 constexpr int quad_bytes(QuadOrder order) { return order == QuadOrder::kOutputs ? kQuad : 2 * kQuad; }
 
+// How the inputs that a block of weights is multiplied with are found.
+enum class Picks {
+  kNone,   // four neighbours that all 16 outputs share
+  kOwn,    // every output picks four of a window of inputs: 64 places
+  kShared  // four outputs pick together, or each output four neighbours: 16 places
+};
+
 // Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], start[g + 1]).
 struct QuadView {
   const int64_t* start;
-  const uint32_t* index;  // which four inputs
+  const uint32_t* index;  // which four inputs, or which window of inputs
   const int8_t* values;   // [blocks][64]
   const int32_t* sums;    // of the weights of each output, padded with zeros to whole groups
   const float* scales;    // of each output, padded likewise
   int64_t outputs;
+  Picks picks;
+  // kOwn: a place in the window for each of the block's 64 bytes of x. kShared: 16 places, and for each byte
+  // of x which of those it takes and what is added to it.
+  const uint8_t* places;
+  const uint8_t *spread, *added;  // [64] each
 };
 
 // x = scale * (stored - zero_point), as ONNX's DynamicQuantizeLinear has it.
@@ -41,7 +53,7 @@ struct ByteScale {
 struct QuadJob {
   const QuadView* weight;
   int64_t group_begin, group_end;
-  const void* panel;  // [quads][rows] quads of x
+  const void* panel;  // [quads][rows] quads of x, or [windows][rows][width] bytes of x
   int rows;           // 1..kTileRows, also the stride of the panel
   ByteScale x;
   float* y;
@@ -54,14 +66,19 @@ struct QuantizeJob {
   int64_t row_stride, inputs;
   int rows;  // 1..kTileRows
   ByteScale to;
-  void* panel;  // as in QuadJob; written whole up to a multiple of kQuantizeStep inputs
+  void* panel;  // as in QuadJob; written up to a multiple of kQuantizeStep inputs
 };
+
+// Windows overlap by half: window i begins at input i * width / 2. What lies beyond the last input of a panel is
+// of no consequence there, for its weights are zero.
+constexpr int kNarrow = 16, kWide = 64;
 
 struct ByteHelpers {
   QuadOrder order;
   // The smallest and the largest of x and 0. Both are NaN if any of x is NaN or infinite.
   void (*extremes)(const float* x, int64_t count, float* low, float* high);
   void (*quantize)(const QuantizeJob* job);
+  void (*quantize_windows)(const QuantizeJob* job, int width);
 };
 
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \

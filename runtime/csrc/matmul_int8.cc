@@ -16,6 +16,20 @@ constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a sec
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kScanned = 1 << 16;         // floats, at least, that are worth a task of their own
 
+// Windows of each kernel.
+constexpr int kWidth_quads = 0;
+#if defined(__x86_64__)
+constexpr int kWidth_windows16 = kNarrow, kWidth_windows64 = kWide;
+#endif
+
+bool usable(int width) { return width != kWide || vbmi_usable(); }
+
+double block_cost(ByteIsa isa, int width) {
+  if (width == 0) return 1;
+  if (width == kWide) return 1.25;
+  return isa == ByteIsa::kAvx512 ? 1.1 : 1.65;
+}
+
 constexpr ByteIsa kIsa_generic = ByteIsa::kGeneric;
 #if defined(__x86_64__)
 constexpr ByteIsa kIsa_avx2 = ByteIsa::kAvx2;
@@ -34,21 +48,29 @@ ByteScale byte_scale(float low, float high) {
 
 }  // namespace
 
-ByteKernel byte_kernel(ByteIsa isa) {
-#define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)                        \
-  if (isa == kIsa_##isa_of_row)                                                     \
-    return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel, \
-            &isa_of_row::kByteHelpers};
+std::vector<ByteKernel> byte_kernels(const char* wanted) {
+  const bool one = wanted != nullptr && std::strchr(wanted, '-') != nullptr;
+  const ByteIsa isa = one ? ByteIsa::kGeneric : choose_byte_isa(wanted);
+  std::vector<ByteKernel> kernels;
+#define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)                                        \
+  if (isa_usable(kIsa_##isa_of_row) && usable(kWidth_##kernel) &&                                   \
+      (one ? std::strcmp(wanted, #kernel "-" #isa_of_row) == 0 : isa == kIsa_##isa_of_row))         \
+    kernels.push_back({#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel,      \
+                       &isa_of_row::kByteHelpers, kWidth_##kernel,                                  \
+                       block_cost(kIsa_##isa_of_row, kWidth_##kernel)});
 #include "kernels_int8.inc"
 #undef SPARSECC_KERNEL
-  throw Failure{std::string("no kernel for products of bytes on ") + isa_name(isa)};
+  if (kernels.empty())
+    throw Failure{"no kernel for products of bytes " + (one ? quoted(wanted) : isa_name(isa)) +
+                  " can run here"};
+  return kernels;
 }
 
 const char* byte_kernel_table() {
   static const std::string table = [] {
     std::string text;
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
-  if (isa_usable(kIsa_##isa)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
+  if (isa_usable(kIsa_##isa) && usable(kWidth_##kernel)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
 #include "kernels_int8.inc"
 #undef SPARSECC_KERNEL
     return text;
@@ -60,13 +82,39 @@ const char* byte_kernel_table() {
 
 using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies outside the namespace
 
+namespace {
+
+// The form that takes least time: blocks of neighbours hold more zeros, blocks with picks cost more each.
+std::pair<ByteKernel, QuadPack> best_form(const Weight& weight, const sparsecc_int8_weight_desc& desc) {
+  const std::vector<ByteKernel> kernels = byte_kernels(desc.isa);
+  const auto pack = [&](const ByteKernel& kernel) {
+    return QuadPack(weight, desc, kernel.help->order, kernel.width);
+  };
+  std::pair<ByteKernel, QuadPack> best{kernels[0], pack(kernels[0])};
+  if (weight.layout.rows % kGroup == 0 && weight.layout.cols % kQuad == 0) return best;
+  const auto cost = [](const ByteKernel& kernel, const QuadPack& form) {
+    return static_cast<double>(form.blocks()) * kernel.cost;
+  };
+  for (size_t i = 1; i < kernels.size(); ++i) {
+    QuadPack form = pack(kernels[i]);
+    if (cost(kernels[i], form) < cost(best.first, best.second)) best = {kernels[i], std::move(form)};
+  }
+  return best;
+}
+
+}  // namespace
+
 sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc)
     : sparsecc_int8_matmul(desc, read_int8_weight(desc)) {}
 
 sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const Weight& weight)
+    : sparsecc_int8_matmul(desc, weight, best_form(weight, desc)) {}
+
+sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const Weight& weight,
+                                           std::pair<ByteKernel, QuadPack> form)
     : inputs_(weight.inputs),
-      kernel_(byte_kernel(choose_byte_isa(desc.isa))),
-      weight_(weight, desc, kernel_.help->order),
+      kernel_(form.first),
+      weight_(std::move(form.second)),
       bias_(weight_.groups * kGroup),
       epilogue_{bias_.data(), desc.activation, desc.alpha, desc.beta} {
   if (desc.bias != nullptr) std::copy_n(desc.bias, weight.outputs, bias_.data());
@@ -89,19 +137,24 @@ ByteScale sparsecc_int8_matmul::scale_of(const float* x, int64_t count,
 
 namespace {
 
-// Inputs as they lie in a panel, where they are written a whole step at a time.
-int64_t panel_bytes(int64_t inputs, QuadOrder order) {
-  return round_up(inputs, kQuantizeStep) / kQuad * quad_bytes(order);
+// Of one row as it lies in a panel, where it is written a whole step at a time. Windows overlap by half.
+int64_t panel_bytes(int64_t inputs, const ByteKernel& kernel) {
+  const int64_t whole = round_up(inputs, kQuantizeStep);
+  return kernel.width == 0 ? whole / kQuad * quad_bytes(kernel.help->order) : whole * 2;
 }
 
 }  // namespace
 
 void sparsecc_int8_matmul::pack(const float* x, int64_t rows, ByteScale to, uint8_t* panels) const {
-  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  const int64_t bytes = panel_bytes(inputs_, kernel_);
   for (int64_t row = 0; row < rows; row += kTileRows) {
     const int height = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
     const QuantizeJob job{x + row * inputs_, inputs_, inputs_, height, to, panels + row * bytes};
-    kernel_.help->quantize(&job);
+    if (kernel_.width == 0) {
+      kernel_.help->quantize(&job);
+    } else {
+      kernel_.help->quantize_windows(&job, kernel_.width);
+    }
   }
 }
 
@@ -110,7 +163,7 @@ void sparsecc_int8_matmul::pack(const float* x, int64_t rows, ByteScale to, uint
 void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteScale scale, int64_t group_begin,
                                     int64_t group_end, float* y) const {
   const QuadView weight = weight_.view();
-  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  const int64_t bytes = panel_bytes(inputs_, kernel_);
   for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
     for (int64_t row = 0; row < rows; row += kTileRows) {
       const QuadJob job{&weight,
@@ -132,7 +185,7 @@ void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
                                const sparsecc_executor* executor) const {
   if (rows == 0) return;
   const ByteScale scale = scale_of(x, rows * inputs_, executor);
-  const int64_t bytes = panel_bytes(inputs_, kernel_.help->order);
+  const int64_t bytes = panel_bytes(inputs_, kernel_);
   const int64_t panels = ceil_div(rows, kTileRows), tasks = wanted_tasks(executor);
   const int64_t fit = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, bytes * kTileRows));
   const int64_t chunk = std::clamp<int64_t>(fit, 1, ceil_div(panels, std::min(tasks, panels))) * kTileRows;

@@ -11,6 +11,13 @@ namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
+template <class T>
+Buffer<T> aligned(const std::vector<T>& from) {
+  Buffer<T> to(static_cast<int64_t>(from.size()));
+  std::copy(from.begin(), from.end(), to.data());
+  return to;
+}
+
 // Where weight (output, input) of a block lies among its 64 bytes.
 int64_t place(QuadOrder order, int64_t output, int64_t input) {
   switch (order) {
@@ -70,18 +77,32 @@ Weight read_int8_weight(const sparsecc_int8_weight_desc& desc) {
   return weight;
 }
 
-QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order)
+QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order, int width)
     : outputs(weight.outputs),
       groups(ceil_div(weight.outputs, kGroup)),
       start(groups + 1),
       sums_(groups * kGroup),
       scales_(groups * kGroup) {
   std::copy_n(desc.scales, outputs, scales_.data());
+  for (int64_t group = 0; group < groups; ++group)
+    visit_group(weight, desc.values, group, [&](int64_t output, int64_t, int8_t value) {
+      // Modulo 2^32, as all sums here.
+      sums_[output] =
+          static_cast<int32_t>(static_cast<uint32_t>(sums_[output]) + static_cast<uint32_t>(value));
+    });
+  if (width == 0) {
+    pack_neighbours(weight, desc.values, order);
+  } else {
+    pack_windows(weight, desc.values, order, width);
+  }
+}
+
+void QuadPack::pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order) {
   std::vector<uint32_t> index;
   std::vector<int64_t> block_of(at(ceil_div(weight.inputs, kQuad)), -1);
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t before = static_cast<int64_t>(index.size());
-    visit_group(weight, desc.values, group, [&](int64_t, int64_t input, int8_t) {
+    visit_group(weight, values, group, [&](int64_t, int64_t input, int8_t) {
       int64_t& block = block_of[at(input / kQuad)];
       if (block < before) {
         block = before;  // marked; the number comes with the order
@@ -91,24 +112,111 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
     std::sort(index.begin() + before, index.end());
     start[group + 1] = static_cast<int64_t>(index.size());
   }
-  const int64_t blocks = static_cast<int64_t>(index.size());
-  index_ = Buffer<uint32_t>(blocks);
-  std::copy(index.begin(), index.end(), index_.data());
-  values_ = Buffer<int8_t>(blocks * kQuadValues);
+  index_ = aligned(index);
+  values_ = Buffer<int8_t>(blocks() * kQuadValues);
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t block = start[group]; block < start[group + 1]; ++block) block_of[index_[block]] = block;
-    visit_group(weight, desc.values, group, [&](int64_t output, int64_t input, int8_t value) {
+    visit_group(weight, values, group, [&](int64_t output, int64_t input, int8_t value) {
       const int64_t block = block_of[at(input / kQuad)];
       values_[block * kQuadValues + place(order, output % kGroup, input % kQuad)] = value;
-      // Modulo 2^32, as all sums here.
-      sums_[output] =
-          static_cast<int32_t>(static_cast<uint32_t>(sums_[output]) + static_cast<uint32_t>(value));
     });
   }
 }
 
+namespace {
+
+// Who picks inputs: each output its own, four outputs the same ones, or each output four neighbours at once.
+struct Pickers {
+  explicit Pickers(const Layout& layout)
+      : outputs(layout.rows % 4 == 0 ? 4 : 1),
+        inputs(outputs == 1 && layout.cols % kQuad == 0 ? kQuad : 1),
+        count(kGroup / outputs),
+        picks(kQuad / inputs) {}
+  const int outputs, inputs;  // that one pick stands for
+  const int count;            // in a group
+  const int picks;            // of each, for one block
+  int places() const { return count * picks; }
+};
+
+// Where byte `i` of four lies in the order that suits products of pairs; its own inverse.
+int turned(QuadOrder order, int i) { return order == QuadOrder::kPairs && (i == 1 || i == 2) ? 3 - i : i; }
+
+struct Entry {
+  int64_t input;
+  int64_t output;  // in its group
+  int8_t value;
+};
+
+// The entries of one picker, in the order of their inputs, and how many of them were placed.
+struct Queue {
+  std::vector<Entry> entries;
+  size_t next = 0;
+  bool empty() const { return next == entries.size(); }
+  int64_t front(int inputs) const { return entries[next].input / inputs * inputs; }
+};
+
+}  // namespace
+
+// Every block takes the first window that a picker still needs; the others go along as far as it reaches.
+void QuadPack::pack_windows(const Weight& weight, const int8_t* values, QuadOrder order, int width) {
+  const Pickers pickers(weight.layout);
+  const int64_t half = width / 2;
+  std::vector<uint32_t> index;
+  std::vector<int8_t> placed;
+  std::vector<uint8_t> places;
+  std::vector<Queue> queues(at(pickers.count));
+  const auto take = [&](Queue& queue, int64_t picker, int64_t begin) {
+    int8_t* const to = placed.data() + placed.size() - kQuadValues;
+    uint8_t* const picked = places.data() + places.size() - pickers.places() + picker * pickers.picks;
+    for (int pick = 0; pick < pickers.picks && !queue.empty(); ++pick) {
+      const int64_t input = queue.front(pickers.inputs);
+      if (input + pickers.inputs > begin + width) return;
+      picked[turned(order, pick)] = static_cast<uint8_t>(input - begin);
+      for (; !queue.empty() && queue.front(pickers.inputs) == input; ++queue.next) {
+        const Entry& entry = queue.entries[queue.next];
+        to[place(order, entry.output, pick + entry.input - input)] = entry.value;
+      }
+    }
+  };
+  for (int64_t group = 0; group < groups; ++group) {
+    for (Queue& queue : queues) queue = {};
+    visit_group(weight, values, group, [&](int64_t output, int64_t input, int8_t value) {
+      queues[at(output % kGroup / pickers.outputs)].entries.push_back({input, output % kGroup, value});
+    });
+    for (Queue& queue : queues)
+      std::stable_sort(queue.entries.begin(), queue.entries.end(),
+                       [](const Entry& a, const Entry& b) { return a.input < b.input; });
+    while (true) {
+      int64_t first = weight.inputs;
+      for (const Queue& queue : queues)
+        if (!queue.empty()) first = std::min(first, queue.front(pickers.inputs));
+      if (first == weight.inputs) break;
+      index.push_back(static_cast<uint32_t>(first / half));
+      placed.resize(placed.size() + kQuadValues);
+      places.resize(places.size() + at(pickers.places()));
+      for (int64_t picker = 0; picker < pickers.count; ++picker)
+        take(queues[at(picker)], picker, first / half * half);
+    }
+    start[group + 1] = static_cast<int64_t>(index.size());
+  }
+  index_ = aligned(index);
+  values_ = aligned(placed);
+  places_ = aligned(places);
+  picks_ = pickers.places() == kQuadValues ? Picks::kOwn : Picks::kShared;
+  spread_ = Buffer<uint8_t>(kQuadValues);
+  added_ = Buffer<uint8_t>(kQuadValues);
+  for (int output = 0; output < kGroup; ++output)
+    for (int i = 0; i < kQuad; ++i) {
+      const int cell = turned(order, i), to = output * kQuad + i;
+      spread_[to] = static_cast<uint8_t>(output / pickers.outputs * pickers.picks +
+                                         (pickers.inputs == 1 ? i : 0));
+      added_[to] = static_cast<uint8_t>(pickers.inputs == 1 ? 0 : cell);
+    }
+}
+
 QuadView QuadPack::view() const {
-  return {start.data(), index_.data(), values_.data(), sums_.data(), scales_.data(), outputs};
+  return {start.data(), index_.data(),  values_.data(), sums_.data(),  scales_.data(),
+          outputs,      picks_,         places_.data(), spread_.data(), added_.data()};
 }
 
 }  // namespace sparsecc

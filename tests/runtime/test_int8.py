@@ -34,6 +34,7 @@ ALPHA, BETA = 0.25, 0.75
 
 LIBRARY = ctypes.CDLL(get_library_path())
 LIBRARY.sparsecc_int8_kernel_table.restype = ctypes.c_char_p
+KERNELS = [line.split()[0] for line in LIBRARY.sparsecc_int8_kernel_table().decode().splitlines()]
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
@@ -119,7 +120,6 @@ def check_exact(
 
 
 def test_every_isa_has_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = LIBRARY.sparsecc_int8_kernel_table().decode().splitlines()
     tensor = packed(np.eye(16, dtype=np.int8), "16x4")
     seen = set()
     for isa in ISAS:
@@ -131,17 +131,32 @@ def test_every_isa_has_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
             assert op.kernel == f"quads-{isa}"
         with native(tensor, isa="generic") as op:
             assert op.kernel == "quads-generic"
-    assert seen == {line.split()[0] for line in table}
+    assert seen == {name for name in KERNELS if name.startswith("quads")}
     assert ISAS[-1] == "generic"
     monkeypatch.delenv("SPARSECC_ISA")
     with native(tensor) as op:
         assert op.kernel == f"quads-{ISAS[0]}"
     with pytest.raises(ModelError, match=f'"mmx".*{" ".join(ISAS)}'):
         native(tensor, isa="mmx")
+    with pytest.raises(ModelError, match='"quads-mmx"'):
+        native(tensor, isa="quads-mmx")
     monkeypatch.setenv("SPARSECC_ISA", "mmx")
     for use in (int8_isas, lambda: native(tensor)):
         with pytest.raises(UsageError, match=f"SPARSECC_ISA is 'mmx', usable here: {' '.join(ISAS)}"):
             use()
+
+
+def test_inputs_are_picked_where_neighbours_would_hold_many_zeros() -> None:
+    rng = np.random.default_rng(11)
+    for isa in set(ISAS) - {"generic"}:
+        width = 64 if f"windows64-{isa}" in KERNELS else 16
+        for pattern, sparsity, picks in (
+            ("16x4", 0.9, False), ("32x8", 0.9, False), ("unstructured", 0.1, False), ("4x1", 0.1, False),
+            ("unstructured", 0.7, True), ("2:8", 0.0, True), ("4x1", 0.7, True), ("1x4", 0.7, True),
+        ):  # fmt: skip
+            codes = random_codes(rng, (64, 256), pattern, sparsity)
+            with native(packed(codes, pattern), isa=isa) as op:
+                assert op.kernel == (f"windows{width}-{isa}" if picks else f"quads-{isa}")
 
 
 def test_isas_match_the_machine() -> None:
@@ -156,6 +171,7 @@ def test_isas_match_the_machine() -> None:
     assert set(isas()) <= set(ISAS)
     assert ("avx512vnni" in ISAS) == ("avx512" in ISAS and "avx512_vnni" in flags)
     assert ("avxvnni" in ISAS) == ("avx2" in ISAS and "avx_vnni" in flags)
+    assert ("windows64-avx512vnni" in KERNELS) == ("avx512vnni" in ISAS and "avx512vbmi" in flags)
 
 
 def test_other_operators_take_the_set_that_is_extended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +186,7 @@ def test_other_operators_take_the_set_that_is_extended(monkeypatch: pytest.Monke
 # --- the integers ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_sums_are_exact(isa: str, pattern: str) -> None:
     rng = np.random.default_rng(PATTERNS.index(pattern))
@@ -181,7 +197,7 @@ def test_sums_are_exact(isa: str, pattern: str) -> None:
         check_exact(rng, rows, codes, pattern, isa)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 def test_every_number_of_rows_and_of_outputs_and_inputs(isa: str) -> None:
     rng = np.random.default_rng(1)
     codes = random_codes(rng, (37, 75), "16x4", 0.5)
@@ -193,7 +209,7 @@ def test_every_number_of_rows_and_of_outputs_and_inputs(isa: str) -> None:
         check_exact(rng, 3, random_codes(rng, (20, side), "16x4", 0.3), "16x4", isa)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 def test_nothing_saturates(isa: str) -> None:
     """The largest products, all of one sign: pairs of them do not fit 16 bits."""
     for code, value, rows in itertools.product((-128, 127), (0.0, 255.0), (1, 2, 16)):
@@ -205,7 +221,7 @@ def test_nothing_saturates(isa: str) -> None:
             np.testing.assert_array_equal(run(op, x), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 def test_sums_wrap_as_those_of_matmulinteger(isa: str) -> None:
     codes = np.full((1, 70_000), 127, np.int8)
     for rows in (1, 5):
@@ -215,7 +231,7 @@ def test_sums_wrap_as_those_of_matmulinteger(isa: str) -> None:
             np.testing.assert_array_equal(run(op, x), np.full((rows, 1), np.float32(expected)))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 @pytest.mark.parametrize("pattern", ["16x4", "4x1"])
 def test_skewed_weights(isa: str, pattern: str) -> None:
     """All zero, empty rows, one giant row, a single weight in the last corner, wide and tall."""
@@ -301,7 +317,7 @@ def expected_result(
     return product + bias, 4 * EPS * (np.abs(product) + np.abs(bias))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 def test_scales_and_bias(isa: str) -> None:
     rng = np.random.default_rng(4)
     for rows, pattern in itertools.product((1, 3, 16, 50), ("16x4", "4x1", "16x1")):
@@ -368,7 +384,7 @@ def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
     return Executor(None, threads, PARALLEL_FOR(parallel_for))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", KERNELS)
 def test_threads_do_not_change_the_result(isa: str) -> None:
     rng = np.random.default_rng(6)
     with ThreadPoolExecutor(4) as pool:

@@ -3,4 +3,5 @@
 #define SPARSECC_AVX2 0
 #define SPARSECC_AVX512 1
 #define SPARSECC_VNNI 0
+#define SPARSECC_VBMI 0
 #include "int8.inl.h"

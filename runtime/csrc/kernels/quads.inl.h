@@ -118,24 +118,16 @@ constexpr int kQuadChains = Rows >= 8   ? 1
                             : Rows >= 4 ? 2
                                         : 4;
 
-template <int Rows>
-SPARSECC_INLINE void quad_sums(const QuadJob& job, int64_t group, const XQuad* panel, I16 (&sum)[Rows]) {
+// Sums over the blocks of a group; block(i, part) adds block i to one sum for each row.
+template <int Rows, class Block>
+SPARSECC_INLINE void sum_blocks(const QuadView& w, int64_t group, I16 (&sum)[Rows], Block block) {
   constexpr int chains = kParts == 1 ? kQuadChains<Rows> : 1;
-  const QuadView& w = *job.weight;
   I16 part[chains][Rows] = {};
   int64_t i = w.start[group];
   const int64_t end = w.start[group + 1];
-  const int8_t* values = w.values + i * kQuadValues;
-  const auto one = [&](int c) __attribute__((always_inline)) {
-    const XQuad* x = panel + (int64_t)w.index[i + c] * job.rows;
-    __asm__("" : "+r"(x));  // one address per block, not one per row
-    const QuadWeights weights = load_weights(values + c * kQuadValues);
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) part[c][r] = dot(part[c][r], x[r], weights);
-  };
-  for (; i + chains <= end; i += chains, values += chains * kQuadValues) SPARSECC_UNROLL
-  for (int c = 0; c < chains; ++c) one(c);
-  for (; i < end; ++i, values += kQuadValues) one(0);
+  for (; i + chains <= end; i += chains) SPARSECC_UNROLL
+  for (int c = 0; c < chains; ++c) block(i + c, part[c]);
+  for (; i < end; ++i) block(i, part[0]);
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
     sum[r] = part[0][r];
@@ -178,30 +170,45 @@ SPARSECC_INLINE void quad_store(const QuadJob& job, int64_t group, int64_t first
   for (int r = 0; r < Rows; ++r) store_first(y + r * job.row_stride, load(tile + r * kGroup), n);
 }
 
-template <int Rows>
+struct Neighbours {
+  template <int Rows>
+  SPARSECC_INLINE void sum(const QuadJob& job, int64_t group, int64_t first_row, I16 (&sum)[Rows]) {
+    const QuadView& w = *job.weight;
+    const XQuad* panel = (const XQuad*)job.panel + first_row;
+    const auto block = [&](int64_t i, I16 (&part)[Rows]) __attribute__((always_inline)) {
+      const XQuad* x = panel + (int64_t)w.index[i] * job.rows;
+      __asm__("" : "+r"(x));  // one address per block, not one per row
+      const QuadWeights weights = load_weights(w.values + i * kQuadValues);
+      SPARSECC_UNROLL
+      for (int r = 0; r < Rows; ++r) part[r] = dot(part[r], x[r], weights);
+    };
+    sum_blocks<Rows>(w, group, sum, block);
+  }
+};
+
+template <class Form, int Rows>
 static void quad_tile(const QuadJob& job, int64_t first_row) {
-  const XQuad* panel = (const XQuad*)job.panel + first_row;
   for (int64_t group = job.group_begin; group < job.group_end; ++group) {
     I16 sum[Rows];
-    quad_sums<Rows>(job, group, panel, sum);
+    Form::template sum<Rows>(job, group, first_row, sum);
     quad_store<Rows>(job, group, first_row, sum);
   }
 }
 
 // Calls the tile of exactly `rows` rows, 1 <= rows <= Rows.
-template <int Rows>
+template <class Form, int Rows>
 static void quad_tile_of(const QuadJob& job, int64_t first_row, int rows) {
-  if (rows == Rows) return quad_tile<Rows>(job, first_row);
-  if constexpr (Rows > 1) quad_tile_of<Rows - 1>(job, first_row, rows);
+  if (rows == Rows) return quad_tile<Form, Rows>(job, first_row);
+  if constexpr (Rows > 1) quad_tile_of<Form, Rows - 1>(job, first_row, rows);
 }
 
-template <int Most>
+template <class Form, int Most>
 static void quad_tiles(const QuadJob& job) {
   const int tiles = (job.rows + Most - 1) / Most;
   int first = 0;
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int rows = (job.rows - first + tiles - t - 1) / (tiles - t);
-    quad_tile_of<Most>(job, first, rows);
+    quad_tile_of<Form, Most>(job, first, rows);
     first += rows;
   }
 }

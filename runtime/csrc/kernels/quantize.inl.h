@@ -129,22 +129,50 @@ SPARSECC_INLINE void lay_quads(const float* bytes, int rows, XQuad* panel) {
   for (int64_t i = 0; i < int64_t{kQuantizeStep} * rows; ++i) ((Wide*)panel)[i] = ((const uint8_t*)turned)[i];
 }
 
+// Calls take(r, x) with the inputs k..k+63 of every row r, zeros beyond the last.
+template <class Take>
+SPARSECC_INLINE void quantize_step(const QuantizeJob& job, int64_t k, Take take) {
+  for (int r = 0; r < job.rows; ++r) {
+    const float* x = job.x + r * job.row_stride + k;
+    float last[kQuantizeStep] = {};
+    if (job.inputs - k < kQuantizeStep) {
+      for (int64_t i = 0; i < job.inputs - k; ++i) last[i] = x[i];
+      x = last;
+    }
+    take(r, x);
+  }
+}
+
 static void quantize(const QuantizeJob* job) {
   const Quantizer q = quantizer(job->to);
-  const int64_t whole = job->inputs / kQuantizeStep * kQuantizeStep;
   XQuad* panel = (XQuad*)job->panel;
   float bytes[kGroup * kGroup] __attribute__((aligned(64)));  // four bytes each
   for (int64_t k = 0; k < job->inputs; k += kQuantizeStep, panel += kGroup * job->rows) {
-    for (int r = 0; r < job->rows; ++r) {
-      const float* x = job->x + r * job->row_stride + k;
-      uint8_t* to = (uint8_t*)(bytes + r * kGroup);
-      float last[kQuantizeStep] = {};
-      if (k == whole) {
-        for (int64_t i = 0; i < job->inputs - k; ++i) last[i] = x[i];
-        x = last;
-      }
-      quantize64(q, x, to);
-    }
+    quantize_step(*job, k, [&](int r, const float* x) { quantize64(q, x, (uint8_t*)(bytes + r * kGroup)); });
     lay_quads(bytes, job->rows, panel);
   }
+}
+
+// Every half of a window is the first half of one and the second half of the one before.
+template <int Width>
+static void quantize_windows_of(const QuantizeJob* job) {
+  constexpr int kHalf = Width / 2;
+  const Quantizer q = quantizer(job->to);
+  const int64_t window = (int64_t)job->rows * Width;
+  for (int64_t k = 0; k < job->inputs; k += kQuantizeStep)
+    quantize_step(*job, k, [&](int r, const float* x) {
+      uint8_t bytes[kQuantizeStep] __attribute__((aligned(64)));
+      quantize64(q, x, bytes);
+      uint8_t* to = (uint8_t*)job->panel + k / kHalf * window + r * Width;
+      SPARSECC_UNROLL
+      for (int h = 0; h < kQuantizeStep / kHalf; ++h, to += window) {
+        __builtin_memcpy(to, bytes + h * kHalf, kHalf);
+        if (k + h > 0) __builtin_memcpy(to - window + kHalf, bytes + h * kHalf, kHalf);
+      }
+    });
+}
+
+static void quantize_windows(const QuantizeJob* job, int width) {
+  if (width == kWide) return quantize_windows_of<kWide>(job);
+  quantize_windows_of<kNarrow>(job);
 }

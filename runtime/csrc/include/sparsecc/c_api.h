@@ -129,7 +129,8 @@ typedef struct {
   const float* bias;   /* [outputs] or NULL */
   sparsecc_activation activation;
   float alpha, beta;
-  const char* isa; /* one of sparsecc_int8_isas(), or NULL: $SPARSECC_ISA, else the best here */
+  const char* isa; /* one of sparsecc_int8_isas(), or the name of a kernel from sparsecc_int8_kernel_table(), or
+                      NULL: $SPARSECC_ISA, else the best here */
 } sparsecc_int8_weight_desc;
 
 typedef struct sparsecc_int8_matmul sparsecc_int8_matmul; /* immutable after creation: safe to share */

@@ -1,0 +1,8 @@
+// What VBMI adds to products of bytes.
+#define SPARSECC_NAMESPACE avx512vnni
+#define SPARSECC_LANES 16
+#define SPARSECC_AVX2 0
+#define SPARSECC_AVX512 1
+#define SPARSECC_VNNI 1
+#define SPARSECC_VBMI 1
+#include "int8.inl.h"
