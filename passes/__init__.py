@@ -8,6 +8,7 @@ LOADERS: dict[str, str] = {
     "tidy": "sparsecc.passes.tidy.tidy:Tidy",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
+    "quantize": "sparsecc.passes.quantize.quantize:Quantize",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",
     "confirm-layout": "sparsecc.passes.lower.confirm_layout:ConfirmLayout",
     "restore-dense": "sparsecc.passes.lower.restore_dense:RestoreDense",

@@ -27,7 +27,7 @@ from sparsecc.pm import (
     VerifyEachInstrument,
     no_progress,
 )
-from sparsecc.sparse import density
+from sparsecc.sparse import INT8_DENSE, QuantizedTensor, density
 from sparsecc.target import Target
 
 #: More threads than this only stand in each other's way while models are timed.
@@ -45,7 +45,7 @@ class SiteDecision:
         op: MatMul, Gemm, Conv, LSTM or GRU.
         shape: (outputs N, reduction length K).
         density: fraction of weights that are not zero in the emitted model.
-        layout: ``dense`` or the layout of the sparse operator.
+        layout: ``dense`` or the layout of the sparse operator, with ``int8`` in front of it if quantised.
         reason: the numbers or the reason behind the choice.
     """
 
@@ -74,6 +74,7 @@ class OptimizeResult:
         latency: of the input and the output, measured at the end.
         max_rel_l2: largest relative L2 distance between the pruned dense model and the output, over its outputs,
             with and without the operator library.
+        rel_l2_to_input: the same between the input model and the output: what pruning and quantisation changed.
         notes: what the user should know (synthetic inputs, a fallback to the input model, …).
         not_sites: linear operators that are no sites, each with the reason.
         library: whether the operator library was there to time and verify with.
@@ -87,6 +88,7 @@ class OptimizeResult:
     bytes_after: int
     latency: plan.Latency
     max_rel_l2: float
+    rel_l2_to_input: float
     notes: list[str]
     not_sites: list[tuple[str, str]]
     library: bool
@@ -100,6 +102,7 @@ class OptimizeResult:
             "bytes_after": self.bytes_after,
             "latency": asdict(self.latency),
             "max_rel_l2": self.max_rel_l2,
+            "rel_l2_to_input": self.rel_l2_to_input,
             "sites": [decision.to_json() for decision in self.sites],
             "passes": [report.to_json() for report in self.reports],
             "notes": self.notes,
@@ -139,6 +142,8 @@ def optimize(
     calibration_data: str | os.PathLike[str] | None = None,
     num_samples: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    quantize: str | None = None,
+    activations: str | None = None,
     keep_slower: bool = False,
     standard_ops_only: bool = False,
     costs: str | os.PathLike[str] | None = None,
@@ -152,8 +157,8 @@ def optimize(
 ) -> OptimizeResult:
     """Optimise an ONNX file: prune if asked, lower zeros to sparse operators where that is measured faster.
 
-    With none of ``pipeline``, ``recipe``, ``pattern``, ``sparsity`` and ``method`` only lossless rewrites are made
-    and only zeros that the weights already have are used.
+    With none of ``pipeline``, ``recipe``, ``pattern``, ``sparsity``, ``method`` and ``quantize`` only lossless
+    rewrites are made and only zeros that the weights already have are used.
 
     Args:
         model: the input file; never written to.
@@ -169,6 +174,8 @@ def optimize(
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
         num_samples: most calibration samples to use.
         input_shapes: shapes for symbolic dimensions of named inputs.
+        quantize: ``int8``: quantise weights and activations wherever that is measured faster.
+        activations: how the range of quantised activations is found: ``dynamic``, at run time.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
             experiments).
         standard_ops_only: emit no custom operators.
@@ -196,7 +203,8 @@ def optimize(
     wanted = Target.parse(target) if isinstance(target, str) else target
     threads = _threads(threads, wanted)
     library = _library_found(needed=keep_slower)
-    _refuse_contradiction(pipeline, recipe, pattern, sparsity, method)
+    flags = {"pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize}
+    _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))
     elif pipeline is not None:
@@ -210,6 +218,8 @@ def optimize(
             keep_slower=keep_slower,
             standard_ops_only=standard_ops_only or not library,
             calibrated=calibration_data is not None,
+            quantize=quantize,
+            activations=activations,
         )
     original = ir.Model.load(source)
     _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
@@ -264,6 +274,7 @@ def optimize(
         bytes_after=file_bytes(destination),
         latency=latency,
         max_rel_l2=distance,
+        rel_l2_to_input=verify.worst_rel_l2(verify.compare(original, work, inputs, library=(False, library))),
         notes=notes,
         not_sites=dense.unsupported_sites(),
         library=library,
@@ -314,13 +325,9 @@ def _notes(model: ir.Model, data: calib.Calibration | None, library: bool) -> li
 
 
 def _refuse_contradiction(
-    pipeline: str | Pipeline | None, recipe: object, pattern: object, sparsity: object, method: object
+    pipeline: str | Pipeline | None, recipe: object, flags: Mapping[str, object]
 ) -> None:
-    preset = [
-        name
-        for name, value in (("pattern", pattern), ("sparsity", sparsity), ("method", method))
-        if value is not None
-    ]
+    preset = [name for name, value in flags.items() if value is not None]
     given = [name for name, value in (("recipe", recipe), ("pipeline", pipeline)) if value is not None]
     if len(given) == 2 or (given and preset):
         raise UsageError(
@@ -401,7 +408,7 @@ class _Snapshots(Instrument):
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
     """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
     lowered = {
-        str(node.name): node.attributes["layout"].as_string()
+        str(node.name): ("int8 " if "Int8" in node.op_type else "") + node.attributes["layout"].as_string()
         for graph in result.graphs()
         for node in graph
         if node.domain == emit.DOMAIN
@@ -413,7 +420,7 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
             site.op,
             site.shape,
             density(site.numpy()),
-            lowered.get(site.name, "dense"),
+            lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE)),
             reasons.get(site.name, "no pass chose otherwise"),
         )
         for site in dense.sites()
@@ -423,7 +430,7 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
             packed.op,
             packed.tensor.shape,
             packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
-            str(packed.tensor.pattern),
+            ("int8 " if isinstance(packed.tensor, QuantizedTensor) else "") + str(packed.tensor.pattern),
             "it was sparse already",
         )
         for packed in packed_sites(dense)
@@ -433,21 +440,27 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
     """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
     unpruned: dict[str, str] = {}
+    unquantized: dict[str, str] = {}
     chosen: dict[str, str] = {}
     for report in reports:
         for skip in report.skipped:
             if report.pass_name.startswith("prune-"):
                 unpruned[skip.site] = f"not pruned: {skip.reason}; "
+            elif report.pass_name == "quantize":
+                unquantized[skip.site] = f"not quantised: {skip.reason}; "
             elif report.pass_name not in ("lower-sparse", "restore-dense"):
                 chosen[skip.site] = skip.reason
             else:
                 chosen.setdefault(skip.site, skip.reason)
         for change in report.changed:
             if report.pass_name == "restore-dense":
-                chosen[change.site] += f"; {change.detail}"
+                chosen[change.site] = f"{chosen.get(change.site, '')}; {change.detail}".removeprefix("; ")
             elif report.pass_name != "lower-sparse":
                 chosen[change.site] = change.detail
-    return {site: unpruned.get(site, "") + chosen.get(site, "") for site in {**unpruned, **chosen}}
+    return {
+        site: unpruned.get(site, "") + unquantized.get(site, "") + chosen.get(site, "")
+        for site in {**unpruned, **unquantized, **chosen}
+    }
 
 
 def _record_provenance(

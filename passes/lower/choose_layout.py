@@ -13,7 +13,7 @@ from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
 from sparsecc.pm import Number, Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import Pattern, density, detect, matches
+from sparsecc.sparse import INT8_DENSE, Layout, Pattern, density, detect, matches
 
 __all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns", "fastest", "mark", "unmark"]
 
@@ -66,6 +66,15 @@ def fastest(names: Sequence[str], times_ms: Mapping[str, float]) -> str:
     return best
 
 
+def _site_before(ctx: PassContext, site: Site) -> Site | None:
+    """The site as it was before ``quantize``, if that changed it."""
+    if ctx.quantization is None or site.quantization is None:
+        return None
+    found = (other for other in ctx.quantization.base.sites() if other.name == site.name)
+    base = next(found, None)
+    return base if base is not None and base.quantization is None else None
+
+
 @dataclass(frozen=True)
 class ChooseLayout(Pass):
     """Mark every site with its fastest layout, measured against dense onnxruntime on this machine.
@@ -73,6 +82,8 @@ class ChooseLayout(Pass):
     Changes: metadata of nodes only (``sparsecc.layout``), read by ``lower-sparse``.
     Keeps dense: sites whose zeros are too few, whose best sparse form is not faster than dense by ``min_gain``,
     or that have no sparse operator; each with the reason and the times.
+    After ``quantize`` dense means float32: the marks ``int8 dense`` (as it is in the graph) and ``int8 16x4``
+    compete with it and with sparse float32.
 
     Sample: ``choose-layout{min-gain=1.05}``
 
@@ -81,6 +92,7 @@ class ChooseLayout(Pass):
         min_gain: dense time / sparse time that a site must reach to be marked.
         keep_slower: mark the fastest sparse form even where dense is faster (for experiments).
         layout: mark this layout without timing anything, where the zeros obey it; none: choose by timing.
+        custom_ops: consider sparse operators; without them only ``int8 dense`` can win.
     """
 
     name: ClassVar[str] = "choose-layout"
@@ -90,6 +102,7 @@ class ChooseLayout(Pass):
     min_gain: float = 1.0
     keep_slower: bool = False
     layout: Pattern | None = None
+    custom_ops: bool = True
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Time the candidates of each matching site and mark the winners."""
@@ -106,31 +119,52 @@ class ChooseLayout(Pass):
     def _choose(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
         form = linear_form(model, site, site.nodes[0])
         kept = density(form.weight)
-        if kept > _MAX_DENSITY and not (self.keep_slower and kept < 1):
+        base = _site_before(ctx, site)
+        if base is None and kept > _MAX_DENSITY and not (self.keep_slower and kept < 1):
             raise Refusal(f"too few zeros to gain from: density {kept:.3f}")
         numbers: dict[str, Number] = {"density": round(kept, 6)}
         if self.layout:
             if not matches(form.weight, self.layout):
                 raise Refusal(f"its zeros do not obey {self.layout}")
-            choice, detail, gain = str(self.layout), f"{self.layout}, as asked", 1.0
+            layout = Layout(self.layout, form.int8 is not None)
+            choice, detail, gain = str(layout), f"{layout}, as asked", 1.0
         else:
-            choice, detail, gain = self._fastest(model, site, form, ctx, numbers)
+            layouts = self._candidates(form, kept, base)
+            choice, detail, gain = self._fastest(model, site, layouts, ctx, numbers)
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
 
+    def _candidates(self, form: LinearForm, kept: float, base: Site | None) -> list[Layout]:
+        """The layouts to time, those to be preferred among equals first."""
+        found = [] if base is None else [INT8_DENSE]
+        if self.custom_ops and (kept <= _MAX_DENSITY or self.keep_slower):
+            found += [Layout(pattern, form.int8 is not None) for pattern in candidate_patterns(form.weight)]
+            if base is not None:
+                found += [Layout(pattern) for pattern in candidate_patterns(base.numpy())]
+        if not found:
+            raise Refusal("sparse operators are not allowed (custom-ops=false)")
+        return found
+
     def _fastest(
-        self, model: Model, site: Site, form: LinearForm, ctx: PassContext, numbers: dict[str, Number]
+        self,
+        model: Model,
+        site: Site,
+        layouts: Sequence[Layout],
+        ctx: PassContext,
+        numbers: dict[str, Number],
     ) -> tuple[str, str, float]:
         if ctx.costs is None:
             raise UsageError(
                 "choose-layout needs a source of measured costs; run it through sparsecc.optimize "
                 "or give layout=, for instance choose-layout{layout=unstructured}"
             )
-        candidates = candidate_patterns(form.weight)
-        times = ctx.costs.site_times_ms(model, site, candidates)
+        base = None if ctx.quantization is None else ctx.quantization.base
+        times = ctx.costs.site_times_ms(model, site, layouts, base)
         dense = times["dense"]
-        best = fastest([str(pattern) for pattern in candidates], times)
+        best = fastest([str(layout) for layout in layouts], times)
         gain = dense / times[best]
+        if str(INT8_DENSE) in times:
+            numbers["int8_dense_ms"] = times[str(INT8_DENSE)]
         numbers.update(dense_ms=dense, sparse_ms=times[best], gain=round(gain, 4))
         detail = f"{best} {times[best]:.4g} ms, dense {dense:.4g} ms ({gain:.2f}x)"
         if gain < self.min_gain or gain <= 1:

@@ -97,7 +97,7 @@ class ConfirmLayout(Pass):
             nonlocal trials
             trials += 1
             ctx.progress("timing whole models", trials, trials + 1)
-            return costs.relative_time(model, chosen)
+            return costs.relative_time(model, chosen, ctx.quantization)
 
         best, relative = best_subset(gains, relative_time, self.max_trials)
         ctx.progress("timing whole models", trials, trials)

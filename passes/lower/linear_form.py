@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
 from sparsecc.ir import ConvGeometry, Model, Site, conv_geometry
+from sparsecc.ir.quantized import data_input, integer_chain
+from sparsecc.ir.trace import RefusedError
 from sparsecc.passes.lower.activations import Activation, constant_array, elementwise_region
 from sparsecc.passes.tidy.graph import float_attribute
 
-__all__ = ["MIN_OPSET", "LinearForm", "Refusal", "linear_form", "lowerable"]
+__all__ = ["MIN_OPSET", "Int8Weight", "LinearForm", "Refusal", "linear_form", "lowerable"]
 
 #: The function bodies of the sparse operators use CumSum and ScatterND, which opset 11 has first.
 MIN_OPSET = 11
@@ -22,9 +25,16 @@ class Refusal(Exception):  # noqa: N818  (a value with a reason, raised and caug
     """Why a site cannot be lowered; the text goes to the report."""
 
 
+class Int8Weight(NamedTuple):
+    """The integers of a quantised weight, int8 ``[N, K]``, and the scale of each output, float32 ``[N]``."""
+
+    codes: npt.NDArray[np.int8]
+    scales: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class LinearForm:
-    """``output = activation(linear(input, weight) + bias)``.
+    """``output = activation(linear(source, weight) + bias)``.
 
     Attributes:
         node: the MatMul, Gemm or Conv.
@@ -34,6 +44,7 @@ class LinearForm:
         absorbed: the nodes after ``node`` that the fused operator replaces.
         output: the value the fused operator produces.
         conv: geometry of this node's convolution (nodes that share a weight may differ in stride), or ``None``.
+        int8: the weight as integers, where ``source`` is quantised at run time before it meets them.
     """
 
     node: onnx_ir.Node
@@ -43,6 +54,23 @@ class LinearForm:
     absorbed: tuple[onnx_ir.Node, ...]
     output: onnx_ir.Value
     conv: ConvGeometry | None
+    int8: Int8Weight | None = None
+
+    @property
+    def source(self) -> onnx_ir.Value:
+        """What is multiplied, float32; asked of the graph, where another site may have replaced it."""
+        value = data_input(self.node)
+        assert value is not None  # linear_form refuses the others
+        return value
+
+
+class _Core(NamedTuple):
+    """The operator itself, without what follows: its bias operand, result, and other nodes it takes."""
+
+    bias: onnx_ir.Value | None
+    output: onnx_ir.Value
+    absorbed: tuple[onnx_ir.Node, ...] = ()
+    int8: Int8Weight | None = None
 
 
 def lowerable(model: Model, site: Site, node: onnx_ir.Node) -> ConvGeometry | None:
@@ -55,7 +83,7 @@ def lowerable(model: Model, site: Site, node: onnx_ir.Node) -> ConvGeometry | No
         raise Refusal(f"no sparse operator for {site.op} yet: its weights are pruned as values only")
     if model.opset < MIN_OPSET:
         raise Refusal(f"opset {model.opset} is below {MIN_OPSET}; convert the model to a newer opset first")
-    if site.dtype != np.float32:
+    if site.quantization is None and site.dtype != np.float32:
         raise Refusal(f"{site.dtype.name} weights: the CPU kernels compute in float32 only")
     if site.scope == "function":
         raise Refusal("inside a local function: packed weights cannot be stored there; inline it first")
@@ -103,6 +131,59 @@ def _added_constant(
     return None if constant is None else (node, constant)
 
 
+def _core(site: Site, node: onnx_ir.Node) -> _Core:
+    """The core of a site's node, quantised or not.
+
+    Raises:
+        Refusal: it is quantised in a way that no operator has.
+    """
+    source, last = data_input(node), node.inputs[-1]
+    assert node.inputs[0] is not None
+    if site.quantization is None:
+        return _Core(last if len(node.inputs) > 2 else None, node.outputs[0])
+    if node.domain == "" and node.op_type == "MatMulInteger":
+        try:
+            chain = integer_chain(node)
+        except RefusedError as error:
+            raise Refusal(str(error)) from None
+        if not chain.dynamic:
+            raise Refusal(_FIXED_RANGE)
+        return _Core(None, chain.output, chain.nodes, _int8_weight(site))
+    if node.op_type == "DynamicQuantizeMatMul" and source is not None:
+        return _Core(_operand(node, 4), node.outputs[0], (), _int8_weight(site))
+    if node.op_type == "MatMulIntegerToFloat" and source is not None:
+        quantizer = node.inputs[0].producer()
+        assert quantizer is not None  # data_input
+        operands = [node.inputs[0], node.inputs[2], _operand(node, 4)]
+        if quantizer.op_type != "DynamicQuantizeLinear" or operands != list(quantizer.outputs):
+            raise Refusal(_FIXED_RANGE)
+        return _Core(_operand(node, 6), node.outputs[0], (), _int8_weight(site))
+    if node.op_type in ("MatMul", "Gemm", "Conv") and not _dequantized(node.inputs[0]):
+        return _Core(last if len(node.inputs) > 2 else None, node.outputs[0])
+    raise Refusal(_FIXED_RANGE)
+
+
+_FIXED_RANGE = "quantised with a fixed range of its input: no sparse operator for that yet"
+
+
+def _operand(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def _dequantized(value: onnx_ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _int8_weight(site: Site) -> Int8Weight:
+    codes, scales = site.codes(), site.output_scales()
+    if scales is None:
+        raise Refusal("the scales of its weight vary along the inputs")
+    if np.abs(codes).max(initial=0) > np.iinfo(np.int8).max:
+        raise Refusal("its weights less their zero point do not fit int8")
+    return Int8Weight(codes.astype(np.int8), scales)
+
+
 def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
     """The linear form around one consumer ``node`` of ``site``.
 
@@ -114,7 +195,8 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
     weight = site.numpy()
     bias = np.zeros(outputs, np.float32)
     axis = 1  # of the output channels, counted from the end
-    own_bias = node.inputs[2] if len(node.inputs) > 2 else None
+    core = _core(site, node)
+    own_bias = core.bias
     if node.op_type == "Gemm":
         weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
         scale = np.float32(float_attribute(node, "beta", 1.0))
@@ -127,8 +209,8 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         if constant is None:
             raise Refusal("its bias is not one constant per output")
         bias = bias + scale * constant
-    output = node.outputs[0]
-    absorbed: list[onnx_ir.Node] = []
+    output = core.output
+    absorbed = list(core.absorbed)
     added = _added_constant(output, outputs, axis)
     if added is not None:
         absorbed.append(added[0])
@@ -140,5 +222,12 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         output = region.output
     activation = region.activation if region is not None else Activation()
     return LinearForm(
-        node, weight.astype(np.float32, copy=False), bias, activation, tuple(absorbed), output, conv
+        node,
+        weight.astype(np.float32, copy=False),
+        bias,
+        activation,
+        tuple(absorbed),
+        output,
+        conv,
+        core.int8,
     )

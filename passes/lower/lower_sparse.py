@@ -15,23 +15,41 @@ from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import Pattern, SparseTensor
+from sparsecc.sparse import Layout, QuantizedTensor, SparseTensor
 
 __all__ = ["LowerSparse", "lower_node"]
 
 
-def check_layout(site: Site, pattern: Pattern) -> None:
-    """Raise :class:`Refusal` where the operators cannot hold ``pattern`` for ``site``."""
-    if pattern.kind == "dense":
-        raise Refusal("dense was chosen")
+def check_layout(site: Site, layout: Layout) -> None:
+    """Raise :class:`Refusal` where the operators cannot hold ``layout`` for ``site``."""
+    pattern = layout.pattern
+    if not layout.sparse:
+        raise Refusal(f"{layout} was chosen")
     if pattern.kind == "block" and site.groups > 1 and (site.shape[0] // site.groups) % pattern.rows:
         raise Refusal(
             f"blocks of {pattern.rows} outputs cross its groups of {site.shape[0] // site.groups} outputs"
         )
 
 
+def pack(form: LinearForm, layout: Layout) -> SparseTensor | QuantizedTensor:
+    """Return the weight of ``form`` in ``layout``.
+
+    Raises:
+        Refusal: it is not quantised, and the layout says so.
+    """
+    if not layout.int8:
+        return SparseTensor.encode(form.weight, layout.pattern)
+    if form.int8 is None:
+        raise Refusal(f"it is not quantised, so there is no {layout} of it")
+    return QuantizedTensor.from_codes(form.int8.codes, form.int8.scales, layout.pattern)
+
+
 def lower_node(
-    site: Site, form: LinearForm, packed: SparseTensor, taken: set[str], share: onnx_ir.Node | None = None
+    site: Site,
+    form: LinearForm,
+    packed: SparseTensor | QuantizedTensor,
+    taken: set[str],
+    share: onnx_ir.Node | None = None,
 ) -> onnx_ir.Node:
     """Replace ``form`` in its graph by one sparse operator and return it.
 
@@ -41,7 +59,7 @@ def lower_node(
     assert graph is not None
     sparse = sparse_op_node(
         graph,
-        form.node.inputs[0],
+        form.source,
         packed,
         bias=form.bias,
         activation=form.activation.suffix,
@@ -95,7 +113,7 @@ class LowerSparse(Pass):
                 report.skip(site.name, "no sparse layout was chosen")
                 continue
             try:
-                self._lower(model, site, Pattern.parse(layout), taken, report)
+                self._lower(model, site, Layout.parse(layout), taken, report)
             except Refusal as refusal:
                 report.skip(site.name, str(refusal))
         if report.changed:
@@ -103,18 +121,18 @@ class LowerSparse(Pass):
             remove_dead(model.onnx)
         return report
 
-    def _lower(self, model: Model, site: Site, pattern: Pattern, taken: set[str], report: PassReport) -> None:
+    def _lower(self, model: Model, site: Site, layout: Layout, taken: set[str], report: PassReport) -> None:
         forms = [linear_form(model, site, node) for node in site.nodes]
-        check_layout(site, pattern)
+        check_layout(site, layout)
         lowered: list[onnx_ir.Node] = []
         for form in forms:
             twin = _twin(form, forms[: len(lowered)], lowered)
-            packed = SparseTensor.encode(form.weight, pattern)
+            packed = pack(form, layout)
             lowered.append(lower_node(site, form, packed, taken, twin))
         fused = ", ".join(sorted({form.activation.suffix for form in forms if form.activation.suffix}))
         report.change(
             site.name,
-            f"{lowered[0].op_type} {pattern}" + (f" with {fused} fused" if fused else ""),
+            f"{lowered[0].op_type} {layout.pattern}" + (f" with {fused} fused" if fused else ""),
             dense_bytes=forms[0].weight.nbytes,
             packed_bytes=packed.nbytes,
         )

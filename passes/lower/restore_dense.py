@@ -2,52 +2,119 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from sparsecc.ir import Model
-from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
-from sparsecc.pm import Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import density
+from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, mark, unmark
+from sparsecc.pm import Pass, PassContext, PassReport, Requantizer, select_sites
+from sparsecc.sparse import Layout, density
 
-__all__ = ["RestoreDense"]
+__all__ = ["RestoreDense", "quantized_where_marked"]
+
+#: (layout text, gain) by site name.
+Marks = Mapping[str, tuple[str, float]]
+
+
+def marks_of(model: Model) -> dict[str, tuple[str, float]]:
+    """The layout marks of ``model`` by site name."""
+    return {
+        site.name: (props[LAYOUT_KEY], float(props.get(GAIN_KEY, "1")))
+        for site in model.sites()
+        if LAYOUT_KEY in (props := site.node.metadata_props)
+    }
+
+
+def quantized_where_marked(quantization: Requantizer, marks: Marks, model: Model | None = None) -> Model:
+    """Return ``model`` (default: a copy of the model before ``quantize``) with the sites marked int8 quantised.
+
+    The result carries the marks.
+    """
+    result = quantization.base.copy() if model is None else model
+    quantization.apply(result, {name for name, (layout, _) in marks.items() if Layout.parse(layout).int8})
+    for site in result.sites():
+        if site.name in marks:
+            mark(site, *marks[site.name])
+    return result
 
 
 @dataclass(frozen=True)
 class RestoreDense(Pass):
-    """Undo the pruning of every site that no sparse layout makes faster.
+    """Undo the pruning and quantisation of every site that they do not make faster.
 
     Changes: weights of sites without a ``sparsecc.layout`` mark go back to what they were before the first lossy
-    pass of the pipeline. Runs between ``confirm-layout`` and ``lower-sparse``.
+    pass of the pipeline, float32 if ``quantize`` changed them; those of sites marked ``int8 dense`` lose their
+    zeros. Runs between ``confirm-layout`` and ``lower-sparse``.
 
     Sample: ``restore-dense{match=re:.*mlp.*}``
 
     Attributes:
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
+        pruned: also undo pruning, not only quantisation.
     """
 
     name: ClassVar[str] = "restore-dense"
     lossless: ClassVar[bool] = False
 
     match: str = "*"
+    pruned: bool = True
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
-        """Restore the unmarked sites among the matching ones."""
+        """Restore the sites among the matching ones that gain nothing."""
         report = PassReport(self.name)
         if ctx.before_lossy is None:
             report.note("no lossy pass ran before: there is nothing to restore")
             return report
-        own = {site.name: site for site in ctx.before_lossy.sites()}
+        marks = marks_of(model)
+        quantization = ctx.quantization
+        if quantization is not None and not _is_result(model, quantization):
+            report.note("the model was changed after quantize: no site goes back to float32")
+            quantization = None
+        kept = {name for name, (layout, _) in marks.items() if Layout.parse(layout).sparse}
+        if quantization is None:
+            self._restore(model, ctx.before_lossy, kept, report)
+            return report
+        select_sites(model, self.match, PassReport(self.name))  # refuses a match that matches nothing
+        base = quantization.base.copy()
+        self._restore(base, ctx.before_lossy, kept, report)
+        chosen = self._quantization_to_keep(model, base, marks)
+        final = quantized_where_marked(quantization, chosen, base)
+        quantized = {site.name for site in model.sites() if site.quantization is not None}
+        for site in final.sites():
+            if site.name in quantized and site.quantization is None:
+                layout = marks[site.name][0] if site.name in marks else "dense"
+                report.change(site.name, f"float32 after all: {layout}", relative_error=0.0)
+            if site.name not in marks:
+                unmark(site)
+        model.onnx = final.onnx
+        return report
+
+    def _quantization_to_keep(self, model: Model, base: Model, marks: Marks) -> dict[str, tuple[str, float]]:
+        """The marks, and one for each site that is int8 and does not match: it stays what it is."""
+        chosen = dict(marks)
+        matching = {site.name for site in base.sites(self.match)}
+        for site in model.sites():
+            if site.quantization is not None and site.name not in matching | marks.keys():
+                chosen[site.name] = ("int8 dense", 1.0)
+        return chosen
+
+    def _restore(self, model: Model, own: Model, kept: set[str], report: PassReport) -> None:
+        """Give the matching sites of ``model`` that are not ``kept`` their weights in ``own`` back."""
+        before = {site.name: site for site in own.sites()}
         for site in select_sites(model, self.match, report):
-            if LAYOUT_KEY in site.node.metadata_props:
+            if not self.pruned or site.name in kept:
                 report.skip(site.name, "it is lowered as it is")
                 continue
-            if site.name not in own or own[site.name].shape != site.shape:
+            if site.name not in before or before[site.name].shape != site.shape:
                 report.skip(site.name, "the graph around it changed: its own weights do not fit any more")
                 continue
-            pruned, whole = site.numpy(), own[site.name].numpy()
+            if site.quantization is not None and before[site.name].quantization is None:
+                report.skip(site.name, "it is quantised: its own weights have another type")
+                continue
+            pruned, whole = site.numpy(), before[site.name].numpy()
             if np.array_equal(whole, pruned, equal_nan=True):
                 report.skip(site.name, "it has its own weights")
             elif not np.array_equal(np.where(pruned != 0, whole, 0), pruned):
@@ -63,4 +130,11 @@ class RestoreDense(Pass):
                     density_after=density(whole),
                     relative_error=0.0,
                 )
-        return report
+
+
+def _is_result(model: Model, quantization: Requantizer) -> bool:
+    """Whether ``model`` is what ``quantize`` left, layout marks apart."""
+    copy = model.copy()
+    for site in copy.sites():
+        unmark(site)
+    return copy.fingerprint() == quantization.fingerprint

@@ -15,6 +15,7 @@ from sparsecc.calib.tap import tap, tensor_shapes
 from sparsecc.calib.views import Patches, Rows, States, Statistic, Sums, View
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site, conv_geometry
+from sparsecc.ir.quantized import data_input
 from sparsecc.pm import Progress
 
 __all__ = ["Reading", "UnavailableError", "collect", "readings"]
@@ -45,10 +46,10 @@ def readings(model: Model, copy: Model, site: Site) -> tuple[Reading, ...]:
         )
     found: list[Reading] = []
     for node in site.nodes:
-        if site.input is None:
+        if site.op in ("LSTM", "GRU") and site.input is None:
             found.extend(_state_readings(_counterpart(model, copy, node)))
         else:
-            found.append((_input_name(node, 0), _view(site, node)))
+            found.append((_name(data_input(node)), _view(site, node)))
     return tuple(found)
 
 
@@ -82,9 +83,12 @@ def _state_readings(node: onnx_ir.Node) -> Iterator[Reading]:
 
 
 def _input_name(node: onnx_ir.Node, index: int) -> str:
-    value = node.inputs[index]
+    return _name(node.inputs[index])
+
+
+def _name(value: onnx_ir.Value | None) -> str:
     if value is None or not value.name:
-        raise UnavailableError("its input has no name")
+        raise UnavailableError("its input has no floating-point form, or no name")
     return value.name
 
 

@@ -41,6 +41,8 @@ __all__ = ["command"]
     "--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove."
 )
 @click.option("--method", help="How to choose what to remove: magnitude or wanda.")
+@click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
+@click.option("--activations", help="With --quantize: ranges of activations; dynamic: at run time.")
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
 @calibration_option
 @num_samples_option
@@ -74,6 +76,8 @@ def command(
     pattern: str | None,
     sparsity: float | None,
     method: str | None,
+    quantize: str | None,
+    activations: str | None,
     match: str,
     calibration_data: str | None,
     num_samples: int | None,
@@ -91,8 +95,8 @@ def command(
 ) -> None:
     """Make MODEL smaller and faster where that is measured; never overwrites it.
 
-    Without --pattern, --sparsity, --method, --recipe or --pipeline nothing is pruned: only zeros that the weights
-    already have are used. A site where no sparse form beats dense stays dense, and the table says why.
+    Without --pattern, --sparsity, --method, --quantize, --recipe or --pipeline nothing is lost: only zeros that the
+    weights already have are used. A site where no sparse form beats dense stays dense, and the table says why.
 
     Example: sparsecc optimize model.onnx -o small.onnx --pattern 16x1 --sparsity 0.8
     """
@@ -108,6 +112,8 @@ def command(
             pattern=pattern,
             sparsity=sparsity,
             method=method,
+            quantize=quantize,
+            activations=activations,
             match=match,
             calibration_data=calibration_data,
             num_samples=num_samples,
@@ -151,5 +157,6 @@ def _summary(result: OptimizeResult) -> list[str]:
         f"latency {latency.before_ms:.4g} ms -> {latency.after_ms:.4g} ms ({latency.speedup:.2f}x, "
         f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, {loaded}, medians of interleaved runs)",
         f"verified {verified} the operator library: relative L2 {result.max_rel_l2:.1e}",
+        f"relative L2 to the input model: {result.rel_l2_to_input:.1e}",
     ]
     return [*lines, *(f"note: {note}" for note in result.notes)]

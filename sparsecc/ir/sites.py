@@ -6,7 +6,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,16 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import PassError, SpecError
 from sparsecc.ir.geometry import ConvGeometry, conv_geometry
+from sparsecc.ir.quantized import (
+    INTEGER_OPERATORS,
+    WeightScale,
+    data_input,
+    dequantized_scale,
+    operator_scale,
+)
 from sparsecc.ir.slots import Slot, Tensor
 from sparsecc.ir.sparse_ops import DOMAIN
-from sparsecc.ir.trace import QUANTISED_LATER, RefusedError, all_readers, refuse_matmul, trace_back
+from sparsecc.ir.trace import RefusedError, Traced, all_readers, refuse_matmul, trace_back
 
 __all__ = ["Site", "find_sites", "name_matches"]
 
@@ -30,19 +37,18 @@ _DTYPES = (
     onnx_ir.DataType.BFLOAT16,
     onnx_ir.DataType.DOUBLE,
 )
+_LINEAR = {("", "MatMul"), ("", "Gemm"), ("", "Conv")}
 _WITHOUT_VIEW = {
     ("", "ConvTranspose"): "ConvTranspose is not supported yet",
     ("", "Einsum"): "Einsum is not supported: export it as MatMul",
     ("", "RNN"): "RNN is not supported yet",
-    ("", "QLinearMatMul"): QUANTISED_LATER,
-    ("", "QLinearConv"): QUANTISED_LATER,
-    ("", "MatMulInteger"): QUANTISED_LATER,
-    ("", "ConvInteger"): QUANTISED_LATER,
-    ("com.microsoft", "QGemm"): QUANTISED_LATER,
-    ("com.microsoft", "MatMulNBits"): QUANTISED_LATER,
-    ("com.microsoft", "MatMulBnb4"): QUANTISED_LATER,
-    ("com.microsoft", "DynamicQuantizeMatMul"): QUANTISED_LATER,
-    ("com.microsoft", "MatMulIntegerToFloat"): QUANTISED_LATER,
+    (
+        "",
+        "ConvInteger",
+    ): "ConvInteger is not supported: quantise convolutions with QuantizeLinear around them",
+    ("com.microsoft", "MatMulNBits"): "weights of less than 8 bits in blocks along K are not supported",
+    ("com.microsoft", "MatMulBnb4"): "weights of less than 8 bits in blocks along K are not supported",
+    ("com.microsoft", "DynamicQuantizeLSTM"): "quantised recurrent weights are not supported",
     ("com.microsoft", "FusedMatMul"): "fused by onnxruntime: start from the model before its optimizer",
     ("com.microsoft", "FusedGemm"): "fused by onnxruntime: start from the model before its optimizer",
     ("com.microsoft", "FusedConv"): "fused by onnxruntime: start from the model before its optimizer",
@@ -75,17 +81,19 @@ class Site:
     Attributes:
         name: unique in the model: name of the first node that reads the weight (unnamed: of its output); in a
             function body ``function/`` goes before it, and ``.W`` or ``.R`` after it for LSTM and GRU.
-        op: operator of the first node.
+        op: operator of the first node; of one that computes on integers, what it computes.
         nodes: all readers, in graph order; they agree on ``shape``, ``groups`` and orientation.
         weight: the value that holds the constant: an initializer or the output of a Constant node.
-            Identity and Transpose may stand between it and the nodes.
+            Identity, Transpose and DequantizeLinear may stand between it and the nodes.
         shape: (N, K). Gemm and MatMul: outputs, inputs. Conv: Cout, Cin/groups * kernel, in the order
             (cin, kh, kw). LSTM and GRU: directions * gates * hidden, inputs (W) or hidden (R).
         transposed: whether the constant is stored ``[K, N]``.
         groups: of a convolution, otherwise 1.
-        input: what is multiplied with the weight, for the first node; None for R.
+        input: what is multiplied with the weight, for the first node, before quantisation; None for R, and where
+            the model holds only the quantised form.
         conv: geometry of the first node if it is a Conv. Tied nodes may differ: see ``conv_geometry``.
         scope: which kind of graph the first node is in.
+        quantization: how the integers of the constant become real weights; None for floating-point constants.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Site:
     input: onnx_ir.Value | None
     conv: ConvGeometry | None
     scope: Scope
+    quantization: WeightScale | None = None
 
     @property
     def node(self) -> onnx_ir.Node:
@@ -116,7 +125,7 @@ class Site:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """NumPy type of the constant: float32, float16, float64 or ml_dtypes' bfloat16."""
+        """NumPy type of the constant: float32, float16, float64, ml_dtypes' bfloat16; int8 or uint8 if quantised."""
         return np.dtype(self._slot.get().dtype.numpy())
 
     @property
@@ -135,14 +144,39 @@ class Site:
         return self.groups > 1 and self.weight_shape[1] == 1
 
     def numpy(self) -> NDArray[Any]:
-        """Return the weight ``[N, K]``, C-contiguous, in its own dtype; may be read-only (copy to change)."""
-        array = self._slot.get().numpy()
-        if self.transposed:
-            return np.ascontiguousarray(array.T)
-        return np.ascontiguousarray(array).reshape(self.shape)
+        """Return the real weight ``[N, K]``, C-contiguous; may be read-only (copy to change).
+
+        In the dtype of the constant, float32 where that is quantised.
+        """
+        stored = self._slot.get().numpy()
+        if self.quantization is not None:
+            stored = self.quantization.dequantize(stored)
+        return self._as_matrix(stored)
+
+    def codes(self) -> NDArray[np.int32]:
+        """Return the integers ``[N, K]`` of a quantised weight, less the zero point.
+
+        Raises:
+            PassError: the weight is not quantised.
+        """
+        return self._as_matrix(self._scale.shifted(self._slot.get().numpy()))
+
+    def output_scales(self) -> NDArray[np.float32] | None:
+        """Return the scale of each output, ``[N]``, of a quantised weight; None if they vary along K.
+
+        Raises:
+            PassError: the weight is not quantised.
+        """
+        quantization, rank = self._scale, len(self.weight_shape)
+        if quantization.scale.size == 1:
+            return np.full(self.shape[0], quantization.scale.reshape(()), np.float32)
+        return quantization.scale if quantization.axis == (rank - 1 if self.transposed else 0) else None
 
     def replace(self, weight: NDArray[Any]) -> None:
         """Store ``weight [N, K]`` in the layout and dtype of the constant; copies of the model keep theirs.
+
+        A quantised constant keeps its scales; weights that ``numpy`` gave get their own integers back, and zeros
+        are exact.
 
         Raises:
             PassError: the shape is another one.
@@ -151,6 +185,8 @@ class Site:
             raise PassError(f"site {self.name!r}: new weight has shape {weight.shape}, expected {self.shape}")
         old = self._slot.get()
         stored = weight.T if self.transposed else weight.reshape(self.weight_shape)
+        if self.quantization is not None:
+            stored = self.quantization.quantize(stored, self.dtype)
         self._slot.set(
             onnx_ir.Tensor(
                 # A copy: the caller's array must not be the model's.
@@ -161,6 +197,17 @@ class Site:
                 metadata_props=dict(old.metadata_props),
             )
         )
+
+    def _as_matrix(self, stored: NDArray[Any]) -> NDArray[Any]:
+        if self.transposed:
+            return np.ascontiguousarray(stored.T)
+        return np.ascontiguousarray(stored).reshape(self.shape)
+
+    @property
+    def _scale(self) -> WeightScale:
+        if self.quantization is None:
+            raise PassError(f"site {self.name!r} is not quantised")
+        return self.quantization
 
     @property
     def _slot(self) -> Slot:
@@ -176,6 +223,7 @@ class _View:
     shape: tuple[int, int]
     transposed: bool
     groups: int = 1
+    scale_key: tuple[bytes, bytes, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +240,7 @@ def find_sites(model: onnx_ir.Model) -> tuple[list[Site], list[tuple[str, str]]]
     uses: dict[onnx_ir.Value, list[_Use]] = {}
     for use in _candidates(model):
         try:
-            uses.setdefault(_constant_behind(use)[0], []).append(use)
+            uses.setdefault(_constant_behind(use).constant, []).append(use)
         except RefusedError as error:
             refused.append((use.name, str(error)))
     sites: list[Site] = []
@@ -225,16 +273,18 @@ def _candidates(model: onnx_ir.Model) -> Iterator[_Use]:
         for node in onnx_ir.traversal.RecursiveGraphIterator(root):
             scope: Scope = "function" if prefix else "main" if node.graph is root else "subgraph"
             base = prefix + (node.name or (node.outputs[0].name if node.outputs else "") or node.op_type)
-            if (node.domain, node.op_type) in _WITHOUT_VIEW or (node.domain == "" and node.op_type in (
-                "MatMul", "Gemm", "Conv")):  # fmt: skip
+            key = (node.domain, node.op_type)
+            if key in _WITHOUT_VIEW or key in _LINEAR:
                 yield _Use(node, 1, scope, base)
+            elif key in INTEGER_OPERATORS:
+                yield _Use(node, INTEGER_OPERATORS[key].weight, scope, base)
             elif node.domain == "" and node.op_type in ("LSTM", "GRU"):
                 yield _Use(node, 1, scope, base + ".W")
                 yield _Use(node, 2, scope, base + ".R")
 
 
-def _constant_behind(use: _Use) -> tuple[onnx_ir.Value, bool]:
-    """Return the constant that a weight operand reads, and whether a Transpose flips it on the way."""
+def _constant_behind(use: _Use) -> Traced:
+    """Return the constant that a weight operand reads, with what stands in between."""
     node = use.node
     if reason := _WITHOUT_VIEW.get((node.domain, node.op_type)):
         raise RefusedError(reason)
@@ -246,6 +296,21 @@ def _constant_behind(use: _Use) -> tuple[onnx_ir.Value, bool]:
         raise
 
 
+def _scale_of(use: _Use, tensor: Tensor, traced: Traced) -> WeightScale | None:
+    """How the integers become real numbers, or None for a floating-point weight."""
+    if (use.node.domain, use.node.op_type) in INTEGER_OPERATORS:
+        if traced.dequantize is not None or traced.flipped:
+            raise RefusedError("integer weight goes through other nodes: fold constants first (pass tidy)")
+        return operator_scale(use.node, tensor)
+    return None if traced.dequantize is None else dequantized_scale(traced.dequantize, tensor)
+
+
+def _operator(node: onnx_ir.Node) -> str:
+    """The floating-point operator that ``node`` computes."""
+    spec = INTEGER_OPERATORS.get((node.domain, node.op_type))
+    return node.op_type if spec is None else spec.op
+
+
 def _site(weight: onnx_ir.Value, readers: list[_Use]) -> Site:
     producer = weight.producer()
     tensor = (Slot(weight) if producer is None else Slot(producer, "value")).get()
@@ -255,40 +320,52 @@ def _site(weight: onnx_ir.Value, readers: list[_Use]) -> Site:
             raise RefusedError(
                 f"weight {weight.name!r} is also read by {node.op_type} {node.name!r}".rstrip(" '")
             )
-    views = [_view(use, tensor, _constant_behind(use)[1]) for use in readers]
+    traced = [_constant_behind(use) for use in readers]
+    scales = [_scale_of(use, tensor, found) for use, found in zip(readers, traced, strict=True)]
+    views = [
+        _view(use, tensor, found.flipped, scale)
+        for use, found, scale in zip(readers, traced, scales, strict=True)
+    ]
     if len(set(views)) > 1:
         names = ", ".join(sorted({use.name for use in readers}))
         raise RefusedError(f"weight {weight.name!r} is shared by {names}, which see it differently")
     first, view = readers[0], views[0]
     return Site(
         name=first.name,
-        op=first.node.op_type,  # type: ignore[arg-type]
+        op=_operator(first.node),  # type: ignore[arg-type]
         nodes=tuple(dict.fromkeys(use.node for use in readers)),
         weight=weight,
         shape=view.shape,
         transposed=view.transposed,
         groups=view.groups,
-        input=first.node.inputs[0] if first.index == 1 else None,
+        input=None if view.kind == "recurrent" and first.index != 1 else data_input(first.node),
         conv=conv_geometry(first.node, tuple(tensor.shape.numpy())) if view.kind == "conv" else None,
         scope=first.scope,
+        quantization=scales[0],
     )
 
 
-def _view(use: _Use, tensor: Tensor, flipped: bool) -> _View:
+def _view(use: _Use, tensor: Tensor, flipped: bool, scale: WeightScale | None) -> _View:
+    view = _shape_view(use, tensor, flipped, scale is not None)
+    return view if scale is None else replace(view, scale_key=scale.key)
+
+
+def _shape_view(use: _Use, tensor: Tensor, flipped: bool, quantised: bool) -> _View:
     shape = tuple(tensor.shape.numpy())
-    if tensor.dtype not in _DTYPES:
-        raise RefusedError(f"weight has type {tensor.dtype.name}: {QUANTISED_LATER}")
+    if not quantised and tensor.dtype not in _DTYPES:
+        raise RefusedError(f"weight has type {tensor.dtype.name}: only floating-point weights are supported")
     if 0 in shape:
         raise RefusedError(f"weight of shape {list(shape)} is empty")
     if any(attr.is_ref() for attr in use.node.attributes.values()):
         raise RefusedError("attributes come from the caller of the function: inline the function")
-    if use.node.op_type in ("MatMul", "Gemm"):
+    operator = _operator(use.node)
+    if operator in ("MatMul", "Gemm"):
         return _linear_view(use.node, shape, flipped)
     if flipped:
         raise RefusedError(
             "weight is a constant that goes through Transpose: fold constants first (pass tidy)"
         )
-    if use.node.op_type == "Conv":
+    if operator == "Conv":
         return _conv_view(use.node, shape)
     if len(shape) != 3:
         raise RefusedError(f"weight of {use.node.op_type} must have rank 3, has {len(shape)}")
@@ -300,8 +377,8 @@ def _linear_view(node: onnx_ir.Node, shape: tuple[int, ...], flipped: bool) -> _
         raise RefusedError(
             f"weight has rank {len(shape)}; only matrices are supported, not batches or vectors"
         )
-    stored_kn = node.op_type == "MatMul" or not _flag(node, "transB")
-    if node.op_type == "Gemm" and _flag(node, "transA"):
+    stored_kn = _operator(node) == "MatMul" or not _flag(node, "transB")
+    if _operator(node) == "Gemm" and _flag(node, "transA"):
         raise RefusedError("Gemm with transA=1 reads its input transposed: not supported")
     transposed = stored_kn != flipped
     return _View("linear", (shape[1], shape[0]) if transposed else (shape[0], shape[1]), transposed)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import onnx_ir
 
-__all__ = ["QUANTISED_LATER", "RefusedError", "all_readers", "refuse_matmul", "trace_back"]
-
-QUANTISED_LATER = "quantised weights: later"
+__all__ = ["RefusedError", "Traced", "all_readers", "refuse_matmul", "trace_back"]
 
 
 class RefusedError(Exception):
     """A node or weight is no site; the text is the reason."""
+
+
+class Traced(NamedTuple):
+    """What an operand reads.
+
+    Attributes:
+        constant: the value that holds the numbers.
+        flipped: a Transpose stands in between.
+        dequantize: the DequantizeLinear in between, or None.
+    """
+
+    constant: onnx_ir.Value
+    flipped: bool
+    dequantize: onnx_ir.Node | None = None
 
 
 def refuse_matmul(node: onnx_ir.Node) -> None:
@@ -28,19 +41,24 @@ def refuse_matmul(node: onnx_ir.Node) -> None:
     raise RefusedError("the constant is the left operand; only weights on the right are supported")
 
 
-def trace_back(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, bool]:
-    """Return the constant that ``value`` hands on, and whether a Transpose flips it on the way.
+def trace_back(value: onnx_ir.Value | None) -> Traced:
+    """Return the constant that ``value`` hands on, with what stands in between.
 
     Raises:
         RefusedError: it is no constant, or not plainly one.
     """
-    flipped = False
+    flipped, dequantize = False, None
     while value is not None and (producer := value.producer()) is not None:
         if producer.domain == "" and producer.op_type == "Constant":
             attr = producer.attributes.get("value")
             if attr is None or attr.is_ref():
                 raise RefusedError("weight is a Constant without a fixed tensor")
-            return value, flipped
+            return Traced(value, flipped, dequantize)
+        if dequantize is None and _dequantizes(producer):
+            dequantize, value = producer, producer.inputs[0]
+            continue
+        if dequantize is not None and producer.op_type == "Transpose":
+            raise RefusedError("quantised weight goes through Transpose before its DequantizeLinear")
         if not _passes_through(producer):
             raise RefusedError(_why_computed(producer))
         flipped ^= producer.op_type == "Transpose"
@@ -55,14 +73,12 @@ def trace_back(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value, bool]:
         raise RefusedError(
             "weight is also a graph input, so a caller may override it: remove it from the inputs"
         )
-    return value, flipped
+    return Traced(value, flipped, dequantize)
 
 
 def _why_computed(producer: onnx_ir.Node) -> str:
     if not _is_constant(producer):
         return f"weight is computed at run time by {producer.op_type}"
-    if producer.op_type == "DequantizeLinear":
-        return QUANTISED_LATER
     return f"weight is a constant that goes through {producer.op_type}: fold constants first (pass tidy)"
 
 
@@ -94,6 +110,10 @@ def _passes_through(node: onnx_ir.Node) -> bool:
     )
 
 
+def _dequantizes(node: onnx_ir.Node) -> bool:
+    return node.domain == "" and node.op_type == "DequantizeLinear"
+
+
 def _rank(value: onnx_ir.Value | None) -> int | None:
     if value is None:
         return None
@@ -106,7 +126,7 @@ def _rank(value: onnx_ir.Value | None) -> int | None:
 
 
 def all_readers(weight: onnx_ir.Value) -> Iterator[tuple[onnx_ir.Node, int]]:
-    """Yield every (node, input) the constant ends up in, beyond Identity and Transpose."""
+    """Yield every (node, input) the constant ends up in, beyond Identity, Transpose and DequantizeLinear."""
     pending = [weight]
     while pending:
         value = pending.pop()
@@ -115,7 +135,7 @@ def all_readers(weight: onnx_ir.Value) -> Iterator[tuple[onnx_ir.Node, int]]:
         for node, index in value.uses():
             if node.graph is None:
                 continue  # removed from its graph without being detached
-            if _passes_through(node):
+            if _passes_through(node) or (_dequantizes(node) and index == 0):
                 pending.append(node.outputs[0])
             else:
                 yield node, index

@@ -6,10 +6,13 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
 from sparsecc.sparse import Pattern
 
-__all__ = ["METHODS", "preset"]
+__all__ = ["ACTIVATIONS", "METHODS", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
 METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
+
+#: How the range of quantised activations is found, by the name given to ``--activations``.
+ACTIVATIONS = ("dynamic",)
 
 
 def preset(
@@ -21,6 +24,8 @@ def preset(
     keep_slower: bool = False,
     standard_ops_only: bool = False,
     calibrated: bool = False,
+    quantize: str | None = None,
+    activations: str | None = None,
 ) -> Pipeline:
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
@@ -32,6 +37,8 @@ def preset(
         keep_slower: lower every site that has zeros (to ``pattern``, if given), also where dense is faster.
         standard_ops_only: emit no custom operators.
         calibrated: calibration data is at hand.
+        quantize: ``int8``, or None for float32.
+        activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -40,21 +47,37 @@ def preset(
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
         steps.append(_prune_step(pattern, sparsity, method, match, calibrated))
+    if activations is not None and quantize is None:
+        raise UsageError("--activations is an option of --quantize: give --quantize int8 too")
+    if quantize is not None:
+        steps.append(_quantize_step(quantize, activations, match))
     if not standard_ops_only:
         forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None
         steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced))
         if not keep_slower:
             steps.append(_pass("confirm-layout"))
-            if prunes:
+            if prunes or quantize is not None:
                 steps.append(_pass("restore-dense"))
         steps.append(_pass("lower-sparse"))
     elif keep_slower:
         raise UsageError("--keep-slower needs custom operators; leave out --standard-ops-only")
+    elif quantize is not None:
+        steps += [_pass("choose-layout", match=match, custom_ops=False), _pass("confirm-layout")]
+        # What was pruned stays so: without sparse operators the zeros are all that was asked for.
+        steps.append(_pass("restore-dense", pruned=False))
     return Pipeline(tuple(steps))
 
 
 def _pass(name: str, **options: object) -> Pass:
     return get_pass(name)(**options)
+
+
+def _quantize_step(weights: str, activations: str | None, match: str) -> Pass:
+    if weights != "int8":
+        raise UsageError(f"unknown type '{weights}' to quantise to; known: int8")
+    if activations is not None and activations not in ACTIVATIONS:
+        raise UsageError(f"unknown activations '{activations}'; known: {', '.join(ACTIVATIONS)}")
+    return _pass("quantize", activations=activations or ACTIVATIONS[0], match=match)
 
 
 def _prune_step(

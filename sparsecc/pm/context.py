@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
-from sparsecc.sparse import Pattern
+from sparsecc.sparse import Layout, Pattern
 from sparsecc.target import Target
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "CostSource",
     "PassContext",
     "Progress",
+    "Requantizer",
     "SiteOverride",
     "SiteSettings",
     "no_progress",
@@ -62,18 +63,46 @@ class CalibrationSource(Protocol):
         """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
 
 
+class Requantizer(Protocol):
+    """What quantised the model, so that fewer sites of it can be quantised.
+
+    Attributes:
+        base: the model before it, not to be changed.
+        fingerprint: of the model after it.
+    """
+
+    base: Model
+    fingerprint: str
+
+    def apply(self, model: Model, sites: Collection[str]) -> object:
+        """Quantise the named sites of ``model``, a copy of ``base`` whose weights may differ, in place."""
+
+
 class CostSource(Protocol):
     """Measured times on the target, for the passes that decide."""
 
-    def site_times_ms(self, model: Model, site: Site, patterns: Sequence[Pattern]) -> Mapping[str, float]:
-        """Return the median milliseconds of the site alone, under ``dense`` and the text of each pattern.
+    def site_times_ms(
+        self, model: Model, site: Site, layouts: Sequence[Layout], base: Model | None = None
+    ) -> Mapping[str, float]:
+        """Return the median milliseconds of the site alone, under ``dense`` and the text of each layout.
+
+        Args:
+            model: where the site is.
+            site: in the main graph.
+            layouts: to time; those that are not int8 are taken of the site in ``base`` if that is given.
+            base: the model before it was quantised, whose site of the same name is ``dense`` then.
 
         Raises:
             MeasurementError: the site cannot be timed; the message says why.
         """
 
-    def relative_time(self, model: Model, sites: frozenset[str]) -> float:
-        """Return (time of the whole model with these marked sites lowered) / (time with none lowered)."""
+    def relative_time(
+        self, model: Model, sites: frozenset[str], quantization: Requantizer | None = None
+    ) -> float:
+        """Return (time of the whole model with these marked sites lowered) / (time with none lowered).
+
+        With ``quantization`` only the sites marked as int8 among ``sites`` are quantised at all.
+        """
 
 
 @dataclass(frozen=True)
@@ -133,6 +162,7 @@ class PassContext:
         instruments: called around every pass.
         progress: told how far long work is.
         before_lossy: the model as it was before the first lossy pass of the run; the pipeline keeps it.
+        quantization: what the last ``quantize`` of the run did; the pass keeps it.
     """
 
     seed: int = 0
@@ -144,6 +174,7 @@ class PassContext:
     instruments: list[Instrument] = field(default_factory=list)
     progress: Progress = no_progress
     before_lossy: Model | None = None
+    quantization: Requantizer | None = None
 
     def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
         """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sparsecc.sparse.detect import BLOCK_WORTH, GROUP_WORTH, density, detect, matches
 from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
+from sparsecc.sparse.layout import INT8_DENSE, Layout
 from sparsecc.sparse.mask import Scope, keep_mask
 from sparsecc.sparse.pattern import Pattern
 from sparsecc.sparse.quantized import QuantizedTensor, ScaleMethod, quantize_rows
@@ -17,7 +18,9 @@ from sparsecc.sparse.tensor import LAYOUT_VERSION, SparseTensor
 __all__ = [
     "BLOCK_WORTH",
     "GROUP_WORTH",
+    "INT8_DENSE",
     "LAYOUT_VERSION",
+    "Layout",
     "Pattern",
     "QuantizedTensor",
     "ScaleMethod",

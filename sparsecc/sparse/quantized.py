@@ -68,6 +68,19 @@ class QuantizedTensor:
             pattern, packed.shape, np.ascontiguousarray(stored[kept]), pack_gaps(positions[kept]), scales
         )
 
+    @classmethod
+    def from_codes(
+        cls, codes: NDArray[np.int8], scales: NDArray[np.float32], pattern: Pattern
+    ) -> QuantizedTensor:
+        """Pack int8 ``codes [N, K]`` of ``scales [N]`` as they are; their non-zeros must obey the pattern.
+
+        Raises:
+            ModelError: a group holds more than n non-zeros.
+            SpecError: the pattern is dense, or the array no matrix.
+        """
+        packed = SparseTensor.encode(codes.astype(np.float32), pattern)
+        return cls(pattern, packed.shape, packed.values.astype(np.int8), packed.indices, scales)
+
     def decode(self) -> NDArray[np.float32]:
         """Return the dense float32 matrix ``[N, K]``; validates first.
 

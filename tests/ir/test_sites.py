@@ -169,10 +169,9 @@ def test_constant_nodes(model, run):
         ("v = Transpose <perm: ints = [1, 0, 2, 3]> (image) y = Conv(x, v)", "goes through Transpose"),
         ("y = Conv <strides: ints = [1]> (x, image)", "strides of the wrong length"),
         ('y = Einsum <equation: string = "ij,jk"> (x, w)', "Einsum"),
-        ("q = DequantizeLinear(bytes, s) y = MatMul(x, q)", "quantised weights: later"),
         (
             "i = Cast <to: int = 3> (x) j = MatMulInteger(i, bytes) y = Cast <to: int = 1> (j)",
-            "quantised weights",
+            "no QuantizeLinear in front",
         ),
         ("v = Constant <value_floats: floats = [1.0, 2.0]> () y = MatMul(x, v)", "without a fixed tensor"),
     ],

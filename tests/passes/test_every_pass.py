@@ -38,10 +38,10 @@ class FakeCalibration:
 class FakeCosts:
     """Sparse is always twice as fast."""
 
-    def site_times_ms(self, model, site, patterns):
-        return {"dense": 1.0, **{str(pattern): 0.5 for pattern in patterns}}
+    def site_times_ms(self, model, site, layouts, base=None):
+        return {"dense": 1.0, **{str(layout): 0.5 for layout in layouts}}
 
-    def relative_time(self, model, sites):
+    def relative_time(self, model, sites, quantization=None):
         return 1.0 - 0.1 * len(sites)
 
 

@@ -16,8 +16,8 @@ from sparsecc import emit, verify
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, candidate_patterns, fastest
-from sparsecc.pm import PassContext, PassReport, Pipeline
-from sparsecc.sparse import Pattern, keep_mask
+from sparsecc.pm import PassContext, PassReport, Pipeline, Requantizer
+from sparsecc.sparse import Layout, Pattern, keep_mask
 
 CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[batch, 32] x) => (float[batch, 16] y) {
@@ -58,13 +58,17 @@ class FakeCosts:
     relative: float = 0.5
     asked: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
 
-    def site_times_ms(self, model: Model, site: Site, patterns: Sequence[Pattern]) -> Mapping[str, float]:
-        self.asked.append((site.name, tuple(map(str, patterns))))
+    def site_times_ms(
+        self, model: Model, site: Site, layouts: Sequence[Layout], base: Model | None = None
+    ) -> Mapping[str, float]:
+        self.asked.append((site.name, tuple(map(str, layouts))))
         if site.name not in self.times:
             raise MeasurementError("not timed: no such entry")
         return self.times[site.name]
 
-    def relative_time(self, model: Model, sites: frozenset[str]) -> float:
+    def relative_time(
+        self, model: Model, sites: frozenset[str], quantization: Requantizer | None = None
+    ) -> float:
         return self.relative if sites else 1.0
 
 

@@ -1,0 +1,1 @@
+"""Quantisation: int8 weights and uint8 activations, written as standard ONNX."""
