@@ -16,9 +16,7 @@ using namespace sparsecc;  // NOLINT: the operator's type is a C name and lies o
 
 namespace {
 
-constexpr int64_t kPanelBytes = 256 * 1024;
 constexpr int64_t kSumOutputs = 1024;
-constexpr int64_t kGroupsAtOnce = 8;
 constexpr int64_t kSlack = 64;  // floats that may be read past the end of padded input
 
 std::string show(int64_t number) { return std::to_string(number); }
@@ -28,12 +26,6 @@ void check_blocks(const sparsecc_conv_geometry& g, const Weight& weight) {
       weight.outputs / g.groups % weight.layout.rows != 0)
     throw Failure{"blocks of " + show(weight.layout.rows) + " outputs cross the convolution's groups of " +
                   show(weight.outputs / g.groups) + " outputs"};
-}
-
-// Blocks go through the block kernel only if no register group of outputs crosses a conv group.
-bool blocks_fit(const Weight& weight, int64_t groups) {
-  return has_block_kernel(weight.layout) &&
-         (groups == 1 || weight.outputs / groups % weight.layout.rows == 0);
 }
 
 }  // namespace
@@ -55,19 +47,14 @@ sparsecc_conv::sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_co
   check_geometry(geometry, weight.outputs, weight.inputs);
   check_blocks(geometry, weight);
   channels_ = weight.inputs / (geometry.kernel[0] * geometry.kernel[1]) * geometry.groups;
-  if (blocks_fit(weight, geometry.groups)) {
-    block_.emplace(weight);
-    return;
-  }
-  const Rows rows = expand_rows(weight);
+  const int tall = element_tall(weight.layout);
+  const Rows rows = expand_rows(weight, tall);
   const int64_t outputs = weight.outputs / geometry.groups;
   for (int64_t group = 0; group < geometry.groups; ++group)
-    element_.emplace_back(rows, group * outputs, outputs, element_block_inputs(linear_.isa));
+    element_.emplace_back(rows, group * outputs, outputs, element_block_inputs(linear_.isa, rows));
 }
 
-const char* sparsecc_conv::kernel() const {
-  return block_.has_value() ? lane_kernel(linear_.isa).name : element_kernel(linear_.isa).name;
-}
+const char* sparsecc_conv::kernel() const { return element_kernel(linear_.isa, element_[0].tall).name; }
 
 void sparsecc_conv::output_size(const int64_t in[2], int64_t out[2]) const {
   conv_output_size(geometry_, in, out);
@@ -128,11 +115,7 @@ void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t
   Scratch<2> padded(f.direct ? 0 : batch * channels_ * f.plane() + kSlack);
   if (!f.direct) pad(f, x, padded.data(), executor);
   const float* from = f.direct ? x : padded.data();
-  if (block_.has_value()) {
-    run_block(f, from, y, executor);
-  } else {
-    run_element(f, from, y, executor);
-  }
+  run(f, from, y, executor);
 }
 
 namespace {
@@ -161,9 +144,8 @@ void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_w
 
 }  // namespace
 
-void sparsecc_conv::run_element(const Frame& f, const float* x, float* y,
-                                const sparsecc_executor* executor) const {
-  const auto kernel = element_kernel(linear_.isa);
+void sparsecc_conv::run(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+  const auto kernel = element_kernel(linear_.isa, element_[0].tall);
   const int64_t outputs = linear_.outputs / geometry_.groups;
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
@@ -193,7 +175,7 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y,
     int32_t offsets[kMaxWide * kGroup];
     pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, count, offsets);
     Scratch<0> panel(weight.block_inputs * lanes);
-    Scratch<1> sums(output_count * lanes);
+    Scratch<1> sums(round_up(output_count, weight.tall) * lanes);
     const float* bias = linear_.epilogue.bias + group * outputs + output;
     const float* base = x + (image * channels_ + group * group_channels) * f.plane();
     float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
@@ -220,6 +202,7 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y,
         job.weight = weight.cell(c, block);
         job.sums = sums.data() + local * lanes;
         job.bias = block == 0 ? bias + local : nullptr;
+        job.outputs = weight.chunk_outputs(c);
         job.target = Target{to + local * f.pixels, 1, f.pixels};
         kernel.run(&job);
       }
@@ -227,54 +210,5 @@ void sparsecc_conv::run_element(const Frame& f, const float* x, float* y,
     if (!direct)
       linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels},
                           &linear_.epilogue);
-  });
-}
-
-void sparsecc_conv::run_block(const Frame& f, const float* x, float* y,
-                              const sparsecc_executor* executor) const {
-  const BlockView weight = block_->view();
-  const auto kernel = lane_kernel(linear_.isa);
-  const int64_t groups = block_->groups / geometry_.groups;  // of outputs, in one conv group
-  const int64_t group_channels = channels_ / geometry_.groups;
-  const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
-  const LaneChunks panels(f.pixels, kernel.tile.wide);
-  const int64_t panel_floats = linear_.inputs * kernel.tile.wide * kGroup;
-  const int64_t wanted = wanted_tasks(executor);
-  const int64_t fit = std::clamp<int64_t>(kPanelBytes / (panel_floats * 4), 1, panels.count());
-  const int64_t chunk_panels = std::min(fit, ceil_div(panels.count() * f.batch * geometry_.groups, wanted));
-  const int64_t chunks = ceil_div(panels.count(), chunk_panels);
-  const int64_t outer = f.batch * geometry_.groups * chunks;
-  const int64_t parts = std::clamp<int64_t>(ceil_div(wanted, outer), 1, groups);
-  run_tasks(executor, outer * parts, [&](int64_t task) {
-    const int64_t part = task % parts, chunk = task / parts % chunks;
-    const int64_t plane = task / parts / chunks;
-    const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
-    const auto cuts = cut_by_weight(block_->start.data() + group * groups, groups, parts, 4);
-    const int64_t first = group * groups + cuts[static_cast<size_t>(part)];
-    const int64_t last = group * groups + cuts[static_cast<size_t>(part) + 1];
-    const int64_t begin = chunk * chunk_panels, end = std::min(panels.count(), begin + chunk_panels);
-    const float* base = x + (image * channels_ + group * group_channels) * f.plane();
-    Scratch<0> packed((end - begin) * panel_floats);
-    for (int64_t p = begin; p < end; ++p) {
-      int32_t offsets[kMaxWide * kGroup];
-      pixel_offsets(geometry_, f.padded[1], f.out[1], panels.begin(p), panels.size(p), offsets);
-      const PixelJob pixels{base,           inputs.data(),
-                            linear_.inputs, offsets,
-                            panels.size(p), int64_t{panels.wide(p)} * kGroup,
-                            !f.direct,      packed.data() + (p - begin) * panel_floats};
-      linear_.help.pack_pixels(&pixels);
-    }
-    for (int64_t g = first; g < last; g += kGroupsAtOnce)
-      for (int64_t p = begin; p < end; ++p) {
-        const LaneJob job{&weight,
-                          g,
-                          std::min(last, g + kGroupsAtOnce),
-                          packed.data() + (p - begin) * panel_floats,
-                          panels.wide(p),
-                          panels.size(p),
-                          Target{y + image * linear_.outputs * f.pixels + panels.begin(p), 1, f.pixels},
-                          &linear_.epilogue};
-        kernel.run(&job);
-      }
   });
 }

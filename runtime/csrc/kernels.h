@@ -43,42 +43,33 @@ struct BlockJob {
   const Epilogue* epilogue;
 };
 
-// Rows that hold the same number of weights within one block of inputs.
+// Rows of `tall` outputs that hold the same number of weights within one block of inputs.
 struct ElementRun {
   uint32_t rows, count;
 };
 
-// Single weights of up to 2^16 outputs within one block of at most 2^16 inputs.
+// Weights of up to 2^16 outputs within one block of at most 2^16 inputs, `tall` outputs (as many as the
+// kernel's tile has) by one input at a time.
 struct ElementView {
   const ElementRun* runs;
   int64_t run_count;
-  const uint16_t* row;    // local output of each row, in run order
-  const uint16_t* index;  // local input of each weight
-  const float* value;
+  const uint16_t* row;    // each row's local outputs divided by `tall`, in run order
+  const uint16_t* index;  // local input of each unit of `tall` weights
+  const float* value;     // [units][tall]
 };
 
 struct ElementJob {
   ElementView weight;
   const float* panel;  // [block of inputs][16 * wide]
   int wide;
-  float* sums;        // [outputs][16 * wide]
+  int64_t outputs;    // that exist in the target, from its beginning
+  float* sums;        // [outputs, up to a whole row][16 * wide]
   const float* bias;  // first block of inputs: where sums start (their old contents do not count); else null
   // Last block of inputs, planes only, activation none, relu or clip: results go straight to the target.
   bool direct;
   Target target;
   int64_t count;  // lanes that exist, at most 16 * wide
   float low, high;
-};
-
-// The same blocks as BlockJob with rows of x (or pixels) in the lanes.
-struct LaneJob {
-  const BlockView* weight;
-  int64_t group_begin, group_end;
-  const float* panel;  // [inputs][16 * wide]
-  int wide;
-  int64_t count;  // lanes that exist, at most 16 * wide
-  Target target;
-  const Epilogue* epilogue;
 };
 
 // What comes with a slot: how far its window moves on before it, and how many values it has.

@@ -21,35 +21,51 @@ int64_t most_slice_rows(Isa isa, SliceView::Form form) {
   return isa == Isa::kAvx2 ? 4 : 1;
 }
 
+// Rows up to which blocks of 16 or 32 outputs in the lanes beat the same weights with rows in the lanes, which
+// go over 64 rows per pass and a part of the inputs: these pay for blocks of 16, which need a load per row and
+// multiplication, and for blocks of 32 whose weights are too many to stay in a second-level cache.
+int64_t most_block_rows(Isa isa, const BlockPack& blocks) {
+  constexpr int64_t kRows = 40, kGroupBytes = 220 * 1024;
+  const BlockView view = blocks.view();
+  const int64_t bytes = view.start[blocks.groups] * kGroup * view.wide * 4 / blocks.groups;
+  return isa == Isa::kAvx512 && (view.wide == 1 || bytes > kGroupBytes) ? kRows : INT64_MAX;
+}
+
 }  // namespace
 
 sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc)
     : sparsecc_matmul(desc, read_weight(desc)) {}
 
 sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight) : linear_(desc, weight) {
+  const int tall = element_tall(weight.layout);
+  const auto make_elements = [&] {
+    const Rows rows = expand_rows(weight, tall);
+    element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa, rows));
+  };
   if (has_block_kernel(weight.layout)) {
     block_.emplace(weight);
+    block_rows_ = most_block_rows(linear_.isa, *block_);
+    if (block_rows_ < INT64_MAX) make_elements();
     return;
   }
-  const Rows rows = expand_rows(weight);
-  element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa));
-  slice_.emplace(rows, linear_.isa == Isa::kAvx512);
+  make_elements();
+  slice_.emplace(expand_rows(weight, 1), linear_.isa == Isa::kAvx512);
   slice_rows_ = most_slice_rows(linear_.isa, slice_->view().form);
 }
 
 bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value() && rows <= slice_rows_; }
 
+bool sparsecc_matmul::uses_block(int64_t rows) const { return block_.has_value() && rows <= block_rows_; }
+
 const char* sparsecc_matmul::kernel(int64_t rows) const {
-  if (block_.has_value())
-    return panel_rows(rows) > kTileRows ? lane_kernel(linear_.isa).name
-                                        : block_kernel(linear_.isa, block_->view().wide).name;
+  if (uses_block(rows)) return block_kernel(linear_.isa, block_->view().wide).name;
   return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name
-                          : element_kernel(linear_.isa).name;
+                          : element_kernel(linear_.isa, element_->tall).name;
 }
 
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
   if (rows == 0) return;
-  if (block_.has_value()) {
+  if (uses_block(rows)) {
     run_block(x, rows, y, executor);
   } else if (uses_slice(rows)) {
     run_slice(x, rows, y, executor);
@@ -59,13 +75,13 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
 }
 
 // Chunks of rows whose panels stay in cache; in each, a few groups of outputs at a time over all
-// panels, so that neighbouring outputs of a row are written close together in time. Whole panels of the
-// lane kernel first, the rows left over by the kernel with outputs in the lanes.
+// panels, so that neighbouring outputs of a row are written close together in time.
 void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
   const BlockView weight = block_->view();
-  const int64_t height = panel_rows(rows), tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
+  const auto kernel = block_kernel(linear_.isa, weight.wide);
+  const int64_t height = kTileRows, tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
   const int64_t chunk_panels =
       std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
@@ -85,40 +101,19 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                n);
       }
     for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
-      for (int64_t row = row_begin; row < row_end; row += height)
-        run_panel(weight, group, std::min(group_end, group + kGroupsAtOnce),
-                  rows == 1 ? x : panel.data() + (row - row_begin) * inputs, std::min(height, row_end - row),
-                  y + row * outputs);
+      for (int64_t row = row_begin; row < row_end; row += height) {
+        const int64_t n = std::min(height, row_end - row);
+        const BlockJob job{&weight,
+                           group,
+                           std::min(group_end, group + kGroupsAtOnce),
+                           rows == 1 ? x : panel.data() + (row - row_begin) * inputs,
+                           n,
+                           static_cast<int>(n),
+                           Target{y + row * outputs, outputs, 1},
+                           &linear_.epilogue};
+        kernel.run(&job);
+      }
   });
-}
-
-// Two vectors of rows per panel where the lane kernel takes them and there are enough rows; a kernel
-// with two vectors of outputs has as few loads without the final transpose.
-int64_t sparsecc_matmul::panel_rows(int64_t rows) const {
-  const int64_t lanes = int64_t{lane_kernel(linear_.isa).tile.wide} * kGroup;
-  return block_->view().wide == 1 && lanes > kTileRows && rows >= lanes ? lanes : kTileRows;
-}
-
-void sparsecc_matmul::run_panel(const BlockView& weight, int64_t group_begin, int64_t group_end,
-                                const float* panel, int64_t rows, float* y) const {
-  const Target target{y, linear_.outputs, 1};
-  if (rows > kTileRows && rows % kGroup == 0) {
-    const LaneJob job{&weight, group_begin, group_end,        panel, static_cast<int>(rows / kGroup),
-                      rows,    target,      &linear_.epilogue};
-    return lane_kernel(linear_.isa).run(&job);
-  }
-  const auto kernel = block_kernel(linear_.isa, weight.wide);
-  for (int64_t row = 0; row < rows; row += kTileRows) {
-    const BlockJob job{&weight,
-                       group_begin,
-                       group_end,
-                       panel + row,
-                       rows,
-                       static_cast<int>(std::min<int64_t>(kTileRows, rows - row)),
-                       Target{y + row * linear_.outputs, linear_.outputs, 1},
-                       &linear_.epilogue};
-    kernel.run(&job);
-  }
 }
 
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
@@ -144,7 +139,7 @@ void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
 void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
                                   const sparsecc_executor* executor) const {
   const ElementPack& weight = *element_;
-  const auto kernel = element_kernel(linear_.isa);
+  const auto kernel = element_kernel(linear_.isa, weight.tall);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
   const LaneChunks chunks = cut_lanes(rows, kernel.tile.wide, weight.chunks, wanted_tasks(executor));
   const int64_t parts_wanted =
@@ -162,7 +157,7 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
     const int64_t output = first * ElementPack::kChunk;
     const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
     Scratch<0> panel(weight.block_inputs * lanes);
-    Scratch<1> sums(output_count * lanes);
+    Scratch<1> sums(round_up(output_count, weight.tall) * lanes);
     ElementJob job{};
     job.panel = panel.data();
     job.wide = wide;

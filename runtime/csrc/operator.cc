@@ -30,9 +30,9 @@ Kernel<BlockJob> block_kernel(Isa isa, int wide) {
   return find<BlockJob>(isa, wide == 2 ? "block32" : "block16");
 }
 
-Kernel<LaneJob> lane_kernel(Isa isa) { return find<LaneJob>(isa, "block_lanes"); }
-
-Kernel<ElementJob> element_kernel(Isa isa) { return find<ElementJob>(isa, "element"); }
+Kernel<ElementJob> element_kernel(Isa isa, int tall) {
+  return find<ElementJob>(isa, tall == 4 ? "element4" : "element");
+}
 
 Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form) {
   const char* name = form == SliceView::kUniform  ? "slice_uniform"
@@ -77,11 +77,21 @@ bool has_block_kernel(const Layout& layout) {
   return layout.kind == Layout::kBlock && layout.rows % kGroup == 0;
 }
 
+int element_tall(const Layout& layout) {
+  return layout.kind == Layout::kBlock && layout.rows % 4 == 0 ? 4 : 1;
+}
+
 // The panel of one block of inputs, in its widest form, takes all of a 48 KB first-level cache with AVX-512
-// (whose server cores have that since 2019) and two thirds of it elsewhere. Narrow panels would like longer
-// blocks still: a row costs a few cycles per block whatever it holds.
-int64_t element_block_inputs(Isa isa) {
-  return (isa == Isa::kAvx512 ? 768 : 512) / element_kernel(isa).tile.wide;
+// (whose server cores have that since 2019) and two thirds of it elsewhere. A row costs some cycles per block
+// whatever it holds, so that few weights pay for longer blocks with panels from the second level, the sooner
+// the more outputs share a load from them; measured on Zen 5.
+int64_t element_block_inputs(Isa isa, const Rows& rows) {
+  const int64_t wide = element_kernel(isa, rows.tall).tile.wide;
+  if (isa != Isa::kAvx512) return 512 / wide;
+  const double grid = static_cast<double>(ceil_div(rows.outputs, rows.tall) * rows.inputs);
+  const double kept = std::max(1.0, static_cast<double>(rows.column.size()));
+  const double longer = std::clamp((rows.tall == 1 ? 0.14 : 0.4) * grid / kept, 1.0, 4.0);
+  return round_up(static_cast<int64_t>(static_cast<double>(768 / wide) * longer), kGroup);
 }
 
 }  // namespace sparsecc

@@ -25,8 +25,7 @@ struct Kernel {
 };
 
 Kernel<BlockJob> block_kernel(Isa isa, int wide);
-Kernel<LaneJob> lane_kernel(Isa isa);
-Kernel<ElementJob> element_kernel(Isa isa);
+Kernel<ElementJob> element_kernel(Isa isa, int tall);
 Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form);
 const Helpers& helpers(Isa isa);
 // One line per kernel that this machine can run: name, instruction set, tile.
@@ -46,8 +45,10 @@ struct Linear {
 
 // Whether a weight runs on the block kernels; else it runs as single weights.
 bool has_block_kernel(const Layout& layout);
+// Outputs that share an input in the ElementPack of such a weight.
+int element_tall(const Layout& layout);
 // Inputs per block of an ElementPack.
-int64_t element_block_inputs(Isa isa);
+int64_t element_block_inputs(Isa isa, const Rows& rows);
 
 // Cuts rows of x or pixels in chunks of nearly equal numbers of vectors, at most `most` of 16 each.
 class LaneChunks {
@@ -84,12 +85,10 @@ struct sparsecc_matmul {
   void run_slice(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   bool uses_slice(int64_t rows) const;
-  int64_t panel_rows(int64_t rows) const;
-  void run_panel(const sparsecc::BlockView& weight, int64_t group_begin, int64_t group_end,
-                 const float* panel, int64_t rows, float* y) const;
+  bool uses_block(int64_t rows) const;
 
   sparsecc::Linear linear_;
-  int64_t slice_rows_ = 0;
+  int64_t slice_rows_ = 0, block_rows_ = 0;
   std::optional<sparsecc::BlockPack> block_;
   std::optional<sparsecc::ElementPack> element_;
   std::optional<sparsecc::SlicePack> slice_;
@@ -108,13 +107,11 @@ struct sparsecc_conv {
                 sparsecc::Weight weight);
   Frame frame(int64_t batch, int64_t height, int64_t width) const;
   void pad(const Frame& frame, const float* x, float* padded, const sparsecc_executor* executor) const;
-  void run_block(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
-  void run_element(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
+  void run(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
 
   sparsecc_conv_geometry geometry_;
   int64_t channels_;  // of the whole input
   sparsecc::Linear linear_;
-  std::optional<sparsecc::BlockPack> block_;
   std::vector<sparsecc::ElementPack> element_;  // one per group of the convolution
 };
 #endif

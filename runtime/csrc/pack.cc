@@ -56,26 +56,27 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
     : block_inputs(block),
       chunks(ceil_div(output_count, kChunk)),
       blocks(std::max<int64_t>(1, ceil_div(rows.inputs, block))),
+      tall(rows.tall),
       outputs_(output_count) {
-  const int64_t first_weight = rows.start[at(first_output)];
-  const int64_t weights = rows.start[at(first_output + output_count)] - first_weight;
-  index_ = Buffer<uint16_t>(weights);
-  value_ = Buffer<float>(weights);
+  const int64_t first_row = first_output / tall, row_count = ceil_div(output_count, tall);
+  const int64_t units = rows.start[at(first_row + row_count)] - rows.start[at(first_row)];
+  index_ = Buffer<uint16_t>(units);
+  value_ = Buffer<float>(units * tall);
   std::vector<uint16_t> row;
-  const auto start = rows.start.begin() + first_output;
-  std::vector<int64_t> next(start, start + output_count);
+  const auto start = rows.start.begin() + first_row;
+  std::vector<int64_t> next(start, start + row_count);
   std::vector<int64_t> end(at(kChunk));
   std::vector<uint16_t> order;
   int64_t placed = 0;
   chunk_start.push_back(0);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t base = chunk * kChunk, count = chunk_outputs(chunk);
+    const int64_t base = chunk * kChunk / tall, count = ceil_div(chunk_outputs(chunk), tall);
     for (int64_t b = 0; b < blocks; ++b) {
       order.clear();
       const auto size = [&](uint16_t r) { return end[r] - next[at(base + r)]; };
       for (int64_t r = 0; r < count; ++r) {
         const auto from = rows.column.begin() + next[at(base + r)];
-        const auto stop = rows.column.begin() + rows.start[at(first_output + base + r + 1)];
+        const auto stop = rows.column.begin() + rows.start[at(first_row + base + r + 1)];
         end[at(r)] = std::lower_bound(from, stop, (b + 1) * block) - rows.column.begin();
         // The first and last blocks visit every row: sums start and end there.
         if (size(static_cast<uint16_t>(r)) > 0 || b == 0 || b == blocks - 1)
@@ -93,19 +94,19 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
         row.push_back(r);
         for (int64_t& i = next[at(base + r)]; i < end[r]; ++i, ++placed) {
           index_[placed] = static_cast<uint16_t>(rows.column[at(i)] - b * block);
-          value_[placed] = rows.value[at(i)];
+          std::copy_n(rows.value.data() + i * tall, tall, value_.data() + placed * tall);
         }
       }
     }
-    chunk_start.push_back(placed);
+    chunk_start.push_back(placed * tall);
   }
   row_ = aligned(row);
 }
 
 ElementView ElementPack::cell(int64_t chunk, int64_t block) const {
   const Cell& cell = cells_[at(chunk * blocks + block)];
-  return {runs_.data() + cell.run, cell.run_count, row_.data() + cell.row, index_.data() + cell.weight,
-          value_.data() + cell.weight};
+  return {runs_.data() + cell.run, cell.run_count, row_.data() + cell.row, index_.data() + cell.unit,
+          value_.data() + cell.unit * tall};
 }
 
 namespace {

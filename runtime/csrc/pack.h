@@ -25,19 +25,20 @@ struct BlockPack {
   Buffer<float> values_;
 };
 
-// Single weights cut into chunks of outputs and blocks of inputs. Inside such a cell rows are
-// ordered by their number of weights, so that the inner loop's trip count is predictable.
+// Rows of one or several outputs cut into chunks of outputs and blocks of inputs. Inside such a cell rows
+// are ordered by their number of weights, so that the inner loop's trip count is predictable.
 struct ElementPack {
-  static constexpr int64_t kChunk = 256;  // outputs
+  static constexpr int64_t kChunk = 256;  // outputs, in whole rows
   ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block_inputs);
   ElementView cell(int64_t chunk, int64_t block) const;
   int64_t chunk_outputs(int64_t chunk) const { return std::min(kChunk, outputs_ - chunk * kChunk); }
   int64_t block_inputs, chunks, blocks;
+  int tall;                          // outputs of a row
   std::vector<int64_t> chunk_start;  // weights before each chunk, [chunks + 1]
 
  private:
   struct Cell {
-    int64_t run, run_count, row, weight;
+    int64_t run, run_count, row, unit;
   };
   int64_t outputs_;
   std::vector<Cell> cells_;

@@ -160,25 +160,28 @@ Weight read_weight(const sparsecc_weight_desc& desc) {
   return weight;
 }
 
-Rows expand_rows(const Weight& weight) {
+Rows expand_rows(const Weight& weight, int tall) {
   const int64_t height = weight.layout.rows, width = weight.layout.cols;
   Rows rows;
   rows.outputs = weight.outputs;
   rows.inputs = weight.inputs;
-  rows.start.reserve(static_cast<size_t>(weight.outputs) + 1);
+  rows.tall = tall;
+  rows.start.reserve(static_cast<size_t>(ceil_div(weight.outputs, tall)) + 1);
   rows.start.push_back(0);
-  for (int64_t row = 0; row < weight.outputs; ++row) {
+  for (int64_t row = 0; row < weight.outputs; row += tall) {
     const size_t grid_row = static_cast<size_t>(row / height);
     for (int64_t unit = weight.row_start[grid_row]; unit < weight.row_start[grid_row + 1]; ++unit) {
       const float* values = weight.values + (unit * height + row % height) * width;
       const int64_t first = int64_t{weight.column[static_cast<size_t>(unit)]} * width;
       for (int64_t c = 0; c < std::min(width, weight.inputs - first); ++c) {
-        if (values[c] == 0.0f) continue;  // a stored zero is as good as a pruned one
+        bool zero = true;
+        for (int64_t t = 0; t < tall; ++t) zero &= values[t * width + c] == 0.0f;
+        if (zero) continue;  // a stored zero is as good as a pruned one
         rows.column.push_back(static_cast<uint32_t>(first + c));
-        rows.value.push_back(values[c]);
+        for (int64_t t = 0; t < tall; ++t) rows.value.push_back(values[t * width + c]);
       }
     }
-    rows.start.push_back(static_cast<int64_t>(rows.value.size()));
+    rows.start.push_back(static_cast<int64_t>(rows.column.size()));
   }
   return rows;
 }

@@ -26,17 +26,19 @@ struct Weight {
   const float* values = nullptr;   // borrowed from the descriptor
 };
 
-// Compressed rows of single non-zero floats, whatever the layout was.
+// Compressed rows of `tall` outputs each, whatever the layout was; no unit of `tall` weights is all zero.
 struct Rows {
   int64_t outputs = 0, inputs = 0;
-  std::vector<int64_t> start;    // [outputs + 1]
-  std::vector<uint32_t> column;  // ascending in each row
-  std::vector<float> value;
+  int tall = 1;
+  std::vector<int64_t> start;    // [rows + 1]
+  std::vector<uint32_t> column;  // of each unit, ascending in each row
+  std::vector<float> value;      // [units][tall]
 };
 
 Layout parse_layout(const char* text);
 Weight read_weight(const sparsecc_weight_desc& desc);
-Rows expand_rows(const Weight& weight);
+// With `tall` > 1 a weight of blocks whose height it divides.
+Rows expand_rows(const Weight& weight, int tall);
 // The outputs [first, first + outputs), a whole number of rows of the grid.
 Weight part_of(const Weight& weight, int64_t first, int64_t outputs);
 

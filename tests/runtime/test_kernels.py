@@ -35,6 +35,7 @@ LAYOUTS = (
     "16x1",
     "32x1",
     "48x1",
+    "20x1",
     "64x1",
     "16x4",
     "4x1",
@@ -551,7 +552,7 @@ def test_conv(isa: str, case: ConvCase) -> None:
     rng = np.random.default_rng(7)
     for layout in ("unstructured", "16x1", "32x1", "2:4", "4x1"):
         kernel = check_conv(rng, case, layout, isa=isa)
-        assert kernel == f"{'block_lanes' if layout in ('16x1', '32x1') else 'element'}-{isa}"
+        assert kernel == f"{'element4' if layout in ('16x1', '32x1', '4x1') else 'element'}-{isa}"
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -1,73 +1,98 @@
-// Single weights: 16 * Wide rows of x (or pixels) in the lanes, one broadcast weight per step.
+// Single weights, or Tall of them that share an input: 16 * Wide rows of x (or pixels) in the lanes, loaded
+// once per Tall broadcast weights.
 #pragma once
 
-template <int Wide>
-constexpr int kElementChains = Wide * kParts >= 8  ? 1
-                               : Wide * kParts > 2 ? 2
-                                                   : 4;
+template <int Tall, int Wide>
+constexpr int kElementChains = Tall * Wide * kParts >= 8  ? 1
+                               : Tall * Wide * kParts > 2 ? 2
+                                                          : 4;
 
-template <int Wide>
-static void element_wide(const ElementJob& job) {
-  constexpr int64_t stride = Wide * kGroup;
-  const ElementView& w = job.weight;
-  const uint16_t* row = w.row;
-  const uint16_t* index = w.index;
-  const float* value = w.value;
+template <int Tall, int Wide>
+SPARSECC_INLINE void element_direct(const ElementJob& job, int64_t output, F16 (&sum)[Tall][Wide]) {
   const Vec low = splat(job.low), high = splat(job.high);
-  for (int64_t run = 0; run < w.run_count; ++run) {
-    const uint32_t count = w.runs[run].count;
-    for (uint32_t r = 0; r < w.runs[run].rows; ++r) {
-      const int64_t output = *row++;
-      float* sums = job.sums + output * stride;
-      F16 sum[kElementChains<Wide>][Wide];
-      SPARSECC_UNROLL
-      for (int v = 0; v < Wide; ++v)
-        sum[0][v] = job.bias != nullptr ? broadcast(job.bias[output]) : load(sums + v * kGroup);
-      SPARSECC_UNROLL
-      for (int c = 1; c < kElementChains<Wide>; ++c)
-        for (int v = 0; v < Wide; ++v) sum[c][v] = broadcast(0.0f);
-      const auto one = [&](uint32_t i, int c) __attribute__((always_inline)) {
-        const float* x = job.panel + index[i] * stride;
-        __asm__("" : "+r"(x));
-        const F16 weight = broadcast(value[i]);
-        SPARSECC_UNROLL
-        for (int v = 0; v < Wide; ++v) sum[c][v] = multiply_add(sum[c][v], weight, load(x + v * kGroup));
-      };
-      uint32_t i = 0;
-      for (; i + kElementChains<Wide> <= count; i += kElementChains<Wide>) SPARSECC_UNROLL
-      for (int c = 0; c < kElementChains<Wide>; ++c) one(i + c, c);
-      if constexpr (kElementChains<Wide> == 4)
-        if ((count & 2) != 0) {
-          one(i++, 0);
-          one(i++, 1);
-        }
-      if (kElementChains<Wide> > 1 && (count & 1) != 0) one(i, 2 % kElementChains<Wide>);
-      SPARSECC_UNROLL
-      for (int v = 0; v < Wide; ++v) {
-        SPARSECC_UNROLL
-        for (int c = 1; c < kElementChains<Wide>; ++c) sum[0][v] = add(sum[0][v], sum[c][v]);
-      }
-      if (job.direct) {
-        float* y = job.target.y + output * job.target.output_stride;
-        SPARSECC_UNROLL
-        for (int v = 0; v < Wide; ++v) {
-          for (int p = 0; p < kParts; ++p)
-            sum[0][v].part[p] = at_most(at_least(sum[0][v].part[p], low), high);
-          const int64_t left = job.count - v * kGroup;
-          store_first(y + v * kGroup, sum[0][v], left < kGroup ? left : kGroup);
-        }
-      } else {
-        SPARSECC_UNROLL
-        for (int v = 0; v < Wide; ++v) store(sums + v * kGroup, sum[0][v]);
-      }
-      index += count;
-      value += count;
+  float* y = job.target.y + output * job.target.output_stride;
+  SPARSECC_UNROLL
+  for (int t = 0; t < Tall; ++t, y += job.target.output_stride) {
+    if (Tall > 1 && output + t >= job.outputs) return;
+    SPARSECC_UNROLL
+    for (int v = 0; v < Wide; ++v) {
+      for (int p = 0; p < kParts; ++p) sum[t][v].part[p] = at_most(at_least(sum[t][v].part[p], low), high);
+      const int64_t left = job.count - v * kGroup;
+      store_first(y + v * kGroup, sum[t][v], left < kGroup ? left : kGroup);
     }
   }
 }
 
-template <int Wide>
+template <int Tall, int Wide>
+static void element_wide(const ElementJob& job) {
+  constexpr int64_t stride = Wide * kGroup;
+  constexpr int chains = kElementChains<Tall, Wide>;
+  const ElementView& w = job.weight;
+  const uint16_t* row = w.row;
+  const uint16_t* index = w.index;
+  const float* value = w.value;
+  for (int64_t run = 0; run < w.run_count; ++run) {
+    const uint32_t count = w.runs[run].count;
+    for (uint32_t r = 0; r < w.runs[run].rows; ++r) {
+      const int64_t output = *row++ * Tall;
+      float* sums = job.sums + output * stride;
+      F16 sum[chains][Tall][Wide];
+      SPARSECC_UNROLL
+      for (int t = 0; t < Tall; ++t) SPARSECC_UNROLL
+      for (int v = 0; v < Wide; ++v) {
+        sum[0][t][v] =
+            job.bias != nullptr ? broadcast(job.bias[output + t]) : load(sums + t * stride + v * kGroup);
+        SPARSECC_UNROLL
+        for (int c = 1; c < chains; ++c) sum[c][t][v] = broadcast(0.0f);
+      }
+      const auto one = [&](uint32_t i, int c) __attribute__((always_inline)) {
+        const float* x = job.panel + index[i] * stride;
+        __asm__("" : "+r"(x));
+        if constexpr (Tall == 1) {
+          const F16 weight = broadcast(value[i]);
+          SPARSECC_UNROLL
+          for (int v = 0; v < Wide; ++v)
+            sum[c][0][v] = multiply_add(sum[c][0][v], weight, load(x + v * kGroup));
+        } else {
+          F16 from[Wide];
+          SPARSECC_UNROLL
+          for (int v = 0; v < Wide; ++v) from[v] = load(x + v * kGroup);
+          SPARSECC_UNROLL
+          for (int t = 0; t < Tall; ++t) {
+            const F16 weight = broadcast(value[i * Tall + t]);
+            SPARSECC_UNROLL
+            for (int v = 0; v < Wide; ++v) sum[c][t][v] = multiply_add(sum[c][t][v], weight, from[v]);
+          }
+        }
+      };
+      uint32_t i = 0;
+      for (; i + chains <= count; i += chains) SPARSECC_UNROLL
+      for (int c = 0; c < chains; ++c) one(i + c, c);
+      if constexpr (chains == 4)
+        if ((count & 2) != 0) {
+          one(i++, 0);
+          one(i++, 1);
+        }
+      if (chains > 1 && (count & 1) != 0) one(i, 2 % chains);
+      SPARSECC_UNROLL
+      for (int t = 0; t < Tall; ++t) SPARSECC_UNROLL
+      for (int v = 0; v < Wide; ++v) SPARSECC_UNROLL
+      for (int c = 1; c < chains; ++c) sum[0][t][v] = add(sum[0][t][v], sum[c][t][v]);
+      if (job.direct) {
+        element_direct<Tall, Wide>(job, output, sum[0]);
+      } else {
+        SPARSECC_UNROLL
+        for (int t = 0; t < Tall; ++t) SPARSECC_UNROLL
+        for (int v = 0; v < Wide; ++v) store(sums + t * stride + v * kGroup, sum[0][t][v]);
+      }
+      index += count;
+      value += count * Tall;
+    }
+  }
+}
+
+template <int Tall, int Wide>
 static void element_of(const ElementJob& job) {
-  if (job.wide == Wide) return element_wide<Wide>(job);
-  if constexpr (Wide > 1) element_of<Wide - 1>(job);
+  if (job.wide == Wide) return element_wide<Tall, Wide>(job);
+  if constexpr (Wide > 1) element_of<Tall, Wide - 1>(job);
 }

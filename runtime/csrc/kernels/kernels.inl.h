@@ -27,16 +27,14 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "element.inl.h"
 #include "pack.inl.h"
 #include "slice.inl.h"
-
-#include "lanes.inl.h"
 #include "recurrent.inl.h"
 
 }  // namespace
 
 void block16(const BlockJob* job) { block_panel<block16_tile.rows, 1>(*job); }
 void block32(const BlockJob* job) { block_panel<block32_tile.rows, 2>(*job); }
-void block_lanes(const LaneJob* job) { lane_tiles_of<block_lanes_tile.rows, block_lanes_tile.wide>(*job); }
-void element(const ElementJob* job) { element_of<element_tile.wide>(*job); }
+void element(const ElementJob* job) { element_of<1, element_tile.wide>(*job); }
+void element4(const ElementJob* job) { element_of<4, element4_tile.wide>(*job); }
 void slice_uniform(const SliceJob* job) { slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job); }
 #if SPARSECC_AVX512
 void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, SliceView::kPacked>(*job); }
