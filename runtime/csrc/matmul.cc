@@ -57,6 +57,13 @@ bool sparsecc_matmul::uses_slice(int64_t rows) const { return slice_.has_value()
 
 bool sparsecc_matmul::uses_block(int64_t rows) const { return block_.has_value() && rows <= block_rows_; }
 
+// Rows beyond whole vectors of them that cost less with outputs in the lanes than a vector with idle lanes.
+int64_t sparsecc_matmul::tail_rows(int64_t rows) const {
+  if (uses_block(rows) || uses_slice(rows)) return 0;
+  const int64_t tail = rows % kGroup, most = block_.has_value() ? block_rows_ : slice_rows_ / 2;
+  return tail < rows && tail <= most ? tail : 0;
+}
+
 const char* sparsecc_matmul::kernel(int64_t rows) const {
   if (uses_block(rows)) return block_kernel(linear_.isa, block_->view().wide).name;
   return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name
@@ -65,6 +72,11 @@ const char* sparsecc_matmul::kernel(int64_t rows) const {
 
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
   if (rows == 0) return;
+  if (const int64_t tail = tail_rows(rows); tail > 0) {
+    const int64_t whole = rows - tail;
+    run(x, whole, y, executor);
+    return run(x + whole * linear_.inputs, tail, y + whole * linear_.outputs, executor);
+  }
   if (uses_block(rows)) {
     run_block(x, rows, y, executor);
   } else if (uses_slice(rows)) {

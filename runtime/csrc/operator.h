@@ -86,6 +86,7 @@ struct sparsecc_matmul {
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   bool uses_slice(int64_t rows) const;
   bool uses_block(int64_t rows) const;
+  int64_t tail_rows(int64_t rows) const;
 
   sparsecc::Linear linear_;
   int64_t slice_rows_ = 0, block_rows_ = 0;
