@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsecc.calib.calibration import Calibration
 from sparsecc.calib.engine import Arrays, ModelLike, Session, open_session, run_error
 from sparsecc.calib.synthetic import synthetic_inputs
-from sparsecc.calib.tap import tap, tensor_shapes
+from sparsecc.calib.tap import tap, tensor_shapes, value_shapes
 
 __all__ = [
     "Arrays",
@@ -17,4 +17,5 @@ __all__ = [
     "synthetic_inputs",
     "tap",
     "tensor_shapes",
+    "value_shapes",
 ]

@@ -1,16 +1,18 @@
-"""Copies of a model that return tensors from inside the main graph."""
+"""Copies of a model that return tensors from inside it."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import onnx_ir
 
 from sparsecc.calib.engine import Arrays, open_session
+from sparsecc.calib.lift import SHAPE_LENGTH, Lifted, Lifter, LiftError, twins
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
 
-__all__ = ["tap", "tensor_shapes"]
+__all__ = ["tap", "tensor_shapes", "value_shapes"]
 
 
 def tap(model: Model, names: Iterable[str]) -> Model:
@@ -59,6 +61,38 @@ def tensor_shapes(model: Model, names: Iterable[str], inputs: Arrays) -> dict[st
     return {
         name: tuple(int(size) for size in shape) for name, shape in zip(found, shapes.values(), strict=True)
     }
+
+
+def value_shapes(
+    model: Model, values: Iterable[onnx_ir.Value], inputs: Arrays
+) -> dict[onnx_ir.Value, tuple[int, ...]]:
+    """Return the shapes that values of the main graph and of bodies in it have when ``model`` is fed ``inputs``.
+
+    Left out are values that are never computed (a branch not taken, a loop of no round), those of functions, and
+    those of a loop whose shape changes from round to round.
+
+    Raises:
+        UsageError: the inputs do not fit.
+        ModelError: onnxruntime refuses the model.
+    """
+    copy = model.copy()
+    graph, copied, lifter = copy.onnx.graph, twins(model.onnx.graph, copy.onnx.graph), Lifter.of(copy.onnx)
+    lifted: dict[onnx_ir.Value, Lifted] = {}
+    for value in dict.fromkeys(values):
+        with contextlib.suppress(LiftError):
+            if value in copied:
+                lifted[value] = lifter.shape_of(copied[value])
+    if not lifted:
+        return {}
+    graph.outputs[:] = [item.value for item in lifted.values()]
+    results = open_session(copy).run(inputs)
+    shapes = {}
+    for value, array in zip(lifted, results.values(), strict=True):
+        rounds = array.reshape(-1, SHAPE_LENGTH)
+        rounds = rounds[rounds[:, 0] >= 0]
+        if len(rounds) and (rounds == rounds[0]).all():
+            shapes[value] = tuple(int(size) for size in rounds[0, 1 : 1 + rounds[0, 0]])
+    return shapes
 
 
 def _main_graph_values(model: Model) -> dict[str, onnx_ir.Value]:

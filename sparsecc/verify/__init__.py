@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsecc.calib import Arrays, ModelLike, Session, synthetic_inputs, tap, tensor_shapes
+from sparsecc.calib import Arrays, ModelLike, Session, synthetic_inputs, tap, tensor_shapes, value_shapes
 from sparsecc.verify.compare import OutputDiff, compare, compare_arrays, worst_rel_l2
 from sparsecc.verify.inputs import make_inputs
 from sparsecc.verify.session import session
@@ -24,5 +24,6 @@ __all__ = [
     "tap",
     "tensor_shapes",
     "time_interleaved",
+    "value_shapes",
     "worst_rel_l2",
 ]
