@@ -13,7 +13,7 @@ import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
 from sparsecc.errors import RuntimeMissingError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
-from sparsecc.ir.packed import packed_sites
+from sparsecc.ir.packed import PackedSite, packed_sites
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
@@ -407,12 +407,7 @@ class _Snapshots(Instrument):
 
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
     """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
-    lowered = {
-        str(node.name): ("int8 " if "Int8" in node.op_type else "") + node.attributes["layout"].as_string()
-        for graph in result.graphs()
-        for node in graph
-        if node.domain == emit.DOMAIN
-    }
+    lowered = {packed.name: _layout_text(packed) for packed in packed_sites(result)}
     reasons = _reasons(reports)
     return [
         SiteDecision(
@@ -430,11 +425,15 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
             packed.op,
             packed.tensor.shape,
             packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
-            ("int8 " if isinstance(packed.tensor, QuantizedTensor) else "") + str(packed.tensor.pattern),
+            _layout_text(packed),
             "it was sparse already",
         )
         for packed in packed_sites(dense)
     ]
+
+
+def _layout_text(packed: PackedSite) -> str:
+    return ("int8 " if isinstance(packed.tensor, QuantizedTensor) else "") + str(packed.tensor.pattern)
 
 
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:

@@ -12,7 +12,16 @@ import numpy.typing as npt
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
-from sparsecc.pm import Number, Pass, PassContext, PassReport, select_sites
+from sparsecc.passes.lower.recurrent import (
+    candidate_pairs,
+    check_pair_layout,
+    is_recurrent,
+    leads,
+    pair_text,
+    recurrent_form,
+    weight_pair,
+)
+from sparsecc.pm import CostSource, Number, Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import INT8_DENSE, Layout, Pattern, density, detect, matches
 
 __all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns", "fastest", "mark", "unmark"]
@@ -27,6 +36,8 @@ _MAX_DENSITY = 0.85
 
 #: Share by which two measurements of the same thing may differ.
 _NOISE = 0.03
+
+_NO_CUSTOM_OPS = "sparse operators are not allowed (custom-ops=false)"
 
 #: Block shapes timed per site.
 _MAX_BLOCKS = 2
@@ -111,7 +122,10 @@ class ChooseLayout(Pass):
         for done, site in enumerate(sites):
             ctx.progress("choosing layouts", done, len(sites))
             try:
-                self._choose(model, site, ctx, report)
+                if is_recurrent(site):
+                    self._choose_pair(model, site, sites, ctx, report)
+                else:
+                    self._choose(model, site, ctx, report)
             except (Refusal, MeasurementError) as refusal:
                 report.skip(site.name, str(refusal))
         return report
@@ -142,8 +156,37 @@ class ChooseLayout(Pass):
             if base is not None:
                 found += [Layout(pattern) for pattern in candidate_patterns(base.numpy())]
         if not found:
-            raise Refusal("sparse operators are not allowed (custom-ops=false)")
+            raise Refusal(_NO_CUSTOM_OPS)
         return found
+
+    def _choose_pair(
+        self, model: Model, site: Site, sites: Sequence[Site], ctx: PassContext, report: PassReport
+    ) -> None:
+        """Choose for both weights of an LSTM or GRU, when the first of them comes by."""
+        pair = weight_pair(model, site)
+        if not leads(site) and pair[0].name in {other.name for other in sites}:
+            chosen = site.node.metadata_props.get(LAYOUT_KEY)
+            if chosen is None:
+                raise Refusal(f"decided together with {pair[0].name}")
+            report.change(site.name, f"{chosen}, with {pair[0].name}")
+            return
+        form = recurrent_form(model, pair, site.nodes[0])
+        if form.density > _MAX_DENSITY and not (self.keep_slower and form.density < 1):
+            raise Refusal(f"too few zeros to gain from: density {form.density:.3f}")
+        numbers: dict[str, Number] = {"density": round(form.density, 6)}
+        if self.layout:
+            for weight in (form.input_weight, form.state_weight):
+                check_pair_layout(weight, self.layout, form.hidden)
+            choice, detail, gain = str(self.layout), f"{self.layout}, as asked", 1.0
+        elif not self.custom_ops:
+            raise Refusal(_NO_CUSTOM_OPS)
+        else:
+            candidates = candidate_pairs(form)
+            times = _costs(ctx).recurrent_times_ms(model, pair[0], candidates)
+            names = [pair_text(candidate) for candidate in candidates]
+            choice, detail, gain = self._compared(names, times, numbers)
+        mark(pair[0], choice, gain)
+        report.change(site.name, detail, **numbers)
 
     def _fastest(
         self,
@@ -153,15 +196,16 @@ class ChooseLayout(Pass):
         ctx: PassContext,
         numbers: dict[str, Number],
     ) -> tuple[str, str, float]:
-        if ctx.costs is None:
-            raise UsageError(
-                "choose-layout needs a source of measured costs; run it through sparsecc.optimize "
-                "or give layout=, for instance choose-layout{layout=unstructured}"
-            )
         base = None if ctx.quantization is None else ctx.quantization.base
-        times = ctx.costs.site_times_ms(model, site, layouts, base)
+        times = _costs(ctx).site_times_ms(model, site, layouts, base)
+        return self._compared([str(layout) for layout in layouts], times, numbers)
+
+    def _compared(
+        self, names: Sequence[str], times: Mapping[str, float], numbers: dict[str, Number]
+    ) -> tuple[str, str, float]:
+        """The fastest of ``names``, what to say about it, and its gain over dense."""
         dense = times["dense"]
-        best = fastest([str(layout) for layout in layouts], times)
+        best = fastest(names, times)
         gain = dense / times[best]
         if str(INT8_DENSE) in times:
             numbers["int8_dense_ms"] = times[str(INT8_DENSE)]
@@ -172,3 +216,12 @@ class ChooseLayout(Pass):
                 raise Refusal(f"dense is faster: {detail}")
             detail += ", kept although slower"
         return best, detail, gain
+
+
+def _costs(ctx: PassContext) -> CostSource:
+    if ctx.costs is None:
+        raise UsageError(
+            "choose-layout needs a source of measured costs; run it through sparsecc.optimize "
+            "or give layout=, for instance choose-layout{layout=unstructured}"
+        )
+    return ctx.costs

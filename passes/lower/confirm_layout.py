@@ -9,6 +9,7 @@ from typing import ClassVar
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, unmark
+from sparsecc.passes.lower.recurrent import leads
 from sparsecc.pm import Pass, PassContext, PassReport
 
 __all__ = ["ConfirmLayout", "best_subset"]
@@ -81,7 +82,11 @@ class ConfirmLayout(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Measure subsets of the marked sites and unmark what the fastest leaves out."""
         report = PassReport(self.name)
-        marked = {site.name: site for site in model.sites() if LAYOUT_KEY in site.nodes[0].metadata_props}
+        marked = {
+            site.name: site
+            for site in model.sites()
+            if LAYOUT_KEY in site.nodes[0].metadata_props and leads(site)
+        }
         if not marked:
             report.note("no site is marked: the model stays dense")
             return report

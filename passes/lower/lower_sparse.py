@@ -13,6 +13,7 @@ from sparsecc.ir.names import value_names
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, sparse_op_node
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
+from sparsecc.passes.lower.recurrent import is_recurrent, lower_recurrent, parse_pair
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import Layout, QuantizedTensor, SparseTensor
@@ -89,7 +90,7 @@ class LowerSparse(Pass):
     """Replace every site marked by ``choose-layout`` with a sparse operator, bias and activation fused.
 
     Changes: MatMul, Gemm and Conv nodes with the Add and the activation behind them become one ``ai.sparsecc``
-    node; the dense weight goes when nothing reads it any more.
+    node, LSTM and GRU nodes as they are; the dense weight goes when nothing reads it any more.
     Skips: unmarked sites, and sites whose layout the operators cannot hold, with the reason.
 
     Sample: ``lower-sparse{match=re:.*mlp.*}``
@@ -113,13 +114,23 @@ class LowerSparse(Pass):
                 report.skip(site.name, "no sparse layout was chosen")
                 continue
             try:
-                self._lower(model, site, Layout.parse(layout), taken, report)
+                if is_recurrent(site):
+                    self._lower_pair(model, site, layout, taken, report)
+                else:
+                    self._lower(model, site, Layout.parse(layout), taken, report)
             except Refusal as refusal:
                 report.skip(site.name, str(refusal))
         if report.changed:
             model.onnx.opset_imports[DOMAIN] = DOMAIN_VERSION
             remove_dead(model.onnx)
         return report
+
+    def _lower_pair(self, model: Model, site: Site, layout: str, taken: set[str], report: PassReport) -> None:
+        if site.node.graph is None:
+            report.change(site.name, "lowered with the other weight of its node")
+            return
+        lowered, before, after = lower_recurrent(model, site, parse_pair(layout), taken)
+        report.change(site.name, f"{lowered[0].op_type} {layout}", dense_bytes=before, packed_bytes=after)
 
     def _lower(self, model: Model, site: Site, layout: Layout, taken: set[str], report: PassReport) -> None:
         forms = [linear_form(model, site, node) for node in site.nodes]

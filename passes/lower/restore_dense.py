@@ -34,7 +34,7 @@ def quantized_where_marked(quantization: Requantizer, marks: Marks, model: Model
     The result carries the marks.
     """
     result = quantization.base.copy() if model is None else model
-    quantization.apply(result, {name for name, (layout, _) in marks.items() if Layout.parse(layout).int8})
+    quantization.apply(result, {name for name, (layout, _) in marks.items() if _first(layout).int8})
     for site in result.sites():
         if site.name in marks:
             mark(site, *marks[site.name])
@@ -73,7 +73,7 @@ class RestoreDense(Pass):
         if quantization is not None and not _is_result(model, quantization):
             report.note("the model was changed after quantize: no site goes back to float32")
             quantization = None
-        kept = {name for name, (layout, _) in marks.items() if Layout.parse(layout).sparse}
+        kept = {name for name, (layout, _) in marks.items() if _first(layout).sparse}
         if quantization is None:
             self._restore(model, ctx.before_lossy, kept, report)
             return report
@@ -130,6 +130,11 @@ class RestoreDense(Pass):
                     density_after=density(whole),
                     relative_error=0.0,
                 )
+
+
+def _first(mark_text: str) -> Layout:
+    """The layout of a mark; of the two of an LSTM or GRU, which agree in what is asked here, the first."""
+    return Layout.parse(mark_text.partition("+")[0])
 
 
 def _is_result(model: Model, quantization: Requantizer) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
 
 __all__ = ["PackedSite", "packed_sites"]
 
-_LAST_PACKED_INPUT = 3  # x, then values, indices, shape; with int8 values also scales
+_BLOCK_RANK = 3  # of values [blocks, R, C]
 
 # What the operator library takes (``weight.cc``): outputs and inputs, and their product.
 _MAX_SIDE = 1 << 24
@@ -26,7 +27,7 @@ _MAX_GRID = 1 << 31
 
 @dataclass(frozen=True)
 class PackedSite:
-    """A sparse operator of a model: node name, operator name and its packed weight [N, K]."""
+    """A packed weight [N, K] of a sparse operator: the site's name, the operator's, and the weight."""
 
     name: str
     op: str
@@ -39,34 +40,46 @@ def packed_sites(model: Model) -> list[PackedSite]:
     Raises:
         ModelError: a packed weight is malformed or not constant.
     """
-    return [_packed(node) for graph in model.graphs() for node in graph if node.domain == DOMAIN]
+    nodes = (node for graph in model.graphs() for node in graph if node.domain == DOMAIN)
+    return [site for node in nodes for site in _weights(node)]
 
 
-def _packed(node: onnx_ir.Node) -> PackedSite:
+def _weights(node: onnx_ir.Node) -> Iterator[PackedSite]:
+    """Yield the packed weights of a node; the two of an LSTM or GRU are named as its sites are."""
+    if not node.op_type.startswith(("SparseLSTM", "SparseGRU")):
+        count = 4 if "Int8" in node.op_type else 3  # values, indices, shape; with int8 values also scales
+        yield PackedSite(str(node.name), node.op_type, _tensor(node, 1, count, "layout"))
+        return
+    for operand, first in (("w", 1), ("r", 4)):
+        tensor = _tensor(node, first, 3, f"layout_{operand}")
+        yield PackedSite(f"{node.name}.{operand.upper()}", node.op_type, tensor)
+
+
+def _tensor(node: onnx_ir.Node, first: int, count: int, layout_name: str) -> SparseTensor | QuantizedTensor:
     arrays = []
-    int8 = "Int8" in node.op_type
-    last = _LAST_PACKED_INPUT + int8
-    if len(node.inputs) < last + 1:
+    if len(node.inputs) < first + count:
         raise ModelError(f"node '{node.name}': {len(node.inputs)} inputs are too few; write the model again")
-    for value in node.inputs[1 : last + 1]:
+    for value in node.inputs[first : first + count]:
         if value is None or value.const_value is None:
             raise ModelError(f"node '{node.name}': its packed weight is not constant; write the model again")
         arrays.append(np.asarray(value.const_value.numpy()))
     values, indices, shape, *scales = arrays
-    layout = node.attributes.get("layout")
+    layout = node.attributes.get(layout_name)
     try:
         pattern = Pattern.parse("" if layout is None else layout.as_string())
+        if values.ndim == _BLOCK_RANK and pattern.kind != "block":
+            values = values.reshape(-1)  # written as blocks of 1 by 1
         sides = _matrix_shape(shape)
         tensor: SparseTensor | QuantizedTensor = (
             QuantizedTensor(pattern, sides, values, indices, *scales)
-            if int8
+            if scales
             else SparseTensor(pattern, sides, values, indices)
         )
         tensor.validate()
     except (SparseccError, TypeError, ValueError) as error:
         text = str(error).removeprefix("packed weight: ")
         raise ModelError(f"node '{node.name}': malformed packed weight: {text}") from error
-    return PackedSite(str(node.name), node.op_type, tensor)
+    return tensor
 
 
 def _matrix_shape(shape: NDArray[Any]) -> tuple[int, int]:

@@ -13,13 +13,22 @@ import onnx_ir
 from sparsecc import emit, verify
 from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
+from sparsecc.ir.quantized import data_input
+from sparsecc.ir.sparse_ops import initializer
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark, unmark
 from sparsecc.passes.lower.linear_form import LinearForm, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
+from sparsecc.passes.lower.recurrent import (
+    RecurrentForm,
+    leads,
+    pair_text,
+    recurrent_form,
+    weight_pair,
+)
 from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer
-from sparsecc.sparse import INT8_DENSE, Layout
+from sparsecc.sparse import INT8_DENSE, Layout, Pattern
 
 __all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "site_model"]
 
@@ -28,6 +37,8 @@ Inputs = Mapping[str, npt.NDArray[np.generic]]
 #: Most seconds spent on timing one site, and on timing one whole model against dense.
 _SITE_SECONDS = 0.4
 _MODEL_SECONDS = 6.0
+#: Name of the input x in a model of one LSTM or GRU.
+_SEQUENCES = "x"
 
 
 def lowered_copy(model: Model, sites: Iterable[str], quantization: Requantizer | None = None) -> Model:
@@ -39,7 +50,7 @@ def lowered_copy(model: Model, sites: Iterable[str], quantization: Requantizer |
     if quantization is None:
         copy = model.copy()
         for site in copy.sites():
-            if site.name not in wanted:
+            if leads(site) and site.name not in wanted:
                 unmark(site)
     else:
         marks = {name: found for name, found in marks_of(model).items() if name in wanted}
@@ -50,14 +61,19 @@ def lowered_copy(model: Model, sites: Iterable[str], quantization: Requantizer |
 
 
 def input_shapes_of_sites(model: Model, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """The concrete shape that each site of the main graph reads when the model is fed ``inputs``.
+    """The concrete shape that each site reads when the model is fed ``inputs``, in bodies of If, Loop and Scan too.
 
-    The model is run once with the sites' inputs as extra outputs; only shapes are kept.
+    The model is run once with the shapes of the sites' inputs as extra outputs. Of several nodes with one weight
+    the first that runs counts; left out are sites of which none does, and those in functions.
     """
-    sites = [site for site in model.sites() if site.in_main_graph and site.input_name]
-    names = sorted({site.input_name for site in sites if site.input_name})
-    shapes = verify.tensor_shapes(model, names, inputs)
-    return {site.name: shapes[site.input_name] for site in sites if site.input_name in shapes}
+    readers = {
+        site.name: [value for node in site.nodes if (value := data_input(node)) is not None]
+        for site in model.sites()
+        if site.scope != "function" and site.input is not None
+    }
+    shapes = verify.value_shapes(model, [value for values in readers.values() for value in values], inputs)
+    found = {name: [shapes[value] for value in values if value in shapes] for name, values in readers.items()}
+    return {name: known[0] for name, known in found.items() if known}
 
 
 def _digest(*parts: bytes) -> str:
@@ -97,16 +113,48 @@ class MeasuredCosts:
         Raises:
             MeasurementError: the shape of the site's input is not known, or it cannot run alone.
         """
+        form = linear_form(model, site, site.nodes[0])
+        shape = self._input_shape(model, site)
+        plain = None if base is None else _form_before(base, site.name)
+        names = [str(layout) for layout in layouts]
+        key = self._site_key(site, form, shape, plain)
+
+        def measure() -> dict[str, float]:
+            own = site_model(form, shape, model)
+            before = own if plain is None or base is None else site_model(plain, shape, base)
+            variants = [
+                own if layout == INT8_DENSE else _lowered_to(own if layout.int8 else before, str(layout))
+                for layout in layouts
+            ]
+            return self._time_variants([before, *variants], names)
+
+        return self.table.get_or_measure(key, ["dense", *names], measure)
+
+    def recurrent_times_ms(
+        self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
+    ) -> dict[str, float]:
+        """As ``site_times_ms`` for an LSTM or GRU whose W is ``site``: layouts of (W, R), ``W+R`` if they differ."""
+        form = recurrent_form(model, weight_pair(model, site), site.nodes[0])
+        shape = self._input_shape(model, site)
+        names = [pair_text(pair) for pair in patterns]
+        zeros = _digest(*(np.packbits(w != 0).tobytes() for w in (form.input_weight, form.state_weight)))
+        key = (
+            f"{form.cell} x{list(shape)} h{form.hidden} {form.direction} lbr={form.before_reset:d} "
+            f"lengths={form.lengths is not None:d} state={bool(form.initial):d} threads={self._threads} zeros={zeros}"
+        )
+
+        def measure() -> dict[str, float]:
+            dense = recurrent_model(form, shape, model.opset)
+            return self._time_variants([dense, *(_lowered_to(dense, name) for name in names)], names)
+
+        return self.table.get_or_measure(key, ["dense", *names], measure)
+
+    def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
         if self._shapes is None:
             self._shapes = input_shapes_of_sites(model, self._inputs)
         if site.name not in self._shapes:
-            raise MeasurementError("not timed: the shape of its input is not known (inside a subgraph)")
-        form = linear_form(model, site, site.nodes[0])
-        shape = self._shapes[site.name]
-        plain = None if base is None else _form_before(base, site.name)
-        names = ["dense", *(str(layout) for layout in layouts)]
-        key = self._site_key(site, form, shape, plain)
-        return self.table.get_or_measure(key, names, lambda: self._time_site(form, shape, layouts, plain))
+            raise MeasurementError("not timed: the inputs given do not reach it (a branch not taken)")
+        return self._shapes[site.name]
 
     def _site_key(
         self, site: Site, form: LinearForm, shape: tuple[int, ...], plain: LinearForm | None
@@ -121,35 +169,19 @@ class MeasuredCosts:
             f"act={form.activation.suffix or 'none'} threads={self._threads} zeros={zeros}"
         )
 
-    def _time_site(
-        self,
-        form: LinearForm,
-        shape: tuple[int, ...],
-        layouts: Sequence[Layout],
-        plain: LinearForm | None,
-    ) -> dict[str, float]:
-        own = site_model(form, shape)
-        before = own if plain is None else site_model(plain, shape)
-        name = own.onnx.graph.inputs[0].name
-        assert name is not None
-        x = np.random.default_rng(self._seed).standard_normal(shape, dtype=np.float32)
-        variants = [before]
-        for layout in layouts:
-            if layout == INT8_DENSE:
-                variants.append(own)
-                continue
-            marked = (own if layout.int8 else before).copy()
-            (site,) = marked.sites()
-            mark(site, str(layout), 1.0)
-            variants.append(lowered_copy(marked, [site.name]))
+    def _time_variants(self, variants: Sequence[Model], names: Sequence[str]) -> dict[str, float]:
+        """Time models of one site, the first as ``dense``."""
         try:
             result = verify.benchmark(
-                variants, {name: x}, threads=self._threads, max_seconds=_SITE_SECONDS * len(variants)
+                variants,
+                _random_inputs(variants[0], self._seed),
+                threads=self._threads,
+                max_seconds=_SITE_SECONDS * len(variants),
             )
         except SparseccError as error:
             raise MeasurementError(f"not timed: {error}") from error
         times = [timing.median_ms for timing in result.models]
-        return dict(zip(["dense", *map(str, layouts)], times, strict=True))
+        return dict(zip(["dense", *names], times, strict=True))
 
     def relative_time(
         self, model: Model, sites: frozenset[str], quantization: Requantizer | None = None
@@ -187,16 +219,93 @@ def _form_before(base: Model, name: str) -> LinearForm | None:
     return None if site is None or site.quantization is not None else linear_form(base, site, site.nodes[0])
 
 
-def site_model(form: LinearForm, shape: tuple[int, ...]) -> Model:
-    """The site with its bias and activation as a model of its own, input of static ``shape``."""
-    graph = form.node.graph
-    assert isinstance(graph, onnx_ir.Graph)
-    part = onnx_ir.convenience.extract(graph, [form.source], [form.output])
-    part.inputs[0].shape = onnx_ir.Shape(shape)
-    part.inputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-    part.outputs[0].shape = None
-    part.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-    part.opset_imports.update(graph.opset_imports)
-    for value in part.initializers.values():  # a constant that is also an input would be a second graph input
-        assert value.const_value is not None
+def _lowered_to(model: Model, layout: str) -> Model:
+    """The model of one site, lowered to ``layout``."""
+    marked = model.copy()
+    site = next(site for site in marked.sites() if leads(site))
+    mark(site, layout, 1.0)
+    return lowered_copy(marked, [site.name])
+
+
+def _random_inputs(model: Model, seed: int) -> dict[str, npt.NDArray[np.generic]]:
+    """Activations for a model of one site; sequences that have lengths are all of the whole length."""
+    rng = np.random.default_rng(seed)
+    inputs: dict[str, npt.NDArray[np.generic]] = {}
+    for spec in model.input_specs():
+        shape = [dim for dim in spec.shape or () if isinstance(dim, int)]
+        if spec.dtype == "int32":
+            inputs[spec.name] = np.full(shape, inputs[_SEQUENCES].shape[0], np.int32)
+        else:
+            inputs[spec.name] = rng.standard_normal(shape, dtype=np.float32)
+    return inputs
+
+
+def site_model(form: LinearForm, shape: tuple[int, ...], model: Model) -> Model:
+    """The site with its bias and activation as a model of its own, input of static ``shape``.
+
+    ``model`` is where the form is from, in the main graph or in a body.
+    """
+    x = _input(str(form.source.name), shape)
+    copied: dict[onnx_ir.Value, onnx_ir.Value] = {form.source: x}
+    part = onnx_ir.Graph([x], [], nodes=[], opset_imports=dict(model.onnx.opset_imports), name="site")
+    part.outputs.append(_copy_into(part, form.output, copied))
     return Model(onnx_ir.Model(part, ir_version=8))
+
+
+def _copy_into(
+    graph: onnx_ir.Graph, value: onnx_ir.Value, copied: dict[onnx_ir.Value, onnx_ir.Value]
+) -> onnx_ir.Value:
+    """Copy the nodes and constants behind ``value``, whichever graphs they are in, as far as they are not yet."""
+    if value in copied:
+        return copied[value]
+    producer = value.producer()
+    if producer is None:
+        assert value.const_value is not None, f"{value.name} is no constant"
+        copied[value] = onnx_ir.Value(
+            name=f"constant_{len(copied)}", const_value=value.const_value, shape=value.shape, type=value.type
+        )
+        graph.register_initializer(copied[value])
+        return copied[value]
+    inputs = [None if item is None else _copy_into(graph, item, copied) for item in producer.inputs]
+    node = onnx_ir.Node(
+        producer.domain, producer.op_type, inputs, list(producer.attributes.values()),
+        num_outputs=len(producer.outputs), name=producer.name,
+    )  # fmt: skip
+    graph.append(node)
+    copied.update(zip(producer.outputs, node.outputs, strict=True))
+    copied[value].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    return copied[value]
+
+
+def recurrent_model(form: RecurrentForm, shape: tuple[int, ...], opset: int) -> Model:
+    """An LSTM or GRU as a model of its own that gives all its outputs, input of static ``shape``."""
+    directions = 2 if form.direction == "bidirectional" else 1
+    state = (directions, shape[1], form.hidden)
+    inputs = [_input(_SEQUENCES, shape)]
+    lengths = None
+    if form.lengths is not None:
+        lengths = _input("lengths", shape[1:2], onnx_ir.DataType.INT32)
+        inputs.append(lengths)
+    initial = [_input(f"initial_{number}", state) for number in range(len(form.initial))]
+    graph = onnx_ir.Graph([*inputs, *initial], [], nodes=[], opset_imports={"": opset}, name="site")
+    weights = [w.reshape(directions, -1, w.shape[1]) for w in (form.input_weight, form.state_weight)]
+    taken: set[str] = set()
+    constants = [
+        initializer(graph, taken, name, array)
+        for name, array in zip(("W", "R", "B"), (*weights, form.bias), strict=True)
+    ]
+    node = onnx_ir.Node(
+        "", form.cell, [inputs[0], *constants, lengths, *initial], list(form.node.attributes.values()),
+        num_outputs=3 if form.cell == "LSTM" else 2, name="site",
+    )  # fmt: skip
+    graph.append(node)
+    for value in node.outputs:
+        value.type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+    graph.outputs.extend(node.outputs)
+    return Model(onnx_ir.Model(graph, ir_version=8))
+
+
+def _input(
+    name: str, shape: Sequence[int], dtype: onnx_ir.DataType = onnx_ir.DataType.FLOAT
+) -> onnx_ir.Value:
+    return onnx_ir.Value(name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(dtype))

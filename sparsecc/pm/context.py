@@ -88,13 +88,18 @@ class CostSource(Protocol):
 
         Args:
             model: where the site is.
-            site: in the main graph.
+            site: in the main graph or in a body in it.
             layouts: to time; those that are not int8 are taken of the site in ``base`` if that is given.
             base: the model before it was quantised, whose site of the same name is ``dense`` then.
 
         Raises:
             MeasurementError: the site cannot be timed; the message says why.
         """
+
+    def recurrent_times_ms(
+        self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
+    ) -> Mapping[str, float]:
+        """As ``site_times_ms`` for an LSTM or GRU whose W is ``site``: layouts of (W, R), ``W+R`` if they differ."""
 
     def relative_time(
         self, model: Model, sites: frozenset[str], quantization: Requantizer | None = None
