@@ -27,6 +27,8 @@ def command(what: str, as_json: bool) -> None:
     rows = [(name, "RxC blocks" if name.startswith("Block") else "unstructured, N:M") for name in FAMILIES]
     recurrent = {op.family for op in emit.operators().values() if isinstance(op, emit.RecurrentOp)}
     rows += [(name, "unstructured, N:M, RxC blocks") for name in sorted(recurrent)]
+    quads = [op.name for op in emit.operators().values() if isinstance(op, emit.QuadsOp)]
+    rows += [(name, "RxC blocks of int8" if "Conv" in name else "quad planes") for name in quads]
     if as_json:
         print_json(
             {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sparsecc.emit.docs import operators_markdown
 from sparsecc.emit.finalize import finalize
 from sparsecc.emit.operator import OLDEST_OPSET, Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.ops_planes import QuadsOp
 from sparsecc.emit.ops_recurrent import RecurrentOp
 from sparsecc.emit.schema import LinearOp, operators
 from sparsecc.emit.self_test import self_test, single_op_model
@@ -19,6 +20,7 @@ __all__ = [
     "LinearOp",
     "Operator",
     "Output",
+    "QuadsOp",
     "RecurrentOp",
     "finalize",
     "operators",

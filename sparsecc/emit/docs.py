@@ -37,8 +37,13 @@ Every model carries each operator it uses as a model-local function of
 standard operators (opset {OLDEST_OPSET} or later), so it runs where the operator library is not loaded. The
 packed weight format (gap stream, block order) is described in `runtime/csrc/include/sparsecc/c_api.h`.
 
-All inputs but `x` (of recurrent operators also `lengths` and the initial states) must be constant initializers of
-the graph that holds the node; all attributes are always present.
+All inputs but `x` (of recurrent operators also `lengths` and the initial states, of `Quads` also `residual`) must be
+constant initializers of the graph that holds the node; all attributes are always present.
+
+Names ending in `Quads` work on quad planes: bytes `[B, ceil(C / 4), H, W, 4]`, one scale and zero point a tensor,
+channels beyond the last hold anything. `y` is what `DequantizeLinear`, the operator in float32 and `QuantizeLinear`
+give, then clipped to `bounds`; where float32 rounds in another order, a result next to the middle between two
+integers may be the other one. The columns of their weights are in the order (kh, kw, cin). These bodies need opset 13.
 
 `SparseLSTM` and `SparseGRU` are ONNX's LSTM and GRU with the default activations, without clip, peepholes and coupled
 gates, layout 0. Their further forms have `Lengths` (input `lengths` after `bias`), `State` (the initial states after

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["evaluate", "evaluate_int8", "quantize_linear"]
+__all__ = ["convolve", "evaluate", "evaluate_int8", "quantize_linear"]
 
 Array = NDArray[np.float64]
 
@@ -47,7 +47,7 @@ def evaluate(
     weight = _dense_weight(inputs, attributes)
     x, bias = inputs["x"].astype(np.float64), inputs["bias"].astype(np.float64)
     spatial = x.ndim - 2 if conv else 0
-    z = (_convolve(x, weight, attributes) if conv else x @ weight.T) + bias.reshape(-1, *[1] * spatial)
+    z = (convolve(x, weight, attributes) if conv else x @ weight.T) + bias.reshape(-1, *[1] * spatial)
     with np.errstate(over="ignore"):
         return _activate(z, activation, inputs, attributes).astype(np.float32)
 
@@ -117,7 +117,7 @@ def _activate(
     return _FIXED[activation](z)
 
 
-def _convolve(x: Array, weight: Array, attributes: Mapping[str, object]) -> Array:
+def convolve(x: Array, weight: Array, attributes: Mapping[str, object]) -> Array:
     """Return the convolution over any number of spatial axes, groups included."""
     axes = weight.ndim - 2
     keys = ("strides", "pads", "dilations")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sparsecc.emit import reference
 from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS, GRID_OF_ELEMENTS
 from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.ops_planes import plane_operators
 from sparsecc.emit.ops_recurrent import recurrent_operators
 from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES
 
@@ -181,7 +182,7 @@ class LinearOp(Operator):
 def operators() -> Mapping[str, Operator]:
     """Return every operator by name."""
     linear = (LinearOp(family, activation) for family in FAMILIES for activation in ACTIVATIONS)
-    ops: tuple[Operator, ...] = (*linear, *recurrent_operators())
+    ops: tuple[Operator, ...] = (*linear, *recurrent_operators(), *plane_operators())
     return {op.name: op for op in ops}
 
 

@@ -68,6 +68,8 @@ def test_function_bodies_are_valid_at_every_opset(opset: int) -> None:
     context.ir_version = 10
     context.opset_imports = {"": opset}
     for op in emit.operators().values():
+        if opset < op.oldest_opset:
+            continue
         function = onnx.parser.parse_function(op.function_text(opset))
         onnx.checker.check_function(function, context, onnx.checker.C.LexicalScopeContext())
 

@@ -56,6 +56,7 @@ struct OperatorSpec {
 
 std::vector<OperatorSpec> linear_operators();
 std::vector<OperatorSpec> recurrent_operators();
+std::vector<OperatorSpec> plane_operators();
 
 std::vector<OperatorSpec> all_operators();
 

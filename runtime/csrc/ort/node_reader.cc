@@ -113,14 +113,18 @@ float NodeReader::number(const char* attribute) const {
   });
 }
 
-std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected) const {
-  const auto values = attribute_of_type(attribute, "a list of integers", [&] {
+std::vector<int64_t> NodeReader::integers(const char* attribute) const {
+  return attribute_of_type(attribute, "a list of integers", [&] {
     size_t size = 0;
     check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, nullptr, &size));
     std::vector<int64_t> read(size);
     if (size > 0) check(api_, api_.KernelInfoGetAttributeArray_int64(info_, attribute, read.data(), &size));
     return read;
   });
+}
+
+std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected) const {
+  std::vector<int64_t> values = integers(attribute);
   if (values.size() != expected) {
     throw KernelError("attribute " + quoted(attribute) + " has " + std::to_string(values.size()) +
                       " entries, expected " + std::to_string(expected));

@@ -36,6 +36,7 @@ class NodeReader {
   std::string text(const char* attribute) const;
   int64_t integer(const char* attribute) const;
   float number(const char* attribute) const;
+  std::vector<int64_t> integers(const char* attribute) const;
   std::vector<int64_t> integers(const char* attribute, size_t expected) const;
   TensorView constant(size_t index, const char* input, ElementType type, size_t rank) const;
   float scalar(size_t index, const char* input) const;

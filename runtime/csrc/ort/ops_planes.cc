@@ -1,0 +1,423 @@
+// Operators on quad planes; see sparsecc/emit/ops_planes.py.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "kernel.h"
+#include "node_reader.h"
+#include "session_threads.h"
+#include "sparsecc/c_api.h"
+
+namespace sparsecc::ort {
+namespace {
+
+constexpr int64_t kLanes = 4;
+constexpr int64_t kLargestDim = INT32_MAX;
+constexpr size_t kLongestLayout = 32;
+
+// ---- what a node says -------------------------------------------------------------------------------
+
+// steps and zero_points at `first`, bounds behind them if there are any.
+sparsecc_plane_quantization read_quantization(const NodeReader& node, size_t first, int64_t count,
+                                              bool bounds) {
+  const TensorView steps = node.constant(first, "steps", ElementType::kFloat, 1);
+  const TensorView zero_points = node.constant(first + 1, "zero_points", ElementType::kUint8, 1);
+  if (steps.count != count || zero_points.count != count) {
+    throw KernelError("inputs 'steps' and 'zero_points' have " + std::to_string(steps.count) + " and " +
+                      std::to_string(zero_points.count) + " entries, expected " + std::to_string(count));
+  }
+  float scales[3] = {1.0f, 1.0f, 1.0f};
+  uint8_t zeros[3] = {0, 0, 0};
+  std::memcpy(scales, steps.data, static_cast<size_t>(count) * sizeof(float));
+  std::memcpy(zeros, zero_points.data, static_cast<size_t>(count));
+  sparsecc_plane_quantization to{};
+  to.struct_size = sizeof(to);
+  to.x_scale = scales[0];
+  to.y_scale = scales[1];
+  to.x_zero_point = zeros[0];
+  to.y_zero_point = zeros[1];
+  to.has_residual = count == 3 ? 1 : 0;
+  to.residual_scale = scales[2];
+  to.residual_zero_point = zeros[2];
+  to.high = 255;
+  if (bounds) {
+    const TensorView both = node.constant(first + 2, "bounds", ElementType::kUint8, 1);
+    if (both.count != 2) {
+      throw KernelError("input 'bounds' has " + std::to_string(both.count) + " entries, expected 2");
+    }
+    to.low = static_cast<const uint8_t*>(both.data)[0];
+    to.high = static_cast<const uint8_t*>(both.data)[1];
+  }
+  return to;
+}
+
+void check_range(const char* what, const std::vector<int64_t>& values, int64_t least) {
+  for (const int64_t value : values) {
+    if (value < least || value > kLargestDim) {
+      throw KernelError(std::string(what) + " is " + to_text(values) + ", every entry must be in " +
+                        std::to_string(least) + "..2147483647");
+    }
+  }
+}
+
+// One-dimensional windows are two-dimensional ones of height 1.
+sparsecc_conv_geometry read_geometry(const NodeReader& node, const std::vector<int64_t>& kernel) {
+  const size_t axes = kernel.size();
+  const std::vector<int64_t> strides = node.integers("strides", axes);
+  const std::vector<int64_t> dilations = node.integers("dilations", axes);
+  const std::vector<int64_t> pads = node.integers("pads", 2 * axes);
+  check_range("attribute 'strides'", strides, 1);
+  check_range("attribute 'dilations'", dilations, 1);
+  check_range("attribute 'pads'", pads, 0);
+  sparsecc_conv_geometry geometry{1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {0, 0}};
+  for (size_t axis = 0; axis < axes; ++axis) {
+    const size_t to = axis + 2 - axes;
+    geometry.kernel[to] = kernel[axis];
+    geometry.stride[to] = strides[axis];
+    geometry.dilation[to] = dilations[axis];
+    geometry.pad_begin[to] = pads[axis];
+    geometry.pad_end[to] = pads[axes + axis];
+  }
+  return geometry;
+}
+
+// ---- shapes at run time -----------------------------------------------------------------------------
+
+// A tensor in quad planes of one or two spatial axes.
+struct Planes {
+  Planes(const TensorView& tensor, const char* name) : data(static_cast<uint8_t*>(tensor.data)) {
+    const std::vector<int64_t>& dims = tensor.dims;
+    if ((dims.size() != 4 && dims.size() != 5) || dims.back() != kLanes) {
+      throw KernelError(std::string(name) + " has shape " + to_text(dims) +
+                        ", expected quad planes [B,quads,H,W,4] or [B,quads,L,4]");
+    }
+    axes = dims.size() - 3;
+    batch = dims[0];
+    quads = dims[1];
+    sides[0] = axes == 2 ? dims[2] : 1;
+    sides[1] = dims[dims.size() - 2];
+    count = tensor.count;
+  }
+  std::vector<int64_t> with_sides(int64_t of_quads, const int64_t hw[2]) const {
+    std::vector<int64_t> dims{batch, of_quads};
+    if (axes == 2) dims.push_back(hw[0]);
+    dims.insert(dims.end(), {hw[1], kLanes});
+    return dims;
+  }
+  int64_t pixels() const { return sides[0] * sides[1]; }
+
+  uint8_t* data;
+  size_t axes;
+  int64_t batch, quads, sides[2], count;
+};
+
+class PlaneKernel : public Kernel {
+ protected:
+  PlaneKernel(const Functions& functions, std::string node_label, int32_t threads)
+      : Kernel(functions, std::move(node_label)), gauge_(threads) {}
+
+  Planes planes(const OrtKernelContext* context, size_t index, const char* name, size_t axes = 0) const {
+    const Planes x(read_input(api, context, index), name);
+    if (axes != 0 && x.axes != axes) {
+      throw KernelError(std::string(name) + " has " + std::to_string(x.axes) + " spatial axes, expected " +
+                        std::to_string(axes));
+    }
+    return x;
+  }
+
+  // Calls run(executor, error, size), which is a function of the C interface.
+  template <typename Run>
+  void on_threads(const OrtKernelContext* context, Run run) const {
+    SessionThreads threads(api, context, gauge_);
+    checked([&](char* error, size_t size) { return run(&threads.executor, error, size); });
+    threads.check();
+  }
+
+ private:
+  mutable ThreadGauge gauge_;
+};
+
+// ---- convolution ------------------------------------------------------------------------------------
+
+struct Destroy {
+  void operator()(sparsecc_plane_conv* op) const { sparsecc_plane_conv_destroy(op); }
+};
+
+class ConvKernel final : public PlaneKernel {
+ public:
+  ConvKernel(const Functions& functions, std::string node_label, const NodeReader& node, bool residual,
+             int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads), residual_(residual) {
+    const size_t first = residual ? 2 : 1;  // x and the residual come before the weight
+    const int64_t version = node.integer("layout_version");
+    if (version != SPARSECC_LAYOUT_VERSION) {
+      throw KernelError("layout_version " + std::to_string(version) +
+                        " is not supported (this library reads " + std::to_string(SPARSECC_LAYOUT_VERSION) +
+                        "): use a matching sparsecc release");
+    }
+    const std::string layout = node.text("layout");
+    if (layout.size() > kLongestLayout || layout.find('\0') != std::string::npos) {
+      throw KernelError("attribute 'layout' is too long or holds a zero byte");
+    }
+    const TensorView values = node.constant(first, "values", ElementType::kInt8, 3);
+    const std::string block = std::to_string(values.dims[1]) + "x" + std::to_string(values.dims[2]);
+    if (block != layout) {  // the function body takes the block from the values, the kernels from the layout
+      throw KernelError("input 'values' has shape " + to_text(values.dims) + ", which is not layout '" + layout +
+                        "'");
+    }
+    const TensorView indices = node.constant(first + 1, "indices", ElementType::kUint8, 1);
+    const std::vector<int64_t> shape = read_shape(node, first + 2);
+    outputs_ = shape[0];
+    const std::vector<float> scales = per_output(node, first + 3, "scales");
+    const std::vector<float> bias = per_output(node, first + 4, "bias");
+    axes_ = shape.size() - 2;
+    sparsecc_conv_geometry geometry = read_geometry(node, {shape.begin() + 1, shape.end() - 1});
+    geometry.groups = node.integer("group");
+    check_range("attribute 'group'", {geometry.groups}, 1);
+    if (shape.back() > kLargestDim / geometry.groups) throw KernelError("there are too many input channels");
+    quads_ = (shape.back() * geometry.groups + kLanes - 1) / kLanes;
+    const sparsecc_plane_quantization to = read_quantization(node, first + 5, residual ? 3 : 2, true);
+    sparsecc_int8_weight_desc desc{};
+    desc.struct_size = sizeof(desc);
+    desc.layout_version = SPARSECC_LAYOUT_VERSION;
+    desc.layout = layout.c_str();
+    desc.outputs = outputs_;
+    desc.inputs = 1;
+    for (size_t i = 1; i < shape.size(); ++i) desc.inputs *= shape[i];
+    desc.values = static_cast<const int8_t*>(values.data);
+    desc.value_count = values.count;
+    desc.indices = static_cast<const uint8_t*>(indices.data);
+    desc.index_bytes = indices.count;
+    desc.scales = scales.data();
+    desc.bias = bias.data();
+    sparsecc_plane_conv* op = nullptr;
+    checked([&](char* error, size_t size) {
+      return sparsecc_plane_conv_create(&desc, &geometry, &to, &op, error, size);
+    });
+    op_.reset(op);
+  }
+
+  void run(OrtKernelContext* context) const override {
+    const Planes x = planes(context, 0, "x", axes_);
+    if (x.quads != quads_) {
+      throw KernelError("x has " + std::to_string(x.quads) + " quads of channels, expected " +
+                        std::to_string(quads_));
+    }
+    int64_t out[2] = {0, 0};
+    checked([&](char* error, size_t size) {
+      return sparsecc_plane_conv_output_size(op_.get(), x.sides, out, error, size);
+    });
+    const std::vector<int64_t> dims = x.with_sides((outputs_ + kLanes - 1) / kLanes, out);
+    const uint8_t* residual = nullptr;
+    if (residual_) {
+      const TensorView added = read_input(api, context, 1);
+      if (added.dims != dims) {
+        throw KernelError("residual has shape " + to_text(added.dims) + ", expected " + to_text(dims));
+      }
+      residual = static_cast<const uint8_t*>(added.data);
+    }
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, dims));
+    if (x.batch == 0) return;
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_plane_conv_run(op_.get(), x.data, x.batch, x.sides[0], x.sides[1], residual, y, executor,
+                                     error, size);
+    });
+  }
+
+ private:
+  // [Cout, kernel..., Cin / group]
+  static std::vector<int64_t> read_shape(const NodeReader& node, size_t index) {
+    const TensorView tensor = node.constant(index, "shape", ElementType::kInt64, 1);
+    if (tensor.count != 3 && tensor.count != 4) {
+      throw KernelError("input 'shape' has " + std::to_string(tensor.count) + " entries, expected 3 or 4");
+    }
+    std::vector<int64_t> shape(static_cast<size_t>(tensor.count));
+    std::memcpy(shape.data(), tensor.data, shape.size() * sizeof(int64_t));
+    check_range("input 'shape'", shape, 1);
+    int64_t columns = 1;
+    for (size_t i = 1; i < shape.size(); ++i) {
+      columns *= shape[i];  // cannot overflow: both factors are below 2^31
+      if (columns > kLargestDim) throw KernelError("input 'shape' is " + to_text(shape) + ", which is too large");
+    }
+    return shape;
+  }
+
+  std::vector<float> per_output(const NodeReader& node, size_t index, const char* name) const {
+    const TensorView tensor = node.constant(index, name, ElementType::kFloat, 1);
+    if (tensor.count != outputs_) {
+      throw KernelError("input '" + std::string(name) + "' has " + std::to_string(tensor.count) +
+                        " entries, the weight has " + std::to_string(outputs_) + " outputs");
+    }
+    std::vector<float> held(static_cast<size_t>(outputs_));
+    std::memcpy(held.data(), tensor.data, held.size() * sizeof(float));
+    return held;
+  }
+
+  const bool residual_;
+  std::unique_ptr<sparsecc_plane_conv, Destroy> op_;
+  int64_t outputs_ = 0, quads_ = 0;
+  size_t axes_ = 0;
+};
+
+// ---- everything else --------------------------------------------------------------------------------
+
+class AddKernel final : public PlaneKernel {
+ public:
+  AddKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads), to_(read_quantization(node, 2, 3, true)) {}
+
+  void run(OrtKernelContext* context) const override {
+    const TensorView x = read_input(api, context, 0), added = read_input(api, context, 1);
+    if (added.dims != x.dims) {
+      throw KernelError("residual has shape " + to_text(added.dims) + ", x has " + to_text(x.dims));
+    }
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, x.dims));
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_add(static_cast<const uint8_t*>(x.data), static_cast<const uint8_t*>(added.data),
+                                 x.count, &to_, y, nullptr, executor, error, size);
+    });
+  }
+
+ private:
+  const sparsecc_plane_quantization to_;
+};
+
+class MaxPoolKernel final : public PlaneKernel {
+ public:
+  MaxPoolKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads) {
+    const std::vector<int64_t> kernel = node.integers("kernel_shape");
+    if (kernel.size() != 1 && kernel.size() != 2) {
+      throw KernelError("attribute 'kernel_shape' is " + to_text(kernel) + ", expected one or two axes");
+    }
+    check_range("attribute 'kernel_shape'", kernel, 1);
+    axes_ = kernel.size();
+    geometry_ = read_geometry(node, kernel);
+  }
+
+  void run(OrtKernelContext* context) const override {
+    const Planes x = planes(context, 0, "x", axes_);
+    int64_t out[2] = {0, 0};
+    checked([&](char* error, size_t size) {
+      return sparsecc_planes_output_size(&geometry_, x.sides, out, error, size);
+    });
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, x.with_sides(x.quads, out)));
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_max_pool(x.data, x.batch * x.quads, x.sides[0], x.sides[1], &geometry_, y, nullptr,
+                                      executor, error, size);
+    });
+  }
+
+ private:
+  sparsecc_conv_geometry geometry_{};
+  size_t axes_ = 0;
+};
+
+class MeanKernel final : public PlaneKernel {
+ public:
+  MeanKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads), to_(read_quantization(node, 1, 2, true)) {}
+
+  void run(OrtKernelContext* context) const override {
+    const Planes x = planes(context, 0, "x");
+    const int64_t one[2] = {1, 1};
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, x.with_sides(x.quads, one)));
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_mean(x.data, x.batch * x.quads, x.pixels(), &to_, y, nullptr, executor, error,
+                                  size);
+    });
+  }
+
+ private:
+  const sparsecc_plane_quantization to_;
+};
+
+class QuantizeKernel final : public PlaneKernel {
+ public:
+  QuantizeKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads), to_(read_quantization(node, 1, 1, false)) {}
+
+  void run(OrtKernelContext* context) const override {
+    const TensorView x = read_input(api, context, 0);
+    if (x.dims.size() != 3 && x.dims.size() != 4) {
+      throw KernelError("x has shape " + to_text(x.dims) + ", expected [B,C,H,W] or [B,C,L]");
+    }
+    std::vector<int64_t> dims = x.dims;
+    dims[1] = (dims[1] + kLanes - 1) / kLanes;
+    dims.push_back(kLanes);
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, dims));
+    int64_t pixels = 1;
+    for (size_t i = 2; i < x.dims.size(); ++i) pixels *= x.dims[i];
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_quantize(static_cast<const float*>(x.data), x.dims[0], x.dims[1], pixels,
+                                      to_.x_scale, to_.x_zero_point, y, nullptr, executor, error, size);
+    });
+  }
+
+ private:
+  const sparsecc_plane_quantization to_;
+};
+
+class DequantizeKernel final : public PlaneKernel {
+ public:
+  DequantizeKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads),
+        to_(read_quantization(node, 1, 1, false)),
+        channels_(node.integer("channels")) {
+    check_range("attribute 'channels'", {channels_}, 1);
+  }
+
+  void run(OrtKernelContext* context) const override {
+    const Planes x = planes(context, 0, "x");
+    if (x.quads != (channels_ + kLanes - 1) / kLanes) {
+      throw KernelError("x has " + std::to_string(x.quads) + " quads, not those of " +
+                        std::to_string(channels_) + " channels");
+    }
+    std::vector<int64_t> dims{x.batch, channels_};
+    if (x.axes == 2) dims.push_back(x.sides[0]);
+    dims.push_back(x.sides[1]);
+    auto* y = static_cast<float*>(make_output(api, context, 0, dims));
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_dequantize(x.data, x.batch, channels_, x.pixels(), to_.x_scale, to_.x_zero_point,
+                                        y, nullptr, executor, error, size);
+    });
+  }
+
+ private:
+  const sparsecc_plane_quantization to_;
+  const int64_t channels_;
+};
+
+template <class MadeKernel>
+OperatorSpec simple_spec(const char* name, std::vector<ElementType> inputs, ElementType output) {
+  return {name, std::move(inputs), {output},
+          [](const NodeReader& node, const Functions& api, const std::string& label, int32_t threads) {
+            return std::make_unique<MadeKernel>(api, label, node, threads);
+          }};
+}
+
+OperatorSpec conv_spec(const char* name, bool residual) {
+  using enum ElementType;
+  std::vector<ElementType> inputs{kUint8};
+  if (residual) inputs.push_back(kUint8);
+  inputs.insert(inputs.end(), {kInt8, kUint8, kInt64, kFloat, kFloat, kFloat, kUint8, kUint8});
+  return {name, std::move(inputs), {kUint8},
+          [residual](const NodeReader& node, const Functions& api, const std::string& label, int32_t threads) {
+            return std::make_unique<ConvKernel>(api, label, node, residual, threads);
+          }};
+}
+
+}  // namespace
+
+std::vector<OperatorSpec> plane_operators() {
+  using enum ElementType;
+  return {conv_spec("BlockSparseConvQuads", false),
+          conv_spec("BlockSparseConvAddQuads", true),
+          simple_spec<AddKernel>("AddQuads", {kUint8, kUint8, kFloat, kUint8, kUint8}, kUint8),
+          simple_spec<MaxPoolKernel>("MaxPoolQuads", {kUint8}, kUint8),
+          simple_spec<MeanKernel>("GlobalAveragePoolQuads", {kUint8, kFloat, kUint8, kUint8}, kUint8),
+          simple_spec<QuantizeKernel>("QuantizeQuads", {kFloat, kFloat, kUint8}, kUint8),
+          simple_spec<DequantizeKernel>("DequantizeQuads", {kUint8, kFloat, kUint8}, kFloat)};
+}
+
+}  // namespace sparsecc::ort

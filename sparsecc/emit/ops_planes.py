@@ -1,0 +1,606 @@
+"""Operators on quad planes, uint8 ``[B, ceil(C / 4), space..., 4]``: declarations, shape rules, bodies, references.
+
+``steps`` and ``zero_points`` hold a scale and a zero point for x, for y and for what is added, in this order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
+from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.reference import convolve
+from sparsecc.errors import ModelError
+from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor
+
+__all__ = ["QuadsOp", "plane_operators"]
+
+Array = NDArray[np.float64]
+Bytes = NDArray[np.uint8]
+
+_LANES = 4
+_QUADS = "[B,quads,H,W,4] or [B,quads,L,4]"
+
+
+@dataclass(frozen=True)
+class QuadsOp(Operator):
+    """One operator on quad planes; all of them are their own family."""
+
+    @property
+    def family(self) -> str:
+        """The operator's name."""
+        return self.name
+
+    @property
+    def oldest_opset(self) -> int:
+        """DequantizeLinear, and Clip and Pad of bytes."""
+        return 13
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """None, unless a subclass has some."""
+        return ()
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Quad planes, unless a subclass has something else."""
+        return (Output("y", "uint8", _QUADS, "the result"),)
+
+
+@dataclass(frozen=True)
+class ConvQuads(QuadsOp):
+    """A convolution with packed int8 weights, and what is added to it before it is stored."""
+
+    residual: bool
+
+    @property
+    def name(self) -> str:
+        """``BlockSparseConvQuads`` or ``BlockSparseConvAddQuads``."""
+        return "BlockSparseConvAddQuads" if self.residual else "BlockSparseConvQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x and the residual must be a constant initializer."""
+        residual = Input("residual", "uint8", "as y", "added to the convolution")
+        return (
+            Input("x", "uint8", _QUADS, "the activations"),
+            *((residual,) if self.residual else ()),
+            Input("values", "int8", "[blocks,R,C]", "the kept weights"),
+            Input("indices", "uint8", "[bytes]", "where they stand: the gap stream"),
+            Input(
+                "shape",
+                "int64",
+                "[rank]",
+                "of the dense weight: [Cout,kh,kw,Cin/group] or [Cout,kw,Cin/group]",
+            ),
+            Input("scales", "float32", "[Cout]", "what the values of each output are to be multiplied by"),
+            Input("bias", "float32", "[Cout]", "added to the convolution"),
+            *_quantization(3 if self.residual else 2),
+            _bounds(),
+        )
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes."""
+        return (
+            Attribute("layout", "string", "R outputs by C inputs a block, such as `8x4`"),
+            Attribute("layout_version", "int", "1"),
+            *_geometry(),
+            Attribute("group", "int", "as in Conv"),
+        )
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where x and the weight's own shape are known."""
+        x, shape = inputs[0], constants.get("shape")
+        if x is None or shape is None or len(x) != len(shape) + 1:
+            return (None,)
+        sides = _window_sides(x[2:-1], [int(side) for side in shape[1:-1]], attributes)
+        return ((x[0], -(-int(shape[0]) // _LANES), *sides, _LANES),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form: everything to floats in NCHW, Conv, and back."""
+        body = "".join(
+            (
+                CONSTANTS,
+                _MORE_CONSTANTS,
+                GRID_OF_BLOCKS,
+                FILL_THE_GRID % {"zero": "int8[1] {0}"},
+                DENSE_WEIGHT["BlockSparseConv"],
+                _CONV_WEIGHT,
+                _from_quads("x", 0, "channels"),
+                _CONV,
+                _from_quads("residual", 2, "outputs") if self.residual else "",
+                "  z = Add (convolved, residual_real)\n" if self.residual else "  z = Identity (convolved)\n",
+                _STORE,
+                _to_quads("y_kept"),
+            )
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy, in double precision before it is stored.
+
+        Args:
+            inputs: arrays in the order of ``inputs``.
+            attributes: values by name, as on the node.
+
+        Raises:
+            ModelError: the packed weight is malformed.
+        """
+        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        if attributes["layout_version"] != LAYOUT_VERSION:
+            raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
+        shape = [int(side) for side in arrays["shape"]]
+        weight = QuantizedTensor(
+            Pattern.parse(str(attributes["layout"])),
+            (shape[0], int(np.prod(shape[1:]))),
+            cast("NDArray[np.int8]", arrays["values"]),
+            cast("NDArray[np.uint8]", arrays["indices"]),
+            cast("NDArray[np.float32]", arrays["scales"]),
+        )
+        codes = np.moveaxis(weight.decode_codes().reshape(shape), -1, 1).astype(np.float64)
+        channels = shape[-1] * cast(int, attributes["group"])
+        zero_points, steps = arrays["zero_points"].astype(np.float64), arrays["steps"].astype(np.float64)
+        sums = convolve(planes_to_nchw(arrays["x"], channels) - zero_points[0], codes, attributes)
+        per_output = (-1, *[1] * (len(shape) - 2))
+        z = sums * (weight.scales.astype(np.float64) * steps[0]).reshape(per_output)
+        z += arrays["bias"].astype(np.float64).reshape(per_output)
+        if self.residual:
+            z += (planes_to_nchw(arrays["residual"], shape[0]) - zero_points[2]) * steps[2]
+        return (nchw_to_planes(_stored(z, arrays)),)
+
+
+@dataclass(frozen=True)
+class AddQuads(QuadsOp):
+    """The sum of two tensors with scales of their own."""
+
+    @property
+    def name(self) -> str:
+        """``AddQuads``."""
+        return "AddQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x and the residual must be a constant initializer."""
+        summands = (
+            Input("x", "uint8", _QUADS, "one summand"),
+            Input("residual", "uint8", "as x", "the other"),
+        )
+        return (*summands, *_quantization(3), _bounds())
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[Sequence[Dim] | None]:
+        """Return the shape of x."""
+        return (inputs[0],)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form; the order of channels does not matter here."""
+        body = (
+            _ONE_BY_ONE
+            + _dequantize("x", 0)
+            + _dequantize("residual", 2)
+            + "  z = Add (x_floats, residual_floats)\n"
+            + _STORE
+            + "  y = Identity (y_kept)\n"
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy, in double precision before it is stored."""
+        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        z = _real(arrays, "x", 0) + _real(arrays, "residual", 2)
+        return (_stored(z, arrays).astype(np.uint8),)
+
+
+@dataclass(frozen=True)
+class MaxPoolQuads(QuadsOp):
+    """MaxPool: the bytes are in the order of the numbers they stand for."""
+
+    @property
+    def name(self) -> str:
+        """``MaxPoolQuads``."""
+        return "MaxPoolQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """X alone."""
+        return (Input("x", "uint8", _QUADS, "the activations"),)
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes."""
+        return (Attribute("kernel_shape", "ints", "as in MaxPool, pads smaller than it"), *_geometry())
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where that of x is known."""
+        x, kernel = inputs[0], attributes["kernel_shape"]
+        if x is None or len(x) != len(kernel) + 3:
+            return (None,)
+        return ((*x[:2], *_window_sides(x[2:-1], kernel, attributes), _LANES),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            _PLAIN_CONSTANTS
+            + _MORE_CONSTANTS
+            + _planes_first("x", "x")
+            + """
+  pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
+    dilations: ints = @dilations> (x_planes)
+"""
+            + _to_quads("pooled")
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy."""
+        x = planes_to_nchw(cast(Bytes, inputs[0]), inputs[0].shape[1] * _LANES)
+        kernel, strides, pads, dilations = (
+            cast("list[int]", attributes[key]) for key in ("kernel_shape", "strides", "pads", "dilations")
+        )
+        axes = len(kernel)
+        x = np.pad(x, [(0, 0), (0, 0), *((pads[axis], pads[axes + axis]) for axis in range(axes))])
+        spans = tuple(d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True))
+        windows = np.lib.stride_tricks.sliding_window_view(x, spans, tuple(range(2, 2 + axes)))
+        every = [slice(None), slice(None), *(slice(None, None, step) for step in (*strides, *dilations))]
+        return (nchw_to_planes(windows[tuple(every)].max(tuple(range(-axes, 0)))),)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePoolQuads(QuadsOp):
+    """The mean of every channel."""
+
+    @property
+    def name(self) -> str:
+        """``GlobalAveragePoolQuads``."""
+        return "GlobalAveragePoolQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x must be a constant initializer."""
+        return (Input("x", "uint8", _QUADS, "the activations"), *_quantization(2), _bounds())
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where that of x is known."""
+        x = inputs[0]
+        return (None if x is None else (*x[:2], *[1] * (len(x) - 3), _LANES),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            _PLAIN_CONSTANTS
+            + _MORE_CONSTANTS
+            + _dequantize("x", 0)
+            + _planes_first("x", "x_floats")
+            + "  z = GlobalAveragePool (x_planes)\n"
+            + _STORE
+            + _to_quads("y_kept")
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy, in double precision before it is stored."""
+        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        real = _real(arrays, "x", 0)
+        mean = real.mean(tuple(range(2, real.ndim - 1)), keepdims=True)
+        return (_stored(mean, arrays).astype(np.uint8),)
+
+
+@dataclass(frozen=True)
+class QuantizeQuads(QuadsOp):
+    """QuantizeLinear, from planes of floats."""
+
+    @property
+    def name(self) -> str:
+        """``QuantizeQuads``."""
+        return "QuantizeQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x must be a constant initializer."""
+        return (Input("x", "float32", "[B,C,H,W] or [B,C,L]", "the activations"), *_quantization(1, "y"))
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where that of x is known."""
+        x = inputs[0]
+        if x is None or len(x) < 3:
+            return (None,)
+        return ((x[0], -(-x[1] // _LANES) if isinstance(x[1], int) else None, *x[2:], _LANES),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            _PLAIN_CONSTANTS
+            + _MORE_CONSTANTS
+            + """
+  y_scale = Gather <axis = 0> (steps, first_axis)
+  y_zero_point = Gather <axis = 0> (zero_points, first_axis)
+  y_stored = QuantizeLinear (x, y_scale, y_zero_point)
+"""
+            + _to_quads("y_stored")
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy: in float32, as QuantizeLinear is."""
+        x, steps, zero_points = (np.asarray(array) for array in inputs)
+        stored = np.rint(x / np.float32(steps[0])) + float(zero_points[0])
+        return (nchw_to_planes(np.clip(stored, 0, 255)),)
+
+
+@dataclass(frozen=True)
+class DequantizeQuads(QuadsOp):
+    """DequantizeLinear, to planes of floats."""
+
+    @property
+    def name(self) -> str:
+        """``DequantizeQuads``."""
+        return "DequantizeQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x must be a constant initializer."""
+        return (Input("x", "uint8", _QUADS, "the activations"), *_quantization(1))
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Floats."""
+        return (Output("y", "float32", "[B,C,H,W] or [B,C,L]", "the result"),)
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """How many channels there are."""
+        return (Attribute("channels", "int", "C"),)
+
+    def output_shapes(
+        self,
+        inputs: Sequence[Sequence[Dim] | None],
+        constants: Mapping[str, NDArray[Any]],
+        attributes: Mapping[str, Any],
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where that of x is known."""
+        x = inputs[0]
+        return (None if x is None else (x[0], int(attributes["channels"]), *x[2:-1]),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            _PLAIN_CONSTANTS
+            + _MORE_CONSTANTS
+            + """
+  channel_count = Constant <value_int: int = @channels> ()
+  channels = Reshape (channel_count, one)
+"""
+            + _from_quads("x", 0, "channels")
+            + "  y = Identity (x_real)\n"
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[NDArray[np.float32]]:
+        """Return y computed by NumPy."""
+        x, steps, zero_points = (np.asarray(array) for array in inputs)
+        stored = planes_to_nchw(x, cast(int, attributes["channels"]))
+        return (((stored - float(zero_points[0])).astype(np.float32) * np.float32(steps[0])),)
+
+
+def plane_operators() -> Iterator[QuadsOp]:
+    """Yield every operator on quad planes."""
+    yield from (ConvQuads(False), ConvQuads(True), AddQuads(), MaxPoolQuads(), GlobalAveragePoolQuads())
+    yield from (QuantizeQuads(), DequantizeQuads())
+
+
+# ---- what the declarations share ----------------------------------------------------------------------
+
+
+def _quantization(count: int, of: str = "x") -> tuple[Input, ...]:
+    which = {1: f"of {of}", 2: "of x and y", 3: "of x, y and the residual"}[count]
+    return (
+        Input("steps", "float32", f"[{count}]", f"scales {which}"),
+        Input("zero_points", "uint8", f"[{count}]", f"zero points {which}"),
+    )
+
+
+def _bounds() -> Input:
+    return Input("bounds", "uint8", "[2]", "least and largest byte of y: an activation such as Relu")
+
+
+def _geometry() -> tuple[Attribute, ...]:
+    return (
+        Attribute("strides", "ints", "as in Conv, one per spatial axis"),
+        Attribute("pads", "ints", "as in Conv, begins then ends"),
+        Attribute("dilations", "ints", "as in Conv, one per spatial axis"),
+    )
+
+
+def _window_sides(
+    sizes: Sequence[Dim], kernel: Sequence[int], attributes: Mapping[str, Any]
+) -> Iterator[Dim]:
+    axes = len(kernel)
+    for axis, size in enumerate(sizes):
+        span = attributes["dilations"][axis] * (kernel[axis] - 1)
+        pad, stride = attributes["pads"][axis] + attributes["pads"][axes + axis], attributes["strides"][axis]
+        if isinstance(size, int):
+            yield (size + pad - span - 1) // stride + 1
+        else:
+            yield size if stride == 1 and pad == span else None
+
+
+def planes_to_nchw(x: NDArray[Any], channels: int) -> Array:
+    """Return quad planes as float64 ``[B, channels, space...]``."""
+    planes = np.moveaxis(x, -1, 2).astype(np.float64)
+    return planes.reshape(x.shape[0], x.shape[1] * _LANES, *x.shape[2:-1])[:, :channels]
+
+
+def nchw_to_planes(y: Array) -> Bytes:
+    """Return integers ``[B, C, space...]`` as quad planes; channels that do not exist are 0."""
+    space = y.shape[2:]
+    y = np.pad(y, [(0, 0), (0, -y.shape[1] % _LANES), *((0, 0) for _ in space)])
+    planes = y.reshape(y.shape[0], y.shape[1] // _LANES, _LANES, *space)
+    return np.ascontiguousarray(np.moveaxis(planes, 2, -1).astype(np.uint8))
+
+
+def _real(arrays: Mapping[str, NDArray[Any]], name: str, index: int) -> Array:
+    stored = arrays[name].astype(np.float64) - float(arrays["zero_points"][index])
+    return cast(Array, stored * float(arrays["steps"][index]))
+
+
+def _stored(z: Array, arrays: Mapping[str, NDArray[Any]]) -> Array:
+    stored = np.rint(z / float(arrays["steps"][1])) + float(arrays["zero_points"][1])
+    return cast(Array, np.clip(stored, *arrays["bounds"].astype(np.float64)))
+
+
+# ---- function bodies: the rules of ``sparsecc.emit.decoding`` hold here too -----------------------------
+
+_PLAIN_CONSTANTS = """
+  minus_one = Constant <value = int64[1] {-1}> ()
+  zero = Constant <value = int64[1] {0}> ()
+  one = Constant <value = int64[1] {1}> ()
+  two = Constant <value = int64[1] {2}> ()
+  three = Constant <value = int64[1] {3}> ()
+  first_axis = Constant <value = int64 {0}> ()
+"""
+
+_MORE_CONSTANTS = """
+  four = Constant <value = int64[1] {4}> ()
+  index_1 = Constant <value = int64 {1}> ()
+  index_2 = Constant <value = int64 {2}> ()
+"""
+
+_ONE_BY_ONE = """
+  first_axis = Constant <value = int64 {0}> ()
+  index_1 = Constant <value = int64 {1}> ()
+  index_2 = Constant <value = int64 {2}> ()
+"""
+
+# From [Cout, kernel..., Cin / group] in int8 to what Conv reads. The last step is left to DequantizeLinear: before
+# floats onnxruntime would quantise the weights once more, in its own way, where x and y are bytes.
+_CONV_WEIGHT = """
+  last = Sub (rank, one)
+  group_channels = Slice (shape, last, rank)
+  kernel_sides = Slice (shape, one, last)
+  by_place_shape = Concat <axis = 0> (outputs, minus_one, group_channels)
+  by_place = Reshape (weight, by_place_shape)
+  by_channel = Transpose <perm = [0, 2, 1]> (by_place)
+  conv_shape = Concat <axis = 0> (outputs, group_channels, kernel_sides)
+  conv_codes = Reshape (by_channel, conv_shape)
+  conv_weight = DequantizeLinear <axis = 0> (conv_codes, scales)
+  group_count = Constant <value_int: int = @group> ()
+  channels = Mul (group_channels, group_count)
+"""
+
+_CONV = """
+  convolved = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
+    (x_real, conv_weight, bias)
+"""
+
+_STORE = """
+  y_scale = Gather <axis = 0> (steps, index_1)
+  y_zero_point = Gather <axis = 0> (zero_points, index_1)
+  y_stored = QuantizeLinear (z, y_scale, y_zero_point)
+  low_bound = Gather <axis = 0> (bounds, first_axis)
+  high_bound = Gather <axis = 0> (bounds, index_1)
+  y_kept = Clip (y_stored, low_bound, high_bound)
+"""
+
+
+def _dequantize(name: str, index: int) -> str:
+    at = "first_axis" if index == 0 else f"index_{index}"
+    return f"""
+  {name}_scale = Gather <axis = 0> (steps, {at})
+  {name}_zero_point = Gather <axis = 0> (zero_points, {at})
+  {name}_floats = DequantizeLinear ({name}, {name}_scale, {name}_zero_point)
+"""
+
+
+def _planes_first(name: str, source: str) -> str:
+    """From quads of ``source`` to ``<name>_planes`` [B, 4 * quads, space...]."""
+    return f"""
+  {name}_shape = Shape ({source})
+  {name}_rank = Shape ({name}_shape)
+  {name}_lanes_at = Sub ({name}_rank, one)
+  {name}_batch = Slice ({name}_shape, zero, one)
+  {name}_quads = Slice ({name}_shape, one, two)
+  {name}_sides = Slice ({name}_shape, two, {name}_lanes_at)
+  {name}_pixels = ReduceProd <keepdims = 1> ({name}_sides)
+  {name}_flat_shape = Concat <axis = 0> ({name}_batch, {name}_quads, {name}_pixels, four)
+  {name}_flat = Reshape ({source}, {name}_flat_shape)
+  {name}_turned = Transpose <perm = [0, 1, 3, 2]> ({name}_flat)
+  {name}_all_channels = Mul ({name}_quads, four)
+  {name}_planes_shape = Concat <axis = 0> ({name}_batch, {name}_all_channels, {name}_sides)
+  {name}_planes = Reshape ({name}_turned, {name}_planes_shape)
+"""
+
+
+def _from_quads(name: str, index: int, channels: str) -> str:
+    """From quads to ``<name>_real`` [B, channels, space...], in floats."""
+    return (
+        _dequantize(name, index)
+        + _planes_first(name, f"{name}_floats")
+        + f"  {name}_real = Slice ({name}_planes, zero, {channels}, one)\n"
+    )
+
+
+def _to_quads(source: str) -> str:
+    """From bytes [B, C, space...] to ``y`` in quads, with zeros in channels that do not exist."""
+    return f"""
+  out_shape = Shape ({source})
+  out_rank = Shape (out_shape)
+  out_batch = Slice (out_shape, zero, one)
+  out_channels = Slice (out_shape, one, two)
+  out_sides = Slice (out_shape, two, out_rank)
+  out_pixels = ReduceProd <keepdims = 1> (out_sides)
+  out_channels_up = Add (out_channels, three)
+  out_quads = Div (out_channels_up, four)
+  out_all_channels = Mul (out_quads, four)
+  out_missing = Sub (out_all_channels, out_channels)
+  out_flat_shape = Concat <axis = 0> (out_batch, out_channels, out_pixels)
+  out_flat = Reshape ({source}, out_flat_shape)
+  out_pads = Concat <axis = 0> (zero, zero, zero, zero, out_missing, zero)
+  out_padded = Pad (out_flat, out_pads)
+  out_planes_shape = Concat <axis = 0> (out_batch, out_quads, four, out_pixels)
+  out_planes = Reshape (out_padded, out_planes_shape)
+  out_turned = Transpose <perm = [0, 1, 3, 2]> (out_planes)
+  y_shape = Concat <axis = 0> (out_batch, out_quads, out_sides, four)
+  y = Reshape (out_turned, y_shape)
+"""
