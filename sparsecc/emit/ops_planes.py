@@ -482,7 +482,7 @@ def nchw_to_planes(y: Array) -> Bytes:
 
 def _real(arrays: Mapping[str, NDArray[Any]], name: str, index: int) -> Array:
     stored = arrays[name].astype(np.float64) - float(arrays["zero_points"][index])
-    return cast(Array, stored * float(arrays["steps"][index]))
+    return stored * float(arrays["steps"][index])
 
 
 def _stored(z: Array, arrays: Mapping[str, NDArray[Any]]) -> Array:
