@@ -54,6 +54,14 @@ def _library(path: str) -> ctypes.CDLL:
         "sparsecc_int8_kernel_table": (ctypes.c_char_p, ()),
         "sparsecc_int8_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
         "sparsecc_int8_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
+        "sparsecc_int8_matmul_run_given": (
+            ctypes.c_int,
+            (pointer, pointer, count, ctypes.c_float, ctypes.c_int32, pointer, pointer, *error_text),
+        ),
+        "sparsecc_int8_matmul_run_bytes": (
+            ctypes.c_int,
+            (pointer, pointer, count, ctypes.c_float, ctypes.c_int32, pointer, pointer, *error_text),
+        ),
         "sparsecc_int8_matmul_kernel": (ctypes.c_char_p, (pointer,)),
         "sparsecc_int8_matmul_destroy": (None, (pointer,)),
     }

@@ -1,5 +1,7 @@
 #include "sparsecc/c_api.h"
 
+#include <cmath>
+
 #include "c_guard.h"
 #include "int8.h"
 #include "isa.h"
@@ -75,6 +77,37 @@ int sparsecc_int8_matmul_run(const sparsecc_int8_matmul* op, const float* x, int
     require(rows >= 0 && rows <= (int64_t{1} << 38), "rows is negative or too large");
     require(rows == 0 || (y != nullptr && (x != nullptr || op->inputs() == 0)), "x and y must not be null");
     op->run(x, rows, y, executor);
+  });
+}
+
+namespace {
+
+void check_given(const sparsecc_int8_matmul* op, const void* x, int64_t rows, float x_scale,
+                 int32_t x_zero_point, const float* y) {
+  require(op != nullptr, "op must not be null");
+  require(rows >= 0 && rows <= (int64_t{1} << 38), "rows is negative or too large");
+  require(rows == 0 || (y != nullptr && (x != nullptr || op->inputs() == 0)), "x and y must not be null");
+  require(std::isfinite(x_scale) && x_scale > 0.0f, "x_scale is not a finite positive number");
+  require(x_zero_point >= 0 && x_zero_point <= 255, "x_zero_point must be in 0..255");
+}
+
+}  // namespace
+
+int sparsecc_int8_matmul_run_given(const sparsecc_int8_matmul* op, const float* x, int64_t rows,
+                                   float x_scale, int32_t x_zero_point, float* y,
+                                   const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_given(op, x, rows, x_scale, x_zero_point, y);
+    op->run(x, {x_scale, x_zero_point}, rows, y, executor);
+  });
+}
+
+int sparsecc_int8_matmul_run_bytes(const sparsecc_int8_matmul* op, const uint8_t* x, int64_t rows,
+                                   float x_scale, int32_t x_zero_point, float* y,
+                                   const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_given(op, x, rows, x_scale, x_zero_point, y);
+    op->run(x, {x_scale, x_zero_point}, rows, y, executor);
   });
 }
 

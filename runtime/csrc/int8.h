@@ -58,7 +58,12 @@ struct QuadPack {
 
 struct sparsecc_int8_matmul {
   explicit sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc);
+  // x quantised as DynamicQuantizeLinear does it, by a given scale, or already in bytes.
   void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  void run(const float* x, sparsecc::ByteScale scale, int64_t rows, float* y,
+           const sparsecc_executor* executor) const;
+  void run(const uint8_t* x, sparsecc::ByteScale scale, int64_t rows, float* y,
+           const sparsecc_executor* executor) const;
   const char* kernel() const { return kernel_.name; }
   int64_t inputs() const { return inputs_; }
 
@@ -67,7 +72,13 @@ struct sparsecc_int8_matmul {
   sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const sparsecc::Weight& weight,
                        std::pair<sparsecc::ByteKernel, sparsecc::QuadPack> form);
   sparsecc::ByteScale scale_of(const float* x, int64_t count, const sparsecc_executor* executor) const;
-  void pack(const float* x, int64_t rows, sparsecc::ByteScale to, uint8_t* panel) const;
+  struct Source {  // one of the two
+    const float* x;
+    const uint8_t* bytes;
+  };
+  void pack(Source x, int64_t first_row, int64_t rows, sparsecc::ByteScale to, uint8_t* panel) const;
+  void run(Source x, sparsecc::ByteScale scale, int64_t rows, float* y,
+           const sparsecc_executor* executor) const;
   void multiply(const uint8_t* panels, int64_t rows, sparsecc::ByteScale scale, int64_t group_begin,
                 int64_t group_end, float* y) const;
 

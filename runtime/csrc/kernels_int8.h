@@ -63,6 +63,7 @@ struct QuadJob {
 
 struct QuantizeJob {
   const float* x;
+  const uint8_t* bytes;  // if not null: these are laid down as they are, and x does not count
   int64_t row_stride, inputs;
   int rows;  // 1..kTileRows
   ByteScale to;

@@ -145,11 +145,16 @@ int64_t panel_bytes(int64_t inputs, const ByteKernel& kernel) {
 
 }  // namespace
 
-void sparsecc_int8_matmul::pack(const float* x, int64_t rows, ByteScale to, uint8_t* panels) const {
+void sparsecc_int8_matmul::pack(Source x, int64_t first_row, int64_t rows, ByteScale to,
+                                uint8_t* panels) const {
   const int64_t bytes = panel_bytes(inputs_, kernel_);
   for (int64_t row = 0; row < rows; row += kTileRows) {
     const int height = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
-    const QuantizeJob job{x + row * inputs_, inputs_, inputs_, height, to, panels + row * bytes};
+    const int64_t from = (first_row + row) * inputs_;
+    const QuantizeJob job{x.x == nullptr ? nullptr : x.x + from, x.bytes == nullptr ? nullptr : x.bytes + from,
+                          inputs_,    inputs_,
+                          height,     to,
+                          panels + row * bytes};
     if (kernel_.width == 0) {
       kernel_.help->quantize(&job);
     } else {
@@ -181,10 +186,9 @@ void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteSca
 
 // Chunks of rows whose panels stay in cache. Where these are fewer than the tasks wanted, the outputs are cut
 // too, by stored blocks, and then x is quantised beforehand: once, not by every task.
-void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
+void sparsecc_int8_matmul::run(Source x, ByteScale scale, int64_t rows, float* y,
                                const sparsecc_executor* executor) const {
   if (rows == 0) return;
-  const ByteScale scale = scale_of(x, rows * inputs_, executor);
   const int64_t bytes = panel_bytes(inputs_, kernel_);
   const int64_t panels = ceil_div(rows, kTileRows), tasks = wanted_tasks(executor);
   const int64_t fit = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, bytes * kTileRows));
@@ -197,14 +201,14 @@ void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
     run_tasks(executor, chunks, [&](int64_t i) {
       const int64_t row = i * chunk;
       Scratch<0, uint8_t> packed(rows_of(row) * bytes);
-      pack(x + row * inputs_, rows_of(row), scale, packed.data());
+      pack(x, row, rows_of(row), scale, packed.data());
       multiply(packed.data(), rows_of(row), scale, 0, weight_.groups, y + row * weight_.outputs);
     });
     return;
   }
   Scratch<0, uint8_t> packed(rows * bytes);
   run_tasks(executor, chunks, [&](int64_t i) {
-    pack(x + i * chunk * inputs_, rows_of(i * chunk), scale, packed.data() + i * chunk * bytes);
+    pack(x, i * chunk, rows_of(i * chunk), scale, packed.data() + i * chunk * bytes);
   });
   run_tasks(executor, chunks * parts, [&](int64_t task) {
     const int64_t row = task / parts * chunk;
@@ -212,4 +216,19 @@ void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
     multiply(packed.data() + row * bytes, rows_of(row), scale, cuts[part], cuts[part + 1],
              y + row * weight_.outputs);
   });
+}
+
+void sparsecc_int8_matmul::run(const float* x, int64_t rows, float* y,
+                               const sparsecc_executor* executor) const {
+  run(Source{x, nullptr}, scale_of(x, rows * inputs_, executor), rows, y, executor);
+}
+
+void sparsecc_int8_matmul::run(const float* x, ByteScale scale, int64_t rows, float* y,
+                               const sparsecc_executor* executor) const {
+  run(Source{x, nullptr}, scale, rows, y, executor);
+}
+
+void sparsecc_int8_matmul::run(const uint8_t* x, ByteScale scale, int64_t rows, float* y,
+                               const sparsecc_executor* executor) const {
+  run(Source{nullptr, x}, scale, rows, y, executor);
 }

@@ -32,13 +32,16 @@ Domain `{DOMAIN}`, version {DOMAIN_VERSION}. An operator's name is its family fo
 activation, for instance `BlockSparseConvRelu`. It computes `y = activation(z)` with `z = x W^T + bias` or
 `z = conv(x, W) + bias`, in float32. Families ending in `Int8` bring `x` to bytes first, as
 `DynamicQuantizeLinear` of the whole tensor does, multiply bytes exactly, as `MatMulInteger` does, and scale the
-sums back to float32; NaN or infinity in `x` has no such form, and the kernels then make every result NaN.
+sums back to float32; NaN or infinity in `x` has no such form, and the kernels then make every result NaN. Those
+ending in `Int8Static` do it as `QuantizeLinear` with the scale and zero point of two more inputs (infinity saturates,
+NaN becomes byte 0); those ending in `Int8Bytes` take `x` in bytes, with its scale and zero point.
 Every model carries each operator it uses as a model-local function of
 standard operators (opset {OLDEST_OPSET} or later), so it runs where the operator library is not loaded. The
 packed weight format (gap stream, block order) is described in `runtime/csrc/include/sparsecc/c_api.h`.
 
-All inputs but `x` (of recurrent operators also `lengths` and the initial states, of `Quads` also `residual`) must be
-constant initializers of the graph that holds the node; all attributes are always present.
+All inputs but `x` (also its scale and zero point in `Int8` families, of recurrent operators `lengths` and the initial
+states, of `Quads` `residual`) must be constant initializers of the graph that holds the node; all attributes are
+always present.
 
 Names ending in `Quads` work on quad planes: bytes `[B, ceil(C / 4), H, W, 4]`, one scale and zero point a tensor,
 channels beyond the last hold anything. `y` is what `DequantizeLinear`, the operator in float32 and `QuantizeLinear`

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["convolve", "evaluate", "evaluate_int8", "quantize_linear"]
+__all__ = ["convolve", "evaluate", "evaluate_int8", "quantize_linear", "to_bytes"]
 
 Array = NDArray[np.float64]
 
@@ -74,7 +74,12 @@ def evaluate_int8(
         inputs["indices"],
         inputs["scales"],
     )
-    stored, scale, zero_point = quantize_linear(inputs["x"])
+    x = inputs["x"]
+    if "x_scale" not in inputs:
+        stored, scale, zero_point = quantize_linear(x)
+    else:
+        scale, zero_point = np.float32(inputs["x_scale"].item()), int(inputs["x_zero_point"].item())
+        stored = x if x.dtype == np.uint8 else to_bytes(x, scale, zero_point)
     sums = (stored.astype(np.int64) - zero_point) @ weight.decode_codes().T.astype(np.int64)
     z = sums.astype(np.int32) * (float(scale) * weight.scales.astype(np.float64)) + inputs["bias"]
     with np.errstate(over="ignore"):
@@ -86,8 +91,14 @@ def quantize_linear(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], np.float
     low, high = np.float32(min(x.min(initial=0), 0)), np.float32(max(x.max(initial=0), 0))
     scale = np.float32(1) if low == high else (high - low) / np.float32(255)
     zero_point = int(np.clip(np.rint(-low / scale), 0, 255))
-    stored = np.clip(np.rint(x / scale) + zero_point, 0, 255).astype(np.uint8)
-    return stored, scale, zero_point
+    return to_bytes(x, scale, zero_point), scale, zero_point
+
+
+def to_bytes(x: NDArray[np.float32], scale: np.float32, zero_point: int) -> NDArray[np.uint8]:
+    """Return ``QuantizeLinear`` of x; NaN becomes 0."""
+    with np.errstate(over="ignore"):
+        stored = np.clip(np.rint(x / scale) + zero_point, 0, 255)
+    return np.where(np.isnan(stored), 0, stored).astype(np.uint8)
 
 
 def _check_version(attributes: Mapping[str, object]) -> None:

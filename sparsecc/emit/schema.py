@@ -55,8 +55,13 @@ class LinearOp(Operator):
 
     @property
     def int8(self) -> bool:
-        """Whether weights are int8 with a scale per output, and ``x`` is quantised inside."""
-        return self.family.endswith("Int8")
+        """Whether weights are int8 with a scale per output, and ``x`` is or becomes uint8."""
+        return "Int8" in self.family
+
+    @property
+    def x_form(self) -> str:
+        """With int8 weights: ``Static`` or ``Bytes`` where scale and zero point of ``x`` are given, else empty."""
+        return self.family.partition("Int8")[2]
 
     @property
     def blocks(self) -> bool:
@@ -65,7 +70,7 @@ class LinearOp(Operator):
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """All inputs, in order. Everything but ``x`` must be a constant initializer."""
+        """All inputs, in order. Those that come with a weight must be constant initializers."""
         x_shape = "[B,C,H,W] or [B,C,L]" if self.conv else "[...,K]"
         shape = "[Cout,Cin/group,kh,kw] or [Cout,Cin/group,kw]" if self.conv else "[N,K]"
         values = "int8" if self.int8 else "float32"
@@ -74,14 +79,19 @@ class LinearOp(Operator):
             Input("lo", "float32", "scalar", "lower bound of the result"),
             Input("hi", "float32", "scalar", "upper bound of the result"),
         )
+        given = (
+            Input("x_scale", "float32", "scalar", "finite and positive; need not be constant"),
+            Input("x_zero_point", "uint8", "scalar", "need not be constant"),
+        )
         return (
-            Input("x", "float32", x_shape, "the activations"),
+            Input("x", "uint8" if self.x_form == "Bytes" else "float32", x_shape, "the activations"),
             Input("values", values, "[blocks,R,C]" if self.blocks else "[kept]", "the kept weights"),
             Input("indices", "uint8", "[bytes]", "where they stand: the gap stream"),
             Input("shape", "int64", "[rank]", f"the dense shape of the weight: {shape}"),
             *((scales,) if self.int8 else ()),
             Input("bias", "float32", "[Cout]" if self.conv else "[N]", "added before the activation"),
             *(bounds if self.activation == "Clip" else ()),
+            *(given if self.x_form else ()),
         )
 
     @property
@@ -153,7 +163,8 @@ class LinearOp(Operator):
                 CONSTANTS,
                 GRID_OF_BLOCKS if self.blocks else GRID_OF_ELEMENTS,
                 FILL_THE_GRID % {"zero": "int8[1] {0}" if self.int8 else "float[1] {0}"},
-                DENSE_WEIGHT[self.family.removesuffix("Int8")],
+                DENSE_WEIGHT[self.family.partition("Int8")[0]],
+                _X_TO_BYTES[self.x_form] if self.int8 else "",
                 _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,
                 _ACTIVATION_BODIES[self.activation],
             )
@@ -201,9 +212,20 @@ _MATMUL = """
   z = Add (product, bias)
 """
 
+_X_TO_BYTES: Mapping[str, str] = {
+    "": """
+  x_int8, x_scale, x_zero_point = DynamicQuantizeLinear (x)
+""",
+    "Static": """
+  x_int8 = QuantizeLinear (x, x_scale, x_zero_point)
+""",
+    "Bytes": """
+  x_int8 = Identity (x)
+""",
+}
+
 # The grid is int8 here. The scales are multiplied with each other first, which onnxruntime can then fuse.
 _MATMUL_INT8 = """
-  x_int8, x_scale, x_zero_point = DynamicQuantizeLinear (x)
   product = MatMulInteger (x_int8, weight_t, x_zero_point)
   exact = Cast <to = 1> (product)
   product_scale = Mul (x_scale, scales)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -12,7 +13,7 @@ from sparsecc.emit.finalize import finalize
 from sparsecc.emit.schema import operators
 from sparsecc.errors import ModelError
 from sparsecc.ir import ConvGeometry, Model
-from sparsecc.ir.sparse_ops import sparse_op_node
+from sparsecc.ir.sparse_ops import XForm, sparse_op_node
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor, keep_mask
 
 __all__ = ["self_test", "single_op_model"]
@@ -30,19 +31,34 @@ def single_op_model(
     parameters: Mapping[str, float] | None = None,
     weight_shape: Sequence[int] | None = None,
     conv: ConvGeometry | None = None,
+    x_form: XForm = "",
+    x_scale: float = 1.0,
+    x_zero_point: int = 0,
 ) -> Model:
     """Return a finished model with one node named ``op``, input ``x`` and output ``y``.
 
-    The arguments are those of ``sparse_op_node``; ``x_shape`` may hold symbols.
+    The arguments are those of ``sparse_op_node``; ``x_shape`` may hold symbols. Scale and zero point of ``x`` are
+    constants here, and count unless ``x_form`` is empty.
 
     Raises:
         UnsupportedModelError: the opset is older than the operators need.
     """
-    x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(x_shape), type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT))
+    x_type = onnx_ir.DataType.UINT8 if x_form == "Bytes" else onnx_ir.DataType.FLOAT
+    x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(x_shape), type=onnx_ir.TensorType(x_type))
     graph = onnx_ir.Graph([x], [], nodes=[], opset_imports={"": opset}, name="single_op")
+    given: dict[str, NDArray[Any]] = {}
+    if x_form:
+        given["x_scale"] = np.array(x_scale, np.float32)
+        given["x_zero_point"] = np.array(x_zero_point, np.uint8)
+    for name, array in given.items():
+        graph.register_initializer(
+            onnx_ir.Value(name=name, const_value=onnx_ir.Tensor(array, name=name), shape=onnx_ir.Shape(()),
+                          type=onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype)))
+        )  # fmt: skip
     node = sparse_op_node(
         graph, x, weight, name="op", bias=bias, activation=activation, parameters=parameters,
-        weight_shape=weight_shape, conv=conv,
+        weight_shape=weight_shape, conv=conv, x_scale=graph.initializers.get("x_scale"),
+        x_zero_point=graph.initializers.get("x_zero_point"),
     )  # fmt: skip
     node.outputs[0].name = "y"
     graph.append(node)

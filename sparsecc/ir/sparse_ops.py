@@ -7,6 +7,7 @@ rule, reference) is in ``sparsecc.emit.schema``, which takes its names from here
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,7 @@ __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
     "FAMILIES",
+    "XForm",
     "family_name",
     "initializer",
     "sparse_op_node",
@@ -36,6 +38,10 @@ FAMILIES = (
     "BlockSparseConv",
     "SparseMatMulInt8",
     "BlockSparseMatMulInt8",
+    "SparseMatMulInt8Static",
+    "BlockSparseMatMulInt8Static",
+    "SparseMatMulInt8Bytes",
+    "BlockSparseMatMulInt8Bytes",
 )
 """Operator families; the operator's name is the family's followed by the activation's."""
 
@@ -54,10 +60,18 @@ ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
 """Fused activations by name suffix, with the parameters each takes."""
 
 
-def family_name(pattern: Pattern, *, conv: bool, int8: bool = False) -> str:
-    """Return which operator family stores a weight of ``pattern``; ``int8`` exists for products only."""
+XForm = Literal["", "Static", "Bytes"]
+"""How x comes to an operator with int8 weights: float32, quantised inside by its own range; float32, quantised
+inside by a given scale and zero point; or uint8 with these given."""
+
+
+def family_name(pattern: Pattern, *, conv: bool, int8: bool = False, x_form: XForm = "") -> str:
+    """Return which operator family stores a weight of ``pattern``.
+
+    ``int8`` exists for products only, and ``x_form`` says something about those.
+    """
     prefix = "Block" if pattern.kind == "block" else ""
-    return prefix + ("SparseConv" if conv else "SparseMatMul") + ("Int8" if int8 else "")
+    return prefix + ("SparseConv" if conv else "SparseMatMul") + (f"Int8{x_form}" if int8 else "")
 
 
 def sparse_op_node(
@@ -73,6 +87,8 @@ def sparse_op_node(
     conv: ConvGeometry | None = None,
     share: ir.Node | None = None,
     taken: set[str] | None = None,
+    x_scale: ir.Value | None = None,
+    x_zero_point: ir.Value | None = None,
 ) -> ir.Node:
     """Return a new operator node, not yet in ``graph``, whose constants are initializers of ``graph``.
 
@@ -95,6 +111,9 @@ def sparse_op_node(
             around it, so the caller passes ``value_names`` of the model if ``graph`` may be the body of an If,
             Loop or Scan. Default: the names in ``graph`` and in the bodies in it, and those they read from
             outside, which is enough for right results but not for names that differ in the whole model.
+        x_scale: with int8 values: float32 scalar, constant or not, to quantise ``x`` by; ``x`` may be of type
+            uint8, and then is quantised already. ``None``: by the range of ``x``.
+        x_zero_point: uint8 scalar; needed with ``x_scale``.
 
     Raises:
         ValueError: the arguments do not fit together (a mistake of the calling pass).
@@ -109,6 +128,8 @@ def sparse_op_node(
     int8 = isinstance(weight, QuantizedTensor)
     if int8 and conv is not None:
         raise ValueError("a convolution takes no int8 weights")
+    if (x_scale is None) != (x_zero_point is None) or (x_scale is not None and not int8):
+        raise ValueError("x_scale and x_zero_point belong together, and to int8 weights")
     bias = np.zeros(shape[0], np.float32) if bias is None else bias.astype(np.float32, copy=False)
     if bias.shape != shape[:1]:
         raise ValueError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
@@ -131,6 +152,10 @@ def sparse_op_node(
             initializer(graph, taken, f"{name}.{bound}", np.array(parameters[bound], np.float32))
             for bound in ("lo", "hi")
         ]
+    x_form: XForm = ""
+    if x_scale is not None:
+        constants += [x_scale, x_zero_point]
+        x_form = "Bytes" if x is not None and x.dtype == ir.DataType.UINT8 else "Static"
     attributes = [
         ir.AttrString("layout", str(weight.pattern)),
         ir.AttrInt64("layout_version", LAYOUT_VERSION),
@@ -141,7 +166,7 @@ def sparse_op_node(
         attributes += _conv_attributes(conv)
     return ir.Node(
         DOMAIN,
-        family_name(weight.pattern, conv=conv is not None, int8=int8) + activation,
+        family_name(weight.pattern, conv=conv is not None, int8=int8, x_form=x_form) + activation,
         [x, *constants],
         attributes,
         name=name,

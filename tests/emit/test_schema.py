@@ -29,10 +29,10 @@ def _packed(pattern: str, shape: tuple[int, int]) -> SparseTensor:
 
 
 def test_every_family_with_every_activation() -> None:
-    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 60
+    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 100
     for name, op in LINEAR.items():
         assert name == op.name
-        count = (7 if op.activation == "Clip" else 5) + op.int8
+        count = (7 if op.activation == "Clip" else 5) + op.int8 + 2 * bool(op.x_form)
         assert len({item.name for item in op.inputs}) == len(op.inputs) == count
 
 
@@ -46,10 +46,13 @@ def test_function_body_means_what_numpy_says(name: str) -> None:
     if op.int8:
         weight = QuantizedTensor.encode(weight.decode(), weight.pattern)
     x = np.random.default_rng(1).standard_normal((2, 6, 7, 8) if op.conv else (3, 21)).astype(np.float32)
+    if op.x_form == "Bytes":
+        x = np.random.default_rng(1).integers(0, 256, x.shape, dtype=np.uint8)
     bias = np.random.default_rng(2).standard_normal(shape[0]).astype(np.float32)
     model = emit.single_op_model(
         weight, x.shape, bias=bias, activation=op.activation, parameters=PARAMETERS.get(op.activation),
         weight_shape=WEIGHT_SHAPE, conv=GEOMETRY if op.conv else None,
+        x_form=op.x_form, x_scale=0.011, x_zero_point=117,
     )  # fmt: skip
     node = next(iter(model.onnx.graph))
     assert node.op_type == name

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsecc.emit.reference import quantize_linear
+from sparsecc.emit.reference import quantize_linear, to_bytes
 from sparsecc.errors import ModelError, UsageError
 from sparsecc.runtime import NativeInt8MatMul, NativeMatMul, get_library_path, int8_isas, isas
 from sparsecc.runtime.capi import ACTIVATION_CODES
@@ -302,6 +302,52 @@ def test_one_bad_number_spoils_every_result(isa: str, bad: float) -> None:
         x[-1, column] = bad
         with native(tensor, isa=isa) as op:
             assert np.isnan(run(op, x)).all()
+
+
+def run_given(
+    op: NativeInt8MatMul, function: str, x: np.ndarray, scale: float, zero_point: int
+) -> np.ndarray:
+    y = np.full((x.shape[0], op.shape[0]), CANARY, np.float32)
+    op._call(function, op._handle, x.ctypes.data, x.shape[0], scale, zero_point, y.ctypes.data, None)
+    return y
+
+
+@pytest.mark.parametrize("isa", KERNELS)
+def test_given_scale_and_bytes(isa: str) -> None:
+    """Numbers far outside the range and near the middle between two integers; every number of rows and inputs."""
+    rng = np.random.default_rng(12)
+    for rows, inputs, zero_point in zip(
+        (1, 2, 7, 16, 40), (1, 64, 65, 130, 300), (0, 255, 128, 3, 77), strict=True
+    ):
+        scale = np.float32(rng.lognormal())
+        x = (rng.integers(-300, 300, (rows, inputs)) + rng.choice([0, 0.5, 0.3], (rows, inputs))) * scale
+        x = x.astype(np.float32)
+        x[rng.random(x.shape) < 0.05] = rng.choice([np.inf, -np.inf, 1e30, -1e30, 2147483500.0 * scale, -0.0])
+        codes = random_codes(rng, (30, inputs), "unstructured", 0.5)
+        stored = to_bytes(x, scale, zero_point)
+        sums = plain_sums(stored.astype(np.int64) - zero_point, codes).astype(np.float32)
+        with native(packed(codes, "unstructured"), isa=isa) as op:
+            for function, source in (("run_given", x), ("run_bytes", stored)):
+                y = run_given(op, function, source, float(scale), zero_point)
+                np.testing.assert_allclose(y, sums * scale, rtol=2 * EPS)
+
+
+@pytest.mark.parametrize("isa", KERNELS)
+def test_what_is_no_number_becomes_the_least_byte(isa: str) -> None:
+    x = np.array([[np.nan, 3.0]], np.float32)
+    with native(packed(np.eye(2, dtype=np.int8), "1x1"), isa=isa) as op:
+        np.testing.assert_array_equal(run_given(op, "run_given", x, 1.0, 100), [[-100, 3]])
+
+
+def test_what_a_caller_may_get_wrong_about_a_scale() -> None:
+    x = np.zeros((1, 2), np.float32)
+    with native(packed(np.eye(2, dtype=np.int8), "1x1")) as op:
+        for scale in (0.0, -1.0, np.nan, np.inf):
+            with pytest.raises(UsageError, match="x_scale is not a finite positive number"):
+                run_given(op, "run_given", x, scale, 0)
+        for zero_point in (-1, 256):
+            with pytest.raises(UsageError, match=r"x_zero_point must be in 0\.\.255"):
+                run_given(op, "run_bytes", x, 1.0, zero_point)
 
 
 # --- the whole formula -------------------------------------------------------------------------------

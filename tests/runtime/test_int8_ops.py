@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
@@ -25,6 +26,8 @@ OPSETS = (11, 13, 17, 21)
 TOLERANCE = 1e-6
 PARAMETERS = {"LeakyRelu": {"alpha": 0.1}, "Clip": {"lo": -0.5, "hi": 0.75}}
 SHAPE = (37, 45)
+X_FORMS = ("", "Static", "Bytes")
+X_SCALE, X_ZERO_POINT = 0.01, 113  # some of x saturates
 X_SHAPES = {"1-D": ([45], (45,)), "2-D": (["B", 45], (3, 45)), "3-D": (["B", "S", 45], (2, 3, 45))}
 
 
@@ -34,7 +37,13 @@ def _weight(packed, pattern: str, **options) -> QuantizedTensor:
 
 
 def _model(
-    packed, pattern: str, kind: str = "2-D", opset: int = 17, activation: str = "", **options
+    packed,
+    pattern: str,
+    kind: str = "2-D",
+    opset: int = 17,
+    activation: str = "",
+    x_form: str = "",
+    **options,
 ) -> Model:
     return emit.single_op_model(
         _weight(packed, pattern, **options),
@@ -43,11 +52,17 @@ def _model(
         bias=np.random.default_rng(1).standard_normal(SHAPE[0]).astype(np.float32),
         activation=activation,
         parameters=PARAMETERS.get(activation),
+        x_form=x_form,
+        x_scale=X_SCALE,
+        x_zero_point=X_ZERO_POINT,
     )
 
 
-def _input(kind: str = "2-D") -> np.ndarray:
-    return np.random.default_rng(2).standard_normal(X_SHAPES[kind][1]).astype(np.float32)
+def _input(kind: str = "2-D", x_form: str = "") -> np.ndarray:
+    rng = np.random.default_rng(2)
+    if x_form == "Bytes":
+        return rng.integers(0, 256, X_SHAPES[kind][1], dtype=np.uint8)
+    return rng.standard_normal(X_SHAPES[kind][1]).astype(np.float32)
 
 
 def _expected(model: Model, x: np.ndarray) -> np.ndarray:
@@ -82,8 +97,68 @@ def test_every_pattern_at_every_opset(session, packed, kind: str, pattern: str) 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pattern", ["16x4", "unstructured"])
-def test_every_operator(session, packed, pattern: str, activation: str) -> None:
-    _check(session, _model(packed, pattern, activation=activation), _input())
+@pytest.mark.parametrize("x_form", X_FORMS)
+def test_every_operator(session, packed, x_form: str, pattern: str, activation: str) -> None:
+    model = _model(packed, pattern, activation=activation, x_form=x_form)
+    assert next(iter(model.onnx.graph)).op_type.endswith(f"Int8{x_form}{activation}")
+    _check(session, model, _input(x_form=x_form))
+
+
+@pytest.mark.parametrize("x_form", X_FORMS[1:])
+def test_given_scale_at_every_opset(session, packed, x_form: str) -> None:
+    for opset, kind in itertools.product(OPSETS, X_SHAPES):
+        _check(session, _model(packed, "4x1", kind, opset, x_form=x_form), _input(kind, x_form))
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_scale_computed_in_the_model(session, packed, library: bool) -> None:
+    """One DynamicQuantizeLinear for a product: the same result as with x quantised inside."""
+    inside = _model(packed, "unstructured")
+    outside = _model(packed, "unstructured", x_form="Bytes")
+    graph = outside.onnx.graph
+    x = graph.inputs[0]
+    x.dtype = onnx_ir.DataType.FLOAT
+    quantize = onnx_ir.Node("", "DynamicQuantizeLinear", [x], num_outputs=3, name="quantize")
+    node = next(iter(graph))
+    graph.insert_before(node, quantize)
+    for place, value in zip((0, 6, 7), quantize.outputs, strict=True):
+        node.replace_input_with(place, value)
+    for name in ("x_scale", "x_zero_point"):
+        del graph.initializers[name]
+    results = [
+        session(m.to_proto(), library=library).run(None, {"x": _input()})[0] for m in (inside, outside)
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("x_form", X_FORMS[1:])
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_given_scale_must_be_finite_and_positive(session, packed, x_form: str, scale: float) -> None:
+    model = _model(packed, "4x1", x_form=x_form)
+    proto = model.to_proto()
+    next(t for t in proto.graph.initializer if t.name == "x_scale").CopyFrom(
+        numpy_helper.from_array(np.array(scale, np.float32), "x_scale")
+    )
+    with pytest.raises(Exception, match="x_scale is not a finite positive number"):
+        session(proto, library=True).run(None, {"x": _input(x_form=x_form)})
+
+
+@pytest.mark.parametrize("name", ["x_scale", "x_zero_point"])
+def test_given_scale_must_be_one_number(session, packed, name: str) -> None:
+    proto = _model(packed, "4x1", x_form="Static").to_proto()
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.resize(numpy_helper.to_array(tensor), 2), name))
+    with pytest.raises(Exception, match=f"'{name}' has shape \\[2\\], expected one number"):
+        session(proto, library=True).run(None, {"x": _input()})
+
+
+def test_node_builder_refuses_half_a_scale(packed) -> None:
+    scale = onnx_ir.Value(name="s")
+    graph = onnx_ir.Graph([], [], nodes=[], name="g")
+    with pytest.raises(ValueError, match="belong together"):
+        sparse_op_node(graph, None, _weight(packed, "4x1"), name="n", x_scale=scale)
+    with pytest.raises(ValueError, match="int8 weights"):
+        sparse_op_node(graph, None, packed(SHAPE, "4x1"), name="n", x_scale=scale, x_zero_point=scale)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

@@ -36,7 +36,7 @@ static void extremes(const float* x, int64_t count, float* low, float* high) {
 // The division that DynamicQuantizeLinear asks for is dear, a product with the reciprocal nearly equal: the
 // two round to different integers only near the middle between these, where the division is made.
 // The relative errors of reciprocal, product and quotient sum up to less than 2^-22, and no quotient is
-// larger than 256.
+// larger than 256, or else it saturates either way.
 constexpr float kSurelyRounded = 0.4998f;
 
 struct Quantizer {
@@ -56,7 +56,7 @@ SPARSECC_INLINE Vec exact_quotient(const Quantizer& q, Vec x) {
   return at_most(quotient > q.least ? quotient : q.least, q.most);
 }
 
-// 64 floats to 64 bytes.
+// 64 floats to 64 bytes. What is far outside their range or NaN is never surely rounded, or saturates.
 #if SPARSECC_AVX512
 SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
   __m512i rounded[4];
@@ -72,10 +72,10 @@ SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to)
     for (int i = 0; i < 4; ++i)
       rounded[i] = _mm512_cvtps_epi32((__m512)exact_quotient(q, (Vec)_mm512_loadu_ps(x + 16 * i)));
   }
-  SPARSECC_UNROLL
-  for (int i = 0; i < 4; ++i) rounded[i] = _mm512_add_epi32(rounded[i], (__m512i)q.zero_point);
-  const __m512i mixed = _mm512_packus_epi16(_mm512_packs_epi32(rounded[0], rounded[1]),
-                                            _mm512_packs_epi32(rounded[2], rounded[3]));
+  const __m512i zero_point = _mm512_set1_epi16((short)q.zero_point[0]);
+  const __m512i mixed = _mm512_packus_epi16(
+      _mm512_adds_epi16(_mm512_packs_epi32(rounded[0], rounded[1]), zero_point),
+      _mm512_adds_epi16(_mm512_packs_epi32(rounded[2], rounded[3]), zero_point));
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, mixed));
 }
@@ -96,10 +96,10 @@ SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to)
       for (int i = 0; i < 4; ++i)
         rounded[i] = _mm256_cvtps_epi32((__m256)exact_quotient(q, (Vec)_mm256_loadu_ps(x + 8 * i)));
     }
-    SPARSECC_UNROLL
-    for (int i = 0; i < 4; ++i) rounded[i] = _mm256_add_epi32(rounded[i], (__m256i)q.zero_point);
-    const __m256i mixed = _mm256_packus_epi16(_mm256_packs_epi32(rounded[0], rounded[1]),
-                                              _mm256_packs_epi32(rounded[2], rounded[3]));
+    const __m256i zero_point = _mm256_set1_epi16((short)q.zero_point[0]);
+    const __m256i mixed = _mm256_packus_epi16(
+        _mm256_adds_epi16(_mm256_packs_epi32(rounded[0], rounded[1]), zero_point),
+        _mm256_adds_epi16(_mm256_packs_epi32(rounded[2], rounded[3]), zero_point));
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
     _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(mixed, order));
   }
@@ -129,17 +129,17 @@ SPARSECC_INLINE void lay_quads(const float* bytes, int rows, XQuad* panel) {
   for (int64_t i = 0; i < int64_t{kQuantizeStep} * rows; ++i) ((Wide*)panel)[i] = ((const uint8_t*)turned)[i];
 }
 
-// Calls take(r, x) with the inputs k..k+63 of every row r, zeros beyond the last.
-template <class Take>
-SPARSECC_INLINE void quantize_step(const QuantizeJob& job, int64_t k, Take take) {
-  for (int r = 0; r < job.rows; ++r) {
-    const float* x = job.x + r * job.row_stride + k;
+// The inputs k..k+63 of row r as bytes; anything beyond the last.
+SPARSECC_INLINE void bytes64(const Quantizer& q, const QuantizeJob& job, int r, int64_t k, uint8_t* to) {
+  const int64_t from = r * job.row_stride + k, left = job.inputs - k;
+  if (job.bytes != nullptr) {
+    __builtin_memcpy(to, job.bytes + from, (size_t)(left < kQuantizeStep ? left : kQuantizeStep));
+  } else if (left < kQuantizeStep) {
     float last[kQuantizeStep] = {};
-    if (job.inputs - k < kQuantizeStep) {
-      for (int64_t i = 0; i < job.inputs - k; ++i) last[i] = x[i];
-      x = last;
-    }
-    take(r, x);
+    for (int64_t i = 0; i < left; ++i) last[i] = job.x[from + i];
+    quantize64(q, last, to);
+  } else {
+    quantize64(q, job.x + from, to);
   }
 }
 
@@ -148,7 +148,7 @@ static void quantize(const QuantizeJob* job) {
   XQuad* panel = (XQuad*)job->panel;
   float bytes[kGroup * kGroup] __attribute__((aligned(64)));  // four bytes each
   for (int64_t k = 0; k < job->inputs; k += kQuantizeStep, panel += kGroup * job->rows) {
-    quantize_step(*job, k, [&](int r, const float* x) { quantize64(q, x, (uint8_t*)(bytes + r * kGroup)); });
+    for (int r = 0; r < job->rows; ++r) bytes64(q, *job, r, k, (uint8_t*)(bytes + r * kGroup));
     lay_quads(bytes, job->rows, panel);
   }
 }
@@ -160,16 +160,16 @@ static void quantize_windows_of(const QuantizeJob* job) {
   const Quantizer q = quantizer(job->to);
   const int64_t window = (int64_t)job->rows * Width;
   for (int64_t k = 0; k < job->inputs; k += kQuantizeStep)
-    quantize_step(*job, k, [&](int r, const float* x) {
+    for (int r = 0; r < job->rows; ++r) {
       uint8_t bytes[kQuantizeStep] __attribute__((aligned(64)));
-      quantize64(q, x, bytes);
+      bytes64(q, *job, r, k, bytes);
       uint8_t* to = (uint8_t*)job->panel + k / kHalf * window + r * Width;
       SPARSECC_UNROLL
       for (int h = 0; h < kQuantizeStep / kHalf; ++h, to += window) {
         __builtin_memcpy(to, bytes + h * kHalf, kHalf);
         if (k + h > 0) __builtin_memcpy(to - window + kHalf, bytes + h * kHalf, kHalf);
       }
-    });
+    }
 }
 
 static void quantize_windows(const QuantizeJob* job, int width) {

@@ -9,20 +9,32 @@
 
 namespace sparsecc::ort {
 
+// Where the scale and zero point come from with which x meets weights in bytes.
+enum class Given {
+  kNothing,  // from x itself
+  kScale,    // two more inputs
+  kBytes     // two more inputs, and x is in bytes already
+};
+
 struct Family {
   const char* name;
   bool conv;    // otherwise a matrix multiplication
   bool blocks;  // layout "RxC"; otherwise "unstructured" or "N:M"
   bool int8;    // weights in bytes with a scale per output; otherwise float32
+  Given given = Given::kNothing;
 };
 
-inline constexpr std::array<Family, 6> kFamilies{{
+inline constexpr std::array<Family, 10> kFamilies{{
     {"SparseMatMul", false, false, false},
     {"SparseConv", true, false, false},
     {"BlockSparseMatMul", false, true, false},
     {"BlockSparseConv", true, true, false},
     {"SparseMatMulInt8", false, false, true},
     {"BlockSparseMatMulInt8", false, true, true},
+    {"SparseMatMulInt8Static", false, false, true, Given::kScale},
+    {"BlockSparseMatMulInt8Static", false, true, true, Given::kScale},
+    {"SparseMatMulInt8Bytes", false, false, true, Given::kBytes},
+    {"BlockSparseMatMulInt8Bytes", false, true, true, Given::kBytes},
 }};
 
 struct Activation {

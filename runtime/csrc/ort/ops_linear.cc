@@ -197,7 +197,6 @@ sparsecc_conv_geometry read_geometry(const NodeReader& node, const std::vector<i
 // What the C interface offers for float weights and for weights in bytes.
 struct FloatMatMul {
   using Op = sparsecc_matmul;
-  static constexpr auto run = sparsecc_matmul_run;
   static int create(const Weight& weight, Op** op, char* error, size_t size) {
     return sparsecc_matmul_create(&weight.desc, op, error, size);
   }
@@ -206,7 +205,6 @@ struct FloatMatMul {
 
 struct ByteMatMul {
   using Op = sparsecc_int8_matmul;
-  static constexpr auto run = sparsecc_int8_matmul_run;
   static int create(const Weight& weight, Op** op, char* error, size_t size) {
     const sparsecc_weight_desc& same = weight.desc;
     sparsecc_int8_weight_desc desc{};
@@ -230,7 +228,7 @@ struct ByteMatMul {
 };
 
 template <typename Form>
-class MatMulKernel final : public Kernel {
+class MatMulKernel : public Kernel {
  public:
   MatMulKernel(const Functions& functions, std::string node_label, const Weight& weight, int32_t threads)
       : Kernel(functions, std::move(node_label)),
@@ -255,15 +253,71 @@ class MatMulKernel final : public Kernel {
     if (rows == 0) return;
     SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
-      return Form::run(op_.get(), static_cast<const float*>(x.data), rows, y, &threads.executor, error, size);
+      return multiply(context, x.data, rows, y, &threads.executor, error, size);
     });
     threads.check();
   }
 
- private:
+ protected:
   std::unique_ptr<typename Form::Op, Form> op_;
+
+ private:
+  virtual int multiply(OrtKernelContext* context, const void* x, int64_t rows, float* y,
+                       const sparsecc_executor* executor, char* error, size_t size) const = 0;
+
   const int64_t outputs_, inputs_;
   mutable ThreadGauge gauge_;
+};
+
+class FloatMatMulKernel final : public MatMulKernel<FloatMatMul> {
+ public:
+  using MatMulKernel::MatMulKernel;
+
+ private:
+  int multiply(OrtKernelContext*, const void* x, int64_t rows, float* y, const sparsecc_executor* executor,
+               char* error, size_t size) const override {
+    return sparsecc_matmul_run(op_.get(), static_cast<const float*>(x), rows, y, executor, error, size);
+  }
+};
+
+class ByteMatMulKernel final : public MatMulKernel<ByteMatMul> {
+ public:
+  // x_scale and x_zero_point, where there are any, are the last two inputs.
+  ByteMatMulKernel(const Functions& functions, std::string node_label, const Weight& weight, int32_t threads,
+                   Given given, size_t inputs)
+      : MatMulKernel(functions, std::move(node_label), weight, threads),
+        given_(given),
+        scale_input_(inputs - 2) {}
+
+ private:
+  template <typename T>
+  T scalar(OrtKernelContext* context, size_t index, const char* input) const {
+    const TensorView tensor = read_input(api, context, index);
+    if (tensor.count != 1) {
+      throw KernelError(std::string("input '") + input + "' has shape " + to_text(tensor.dims) +
+                        ", expected one number");
+    }
+    T value{};
+    std::memcpy(&value, tensor.data, sizeof(value));
+    return value;
+  }
+
+  int multiply(OrtKernelContext* context, const void* x, int64_t rows, float* y,
+               const sparsecc_executor* executor, char* error, size_t size) const override {
+    const auto* floats = static_cast<const float*>(x);
+    if (given_ == Given::kNothing)
+      return sparsecc_int8_matmul_run(op_.get(), floats, rows, y, executor, error, size);
+    const auto scale = scalar<float>(context, scale_input_, "x_scale");
+    const int32_t zero_point = scalar<uint8_t>(context, scale_input_ + 1, "x_zero_point");
+    if (given_ == Given::kScale)
+      return sparsecc_int8_matmul_run_given(op_.get(), floats, rows, scale, zero_point, y, executor, error,
+                                            size);
+    return sparsecc_int8_matmul_run_bytes(op_.get(), static_cast<const uint8_t*>(x), rows, scale, zero_point,
+                                          y, executor, error, size);
+  }
+
+  const Given given_;
+  const size_t scale_input_;
 };
 
 class ConvKernel final : public Kernel {
@@ -313,24 +367,32 @@ class ConvKernel final : public Kernel {
   mutable ThreadGauge gauge_;
 };
 
+// x, values, indices, shape, scales with values in bytes, bias, lo and hi for Clip, x_scale and x_zero_point
+// where these are given.
+std::vector<ElementType> input_types(const Family& family, const Activation& activation) {
+  std::vector<ElementType> types{
+      family.given == Given::kBytes ? ElementType::kUint8 : ElementType::kFloat,
+      family.int8 ? ElementType::kInt8 : ElementType::kFloat, ElementType::kUint8, ElementType::kInt64};
+  if (family.int8) types.push_back(ElementType::kFloat);
+  types.push_back(ElementType::kFloat);
+  if (activation.kind == SPARSECC_ACT_CLIP) types.insert(types.end(), 2, ElementType::kFloat);
+  if (family.given != Given::kNothing) {
+    types.push_back(ElementType::kFloat);
+    types.push_back(ElementType::kUint8);
+  }
+  return types;
+}
+
 std::unique_ptr<Kernel> make_kernel(const NodeReader& node, const Functions& api, const Family& family,
                                     const Activation& activation, const std::string& label,
                                     int32_t threads) {
   Weight weight;
   read_weight(node, family, activation, &weight);
-  if (family.int8) return std::make_unique<MatMulKernel<ByteMatMul>>(api, label, weight, threads);
-  if (!family.conv) return std::make_unique<MatMulKernel<FloatMatMul>>(api, label, weight, threads);
+  if (family.int8)
+    return std::make_unique<ByteMatMulKernel>(api, label, weight, threads, family.given,
+                                              input_types(family, activation).size());
+  if (!family.conv) return std::make_unique<FloatMatMulKernel>(api, label, weight, threads);
   return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape), threads);
-}
-
-// x, values, indices, shape, scales with values in bytes, bias, and lo, hi for Clip.
-std::vector<ElementType> input_types(const Family& family, const Activation& activation) {
-  std::vector<ElementType> types{ElementType::kFloat, family.int8 ? ElementType::kInt8 : ElementType::kFloat,
-                                 ElementType::kUint8, ElementType::kInt64};
-  if (family.int8) types.push_back(ElementType::kFloat);
-  types.push_back(ElementType::kFloat);
-  if (activation.kind == SPARSECC_ACT_CLIP) types.insert(types.end(), 2, ElementType::kFloat);
-  return types;
 }
 
 }  // namespace

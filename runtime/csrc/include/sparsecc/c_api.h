@@ -141,6 +141,16 @@ SPARSECC_API int sparsecc_int8_matmul_create(const sparsecc_int8_weight_desc* we
 SPARSECC_API int sparsecc_int8_matmul_run(const sparsecc_int8_matmul* op, const float* x, int64_t rows,
                                           float* y, const sparsecc_executor* executor, char* error,
                                           size_t error_size);
+/* The same with x = x_scale * (byte - x_zero_point) given, finite and positive and 0..255: x is quantised as
+ * QuantizeLinear does it (infinity saturates, NaN becomes byte 0), or is in bytes already. */
+SPARSECC_API int sparsecc_int8_matmul_run_given(const sparsecc_int8_matmul* op, const float* x, int64_t rows,
+                                                float x_scale, int32_t x_zero_point, float* y,
+                                                const sparsecc_executor* executor, char* error,
+                                                size_t error_size);
+SPARSECC_API int sparsecc_int8_matmul_run_bytes(const sparsecc_int8_matmul* op, const uint8_t* x,
+                                                int64_t rows, float x_scale, int32_t x_zero_point, float* y,
+                                                const sparsecc_executor* executor, char* error,
+                                                size_t error_size);
 SPARSECC_API void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op);
 
 /* Instruction sets for products of bytes; "avx512vnni" and "avxvnni" have dot products of bytes, the plain
