@@ -175,7 +175,8 @@ def optimize(
         num_samples: most calibration samples to use.
         input_shapes: shapes for symbolic dimensions of named inputs.
         quantize: ``int8``: quantise weights and activations wherever that is measured faster.
-        activations: how the range of quantised activations is found: ``dynamic``, at run time.
+        activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
+            the calibration data (convolutions need that).
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
             experiments).
         standard_ops_only: emit no custom operators.

@@ -34,6 +34,10 @@ GAIN_KEY = "sparsecc.gain"
 #: Above this density no kernel has ever won over dense, so nothing is measured.
 _MAX_DENSITY = 0.85
 
+#: A site whose tensors are held in bytes may be this much slower alone: its neighbours would pay for going back to
+#: floats between them. The whole model decides.
+_MIN_STATIC_GAIN = 0.5
+
 #: Share by which two measurements of the same thing may differ.
 _NOISE = 0.03
 
@@ -131,9 +135,15 @@ class ChooseLayout(Pass):
         return report
 
     def _choose(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
-        form = linear_form(model, site, site.nodes[0])
-        kept = density(form.weight)
         base = _site_before(ctx, site)
+        try:
+            form = linear_form(model, site, site.nodes[0])
+        except Refusal:
+            if base is None:
+                raise
+            self._choose_dense(model, site, ctx, report)
+            return
+        kept = density(form.weight)
         if base is None and kept > _MAX_DENSITY and not (self.keep_slower and kept < 1):
             raise Refusal(f"too few zeros to gain from: density {kept:.3f}")
         numbers: dict[str, Number] = {"density": round(kept, 6)}
@@ -145,6 +155,16 @@ class ChooseLayout(Pass):
         else:
             layouts = self._candidates(form, kept, base)
             choice, detail, gain = self._fastest(model, site, layouts, ctx, numbers)
+        mark(site, choice, gain)
+        report.change(site.name, detail, **numbers)
+
+    def _choose_dense(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
+        """Choose between float32 and int8 for a site that has no sparse int8 operator."""
+        numbers: dict[str, Number] = {}
+        times = _costs(ctx).site_times_ms(
+            model, site, [INT8_DENSE], ctx.quantization and ctx.quantization.base
+        )
+        choice, detail, gain = self._compared([str(INT8_DENSE)], times, numbers, _MIN_STATIC_GAIN)
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
 
@@ -196,14 +216,20 @@ class ChooseLayout(Pass):
         ctx: PassContext,
         numbers: dict[str, Number],
     ) -> tuple[str, str, float]:
-        base = None if ctx.quantization is None else ctx.quantization.base
-        times = _costs(ctx).site_times_ms(model, site, layouts, base)
+        times = _costs(ctx).site_times_ms(model, site, layouts, _base(ctx))
         return self._compared([str(layout) for layout in layouts], times, numbers)
 
     def _compared(
-        self, names: Sequence[str], times: Mapping[str, float], numbers: dict[str, Number]
+        self,
+        names: Sequence[str],
+        times: Mapping[str, float],
+        numbers: dict[str, Number],
+        least: float | None = None,
     ) -> tuple[str, str, float]:
-        """The fastest of ``names``, what to say about it, and its gain over dense."""
+        """The fastest of ``names``, what to say about it, and its gain over dense, which must be ``least``.
+
+        By default it must be ``min_gain`` and more than 1.
+        """
         dense = times["dense"]
         best = fastest(names, times)
         gain = dense / times[best]
@@ -211,11 +237,16 @@ class ChooseLayout(Pass):
             numbers["int8_dense_ms"] = times[str(INT8_DENSE)]
         numbers.update(dense_ms=dense, sparse_ms=times[best], gain=round(gain, 4))
         detail = f"{best} {times[best]:.4g} ms, dense {dense:.4g} ms ({gain:.2f}x)"
-        if gain < self.min_gain or gain <= 1:
+        if (gain < self.min_gain or gain <= 1) if least is None else gain < least:
             if not self.keep_slower:
                 raise Refusal(f"dense is faster: {detail}")
             detail += ", kept although slower"
         return best, detail, gain
+
+
+def _base(ctx: PassContext) -> Model | None:
+    """The model before ``quantize``, if that ran."""
+    return None if ctx.quantization is None else ctx.quantization.base
 
 
 def _costs(ctx: PassContext) -> CostSource:

@@ -15,7 +15,7 @@ from sparsecc.pm import Pass, PassContext, PassReport
 __all__ = ["ConfirmLayout", "best_subset"]
 
 #: Subsets tried first: the sites whose own gain is at least this.
-_GAIN_STEPS = (1.0, 1.2, 1.5, 2.0, 3.0)
+_GAIN_STEPS = (0.0, 1.0, 1.2, 1.5, 2.0, 3.0)
 #: A site that gains this much alone has gained in the model wherever it was measured.
 _SAFE_GAIN = 3.0
 

@@ -15,7 +15,16 @@ from sparsecc.ir.trace import RefusedError
 from sparsecc.passes.lower.activations import Activation, constant_array, elementwise_region
 from sparsecc.passes.tidy.graph import float_attribute
 
-__all__ = ["MIN_OPSET", "Int8Weight", "LinearForm", "Refusal", "linear_form", "lowerable"]
+__all__ = [
+    "MIN_OPSET",
+    "Borders",
+    "Int8Weight",
+    "LinearForm",
+    "Refusal",
+    "borders",
+    "linear_form",
+    "lowerable",
+]
 
 #: The function bodies of the sparse operators use CumSum and ScatterND, which opset 11 has first.
 MIN_OPSET = 11
@@ -129,6 +138,34 @@ def _added_constant(
     rank = len(value.shape) if value.shape is not None else None
     constant = _channel_constant(other, outputs, axis, rank)
     return None if constant is None else (node, constant)
+
+
+class Borders(NamedTuple):
+    """Where a site begins and ends when it is timed alone, and the types of these values."""
+
+    source: onnx_ir.Value
+    output: onnx_ir.Value
+    source_type: onnx_ir.DataType = onnx_ir.DataType.FLOAT
+    output_type: onnx_ir.DataType = onnx_ir.DataType.FLOAT
+
+
+def borders(node: onnx_ir.Node) -> Borders | None:
+    """The borders of a MatMul, Gemm or Conv that no sparse operator need exist for; None where there are none.
+
+    With quantised input from the bytes of the input to those of the output; else with the activation behind it.
+    """
+    source, output = node.inputs[0], node.outputs[0]
+    if source is None:
+        return None
+    producer = source.producer()
+    if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+        readers = output.consumers()
+        code = onnx_ir.DataType.UINT8
+        if len(readers) == 1 and readers[0].op_type == "QuantizeLinear":
+            return Borders(producer.inputs[0], readers[0].outputs[0], code, code)
+        return Borders(producer.inputs[0], output, code)
+    region = elementwise_region(output)
+    return Borders(source, output if region is None else region.output)
 
 
 def _core(site: Site, node: onnx_ir.Node) -> _Core:

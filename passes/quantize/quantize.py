@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
+from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.quantize.dynamic import DynamicWriter, dynamic_refusal
+from sparsecc.passes.quantize.ranges import ActivationScale, Method, activation_scale, choose_range
+from sparsecc.passes.quantize.static import StaticWriter, quantized_tensors, static_refusal
 from sparsecc.passes.quantize.weights import Int8Weights, WeightCache
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import density
+from sparsecc.sparse import ScaleMethod, density
 
 __all__ = ["Quantization", "Quantize"]
 
@@ -26,10 +29,14 @@ class Quantization:
         fingerprint: of the model after it.
     """
 
-    def __init__(self, base: Model, weights: WeightCache) -> None:
+    def __init__(
+        self, base: Model, weights: WeightCache, scales: Mapping[str, ActivationScale] | None
+    ) -> None:
+        """Keep ``base``; ``scales`` by tensor name makes the activations static, None dynamic."""
         self.base = base
         self.fingerprint = ""
         self._weights = weights
+        self._scales = scales
 
     def apply(self, model: Model, sites: Collection[str]) -> dict[str, Int8Weights]:
         """Quantise the named sites of ``model``, a copy of ``base`` whose weights may differ, in place.
@@ -39,14 +46,18 @@ class Quantization:
         Returns:
             The weights written, by site.
         """
-        writer = DynamicWriter(model.onnx)
-        written: dict[str, Int8Weights] = {}
-        for site in model.sites():
-            if site.name in sites:
-                written[site.name] = self._weights(site.numpy())
-                writer.write(site, written[site.name])
+        chosen = [site for site in model.sites() if site.name in sites]
+        weights = {site.name: self._weights(site.numpy()) for site in chosen}
+        if self._scales is None:
+            writer = DynamicWriter(model.onnx)
+            for site in chosen:
+                writer.write(site, weights[site.name])
+        else:
+            static = StaticWriter(model.onnx, self._scales)
+            static.write_tensors(quantized_tensors(model.onnx, chosen))
+            weights = {site.name: static.write_site(site, weights[site.name]) for site in chosen}
         remove_dead(model.onnx)
-        return written
+        return weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,11 @@ class Quantize(Pass):
     """Give sites int8 weights, one scale per output, and uint8 activations.
 
     Changes: with ``activations=dynamic`` MatMul and Gemm become DynamicQuantizeLinear, MatMulInteger and the
-    scales, which onnxruntime fuses; sites that read the same tensor share its quantisation.
+    scales, which onnxruntime fuses; sites that read the same tensor share its quantisation. With
+    ``activations=static`` MatMul, Gemm and Conv get DequantizeLinear in front of weight and bias, and the tensors
+    they read, those that convolutions make, and what lies between (Add, pooling, Concat, reshaping) are held in
+    uint8 by QuantizeLinear and DequantizeLinear with ranges from the calibration data; a Relu or Clip at zero in
+    front of one becomes its saturation.
     Keeps: zeros, so pruned patterns survive; names of sites.
     Skips with the reason: operators without an integer form, weights that are no finite float32.
 
@@ -62,8 +77,11 @@ class Quantize(Pass):
 
     Attributes:
         weights: type of the weights.
-        activations: ``dynamic``: the range of every tensor is measured at run time.
-        method: how weights get their scale: ``absmax``, or ``mse`` for the least squared error.
+        activations: ``dynamic``: the range of every tensor is measured at run time; ``static``: on the calibration
+            data.
+        method: how ranges are chosen: ``absmax`` (all values), ``mse`` (least squared error), or ``percentile`` of
+            static activations (weights then as ``mse``).
+        percentile: with ``percentile``, of the values that lie below the end of the range.
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
     """
 
@@ -71,9 +89,17 @@ class Quantize(Pass):
     lossless: ClassVar[bool] = False
 
     weights: Literal["int8"] = "int8"
-    activations: Literal["dynamic"] = "dynamic"
-    method: Literal["absmax", "mse"] = "mse"
+    activations: Literal["dynamic", "static"] = "dynamic"
+    method: Method = "mse"
+    percentile: float = 99.99
     match: str = "*"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 50 < self.percentile <= 100:
+            raise SpecError(
+                f"{self.name}: percentile must be above 50 and at most 100, got {self.percentile:g}"
+            )
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Rewrite the matching sites in place and leave the means to undo it in ``ctx.quantization``."""
@@ -88,12 +114,14 @@ class Quantize(Pass):
                 report.skip(site.name, reason)
         if not sites:
             return report
+        scales = self._scales(model, list(sites.values()), ctx) if self.activations == "static" else None
         before = {name: site.numpy() for name, site in sites.items()}
-        plan = Quantization(model.copy(), WeightCache(self.method))
+        weight_method: ScaleMethod = "absmax" if self.method == "absmax" else "mse"
+        plan = Quantization(model.copy(), WeightCache(weight_method), scales)
         for name, weights in plan.apply(model, sites.keys()).items():
             report.change(
                 name,
-                f"int8 weights ({self.method}), {self.activations} uint8 activations",
+                f"int8 weights ({weight_method}), {self.activations} uint8 activations",
                 density_before=density(before[name]),
                 density_after=density(weights.codes),
                 relative_error=weights.relative_error,
@@ -115,4 +143,19 @@ class Quantize(Pass):
             return "inside a local function: inline it first"
         if not np.isfinite(site.numpy()).all():
             return "a weight is NaN or infinite"
-        return dynamic_refusal(model, site)
+        refusal = static_refusal if self.activations == "static" else dynamic_refusal
+        return refusal(model, site)
+
+    def _scales(self, model: Model, sites: list[Site], ctx: PassContext) -> dict[str, ActivationScale]:
+        """The scale of every tensor that any of ``sites`` may need in uint8, by name."""
+        if ctx.calibration is None:
+            raise UsageError(
+                "quantize{activations=static} needs calibration inputs; give --calibration-data PATH "
+                "(or activations=dynamic)"
+            )
+        names = [str(tensor.value.name) for tensor in quantized_tensors(model.onnx, sites)]
+        found = ctx.calibration.histograms(model, names)
+        return {
+            name: activation_scale(*choose_range(histogram, self.method, self.percentile))
+            for name, histogram in found.items()
+        }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.calib.check import fit_batch
 from sparsecc.calib.collect import Reading, UnavailableError, collect, readings
+from sparsecc.calib.ranges import Histogram, histograms
 from sparsecc.calib.source import Batch, Batches, open_source, synthetic
 from sparsecc.calib.views import Statistic, Sums
 from sparsecc.errors import UsageError
@@ -206,6 +207,23 @@ class Calibration:
         Errors as there.
         """
         return self._statistics(model, sites, "gram")
+
+    def histograms(self, model: Model, names: Sequence[str]) -> dict[str, Histogram]:
+        """Return by name how the values of tensors of the main graph of ``model`` are distributed.
+
+        Raises:
+            UsageError: the inputs do not fit ``model``, or a name is no tensor of it.
+            ModelError: onnxruntime refuses ``model``.
+        """
+        return histograms(
+            model,
+            names,
+            self._start,
+            count=self.batches,
+            byte_budget=self._byte_budget,
+            threads=self._threads,
+            progress=self.progress,
+        )
 
     def _statistics(
         self, model: Model, sites: Sequence[Site], statistic: Statistic

@@ -18,7 +18,7 @@ from sparsecc.ir import Model, Site, conv_geometry
 from sparsecc.ir.quantized import data_input
 from sparsecc.pm import Progress
 
-__all__ = ["Reading", "UnavailableError", "collect", "readings"]
+__all__ = ["Reading", "Tapped", "UnavailableError", "collect", "readings", "tensor_groups"]
 
 #: A tensor of the main graph and how it is looked at. Sites with the same reading share its sums.
 Reading: TypeAlias = tuple[str, View]
@@ -124,11 +124,11 @@ def collect(
     first = next(batches(), None)
     if first is None:
         raise UsageError("the calibration data hold no samples; give at least one")
-    groups = _groups(model, [name for name, _ in wanted], first, byte_budget)
+    groups = tensor_groups(model, [name for name, _ in wanted], first, byte_budget)
     sums: dict[Reading, Sums] = {}
     done = 0
     for names in groups:
-        tapped = _Tapped(model, names, threads)
+        tapped = Tapped(model, names, threads)
         here = [reading for reading in wanted if reading[0] in names]
         for number, batch in enumerate(batches()):
             arrays = tapped.run(batch)
@@ -143,7 +143,7 @@ def collect(
     return sums
 
 
-class _Tapped:
+class Tapped:
     """Returns named tensors of a model, inputs of the graph among them."""
 
     def __init__(self, model: Model, names: Sequence[str], threads: int) -> None:
@@ -154,11 +154,13 @@ class _Tapped:
         self._session = open_session(tap(model, computed), threads=threads) if computed else None
 
     def run(self, batch: Batch) -> Batch:
+        """Return the tensors by name."""
         computed = self._session.run(batch) if self._session else {}
         return {**computed, **{name: batch[name] for name in self._direct}}
 
 
-def _groups(model: Model, names: Sequence[str], first: Batch, byte_budget: int) -> list[list[str]]:
+def tensor_groups(model: Model, names: Sequence[str], first: Batch, byte_budget: int) -> list[list[str]]:
+    """Return ``names`` in groups of at most ``byte_budget`` bytes (a larger one alone), told by ``first``."""
     shapes = tensor_shapes(model, names, first)
     groups: list[list[str]] = []
     filled = byte_budget + 1

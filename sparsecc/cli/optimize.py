@@ -42,7 +42,9 @@ __all__ = ["command"]
 )
 @click.option("--method", help="How to choose what to remove: magnitude or wanda.")
 @click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
-@click.option("--activations", help="With --quantize: ranges of activations; dynamic: at run time.")
+@click.option(
+    "--activations", help="With --quantize: ranges of activations, dynamic (at run time) or static."
+)
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
 @calibration_option
 @num_samples_option

@@ -12,7 +12,7 @@ __all__ = ["ACTIVATIONS", "METHODS", "preset"]
 METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
 
 #: How the range of quantised activations is found, by the name given to ``--activations``.
-ACTIVATIONS = ("dynamic",)
+ACTIVATIONS = ("dynamic", "static")
 
 
 def preset(
@@ -50,6 +50,10 @@ def preset(
     if activations is not None and quantize is None:
         raise UsageError("--activations is an option of --quantize: give --quantize int8 too")
     if quantize is not None:
+        if activations == "static" and not calibrated:
+            raise UsageError(
+                "--activations static needs ranges from real inputs: give --calibration-data PATH"
+            )
         steps.append(_quantize_step(quantize, activations, match))
     if not standard_ops_only:
         forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None

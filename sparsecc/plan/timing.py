@@ -16,7 +16,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.ir.quantized import data_input
 from sparsecc.ir.sparse_ops import initializer
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark, unmark
-from sparsecc.passes.lower.linear_form import LinearForm, linear_form
+from sparsecc.passes.lower.linear_form import Borders, LinearForm, Refusal, borders, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
 from sparsecc.passes.lower.recurrent import (
     RecurrentForm,
@@ -30,7 +30,7 @@ from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer
 from sparsecc.sparse import INT8_DENSE, Layout, Pattern
 
-__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "site_model"]
+__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "part_model", "site_model"]
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
 
@@ -113,8 +113,13 @@ class MeasuredCosts:
         Raises:
             MeasurementError: the shape of the site's input is not known, or it cannot run alone.
         """
-        form = linear_form(model, site, site.nodes[0])
         shape = self._input_shape(model, site)
+        try:
+            form = linear_form(model, site, site.nodes[0])
+        except Refusal:
+            if base is None or list(layouts) != [INT8_DENSE]:
+                raise
+            return self._byte_times_ms(model, site, shape, base)
         plain = None if base is None else _form_before(base, site.name)
         names = [str(layout) for layout in layouts]
         key = self._site_key(site, form, shape, plain)
@@ -129,6 +134,30 @@ class MeasuredCosts:
             return self._time_variants([before, *variants], names)
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
+
+    def _byte_times_ms(
+        self, model: Model, site: Site, shape: tuple[int, ...], base: Model
+    ) -> dict[str, float]:
+        """Times of a site in float32 and on bytes, from the bytes of its input to those of its output."""
+        own = borders(site.node)
+        before = next((borders(other.node) for other in base.sites() if other.name == site.name), None)
+        if own is None or before is None:
+            raise MeasurementError("not timed: there is no float32 form of it to compare with")
+        key = (
+            f"{site.op} int8-static/float32 x{list(shape)} w{list(site.weight_shape)} {site.conv} "
+            f"to={own.output_type.name} threads={self._threads}"
+        )
+
+        def measure() -> dict[str, float]:
+            rng = np.random.default_rng(self._seed)
+            inputs = {
+                str(before.source.name): rng.standard_normal(shape, dtype=np.float32),
+                str(own.source.name): rng.integers(0, 256, shape, np.uint8),
+            }
+            variants = [part_model(before, shape, base), part_model(own, shape, model)]
+            return self._time_variants(variants, [str(INT8_DENSE)], inputs)
+
+        return self.table.get_or_measure(key, ["dense", str(INT8_DENSE)], measure)
 
     def recurrent_times_ms(
         self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
@@ -169,12 +198,14 @@ class MeasuredCosts:
             f"act={form.activation.suffix or 'none'} threads={self._threads} zeros={zeros}"
         )
 
-    def _time_variants(self, variants: Sequence[Model], names: Sequence[str]) -> dict[str, float]:
-        """Time models of one site, the first as ``dense``."""
+    def _time_variants(
+        self, variants: Sequence[Model], names: Sequence[str], inputs: Inputs | None = None
+    ) -> dict[str, float]:
+        """Time models of one site, the first as ``dense``, on ``inputs`` or on random ones for the first."""
         try:
             result = verify.benchmark(
                 variants,
-                _random_inputs(variants[0], self._seed),
+                _random_inputs(variants[0], self._seed) if inputs is None else inputs,
                 threads=self._threads,
                 max_seconds=_SITE_SECONDS * len(variants),
             )
@@ -245,10 +276,16 @@ def site_model(form: LinearForm, shape: tuple[int, ...], model: Model) -> Model:
 
     ``model`` is where the form is from, in the main graph or in a body.
     """
-    x = _input(str(form.source.name), shape)
-    copied: dict[onnx_ir.Value, onnx_ir.Value] = {form.source: x}
+    return part_model(Borders(form.source, form.output), shape, model)
+
+
+def part_model(ends: Borders, shape: tuple[int, ...], model: Model) -> Model:
+    """What lies between ``ends`` as a model of its own, input of static ``shape``; constants come along."""
+    x = _input(str(ends.source.name), shape, ends.source_type)
+    copied: dict[onnx_ir.Value, onnx_ir.Value] = {ends.source: x}
     part = onnx_ir.Graph([x], [], nodes=[], opset_imports=dict(model.onnx.opset_imports), name="site")
-    part.outputs.append(_copy_into(part, form.output, copied))
+    part.outputs.append(_copy_into(part, ends.output, copied))
+    part.outputs[0].type = onnx_ir.TensorType(ends.output_type)
     return Model(onnx_ir.Model(part, ir_version=8))
 
 
@@ -273,7 +310,6 @@ def _copy_into(
     )  # fmt: skip
     graph.append(node)
     copied.update(zip(producer.outputs, node.outputs, strict=True))
-    copied[value].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
     return copied[value]
 
 

@@ -6,6 +6,7 @@ from sparsecc.pm.base import OptionInfo, Pass, summary_of
 from sparsecc.pm.context import (
     CalibrationSource,
     CostSource,
+    HistogramLike,
     PassContext,
     Progress,
     Requantizer,
@@ -30,6 +31,7 @@ __all__ = [
     "Change",
     "CostSource",
     "DumpInstrument",
+    "HistogramLike",
     "Instrument",
     "Number",
     "OptionInfo",

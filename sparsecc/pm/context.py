@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationSource",
     "CostSource",
+    "HistogramLike",
     "PassContext",
     "Progress",
     "Requantizer",
@@ -59,8 +60,31 @@ class CalibrationSource(Protocol):
     def unavailable(self) -> Mapping[str, str]:
         """Name and reason of each site that the last statistics left out."""
 
+    def histograms(self, model: Model, names: Sequence[str]) -> Mapping[str, HistogramLike]:
+        """Return by name how the values of tensors of the main graph are distributed."""
+
     def gram(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
         """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
+
+
+class HistogramLike(Protocol):
+    """Counts of values in equal bins from ``low`` to ``high``, ``zeros`` of them exactly zero."""
+
+    @property
+    def low(self) -> float:
+        """Smallest value."""
+
+    @property
+    def high(self) -> float:
+        """Largest value."""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Values per bin."""
+
+    @property
+    def zeros(self) -> int:
+        """How many values are exactly zero."""
 
 
 class Requantizer(Protocol):
