@@ -161,9 +161,7 @@ class ChooseLayout(Pass):
     def _choose_dense(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
         """Choose between float32 and int8 for a site that has no sparse int8 operator."""
         numbers: dict[str, Number] = {}
-        times = _costs(ctx).site_times_ms(
-            model, site, [INT8_DENSE], ctx.quantization and ctx.quantization.base
-        )
+        times = _costs(ctx).site_times_ms(model, site, [INT8_DENSE], _base(ctx))
         choice, detail, gain = self._compared([str(INT8_DENSE)], times, numbers, _MIN_STATIC_GAIN)
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
