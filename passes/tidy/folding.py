@@ -66,6 +66,10 @@ def _evaluate_all(model: ir.Model) -> tuple[Values, list[ir.Node]]:
         for node in graph:
             if not _is_foldable(node):
                 continue
+            if (sizes := _sizes_of_input(node, model.graph, known)) is not None:
+                known[node.outputs[0]] = sizes
+                nodes.append(node)
+                continue
             inputs = [_lookup(value, known) for value in node.inputs]
             if any(
                 value is not None and array is None for value, array in zip(node.inputs, inputs, strict=True)
@@ -76,6 +80,30 @@ def _evaluate_all(model: ir.Model) -> tuple[Values, list[ir.Node]]:
                 known.update(zip(node.outputs, results, strict=True))
                 nodes.append(node)
     return known, nodes
+
+
+def _sizes_of_input(node: ir.Node, main: ir.Graph, known: Values) -> NDArray[np.int64] | None:
+    """What a Gather takes from the Shape of an input of the model, where the input declares those sizes as fixed.
+
+    onnxruntime refuses other sizes for such an input; what is declared of values inside nobody checks.
+    """
+    axis = node.attributes.get_int("axis", 0)
+    if node.op_type != "Gather" or len(node.inputs) != 2 or axis != 0:
+        return None
+    indices = _lookup(node.inputs[1], known)
+    shape = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if indices is None or shape is None or shape.domain != "" or shape.op_type != "Shape" or shape.attributes:
+        return None
+    source = shape.inputs[0]
+    if source is None or source.shape is None or not any(source is item for item in main.inputs):
+        return None
+    rank = len(source.shape)
+    if ((indices < -rank) | (indices >= rank)).any():
+        return None
+    sizes = [source.shape[int(index)] for index in indices.reshape(-1)]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    return np.array(sizes, np.int64).reshape(indices.shape)
 
 
 def _is_foldable(node: ir.Node) -> bool:

@@ -147,11 +147,13 @@ class LinearOp(Operator):
         constants: Mapping[str, NDArray[Any]],
         attributes: Mapping[str, Any],
     ) -> tuple[tuple[Dim, ...] | None]:
-        """Return the shape of y, where x and the weight's own shape are known."""
+        """Return the shape of y, where the weight's own shape and (convolutions: at best) that of x are known."""
         x, shape = inputs[0], constants.get("shape")
-        if x is None or shape is None:
+        if shape is None or (x is None and not self.conv):
             return (None,)
         weight = [int(side) for side in shape]
+        if x is None:
+            x = [None] * len(weight)
         return (
             self.output_shape(x, weight, attributes) if len(x) >= (len(weight) if self.conv else 1) else None,
         )

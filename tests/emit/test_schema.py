@@ -116,6 +116,14 @@ def test_shape_of_a_convolution(x, stride, pads, expected) -> None:
     assert LINEAR["SparseConvRelu"].output_shape(x, (16, 8, 3, 3), attributes) == expected
 
 
+def test_shape_of_a_convolution_of_something_unknown() -> None:
+    """The rank and the channels are known all the same."""
+    attributes = {"strides": (1,), "pads": (1, 1), "dilations": (1,)}
+    constants = {"shape": np.array([16, 8, 3])}
+    assert LINEAR["SparseConv"].output_shapes([None], constants, attributes) == ((None, 16, None),)
+    assert LINEAR["SparseMatMul"].output_shapes([None], {"shape": np.array([16, 8])}, {}) == (None,)
+
+
 def test_reference_refuses_another_layout_version() -> None:
     weight = _packed("unstructured", (4, 8))
     inputs = [np.ones((1, 8), np.float32), weight.values, weight.indices, np.array([4, 8]), np.zeros(4)]

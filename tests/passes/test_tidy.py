@@ -422,3 +422,37 @@ def test_the_bias_put_behind_a_matmul_gets_a_free_name() -> None:
     model.onnx.graph.inputs[1].name = "y.biased"
     report = tidy(model, x=normal(3, 8), **{"y.biased": normal(3, 4)})
     assert len(report.changed) >= 2
+
+
+def test_sizes_that_an_input_declares_fold() -> None:
+    """And with them the condition of an If; not those of a dimension that is open."""
+    text = """agraph (float[2, n, 3] x) => (float[2, n, 3] y, int64 rows)
+    {
+        shape = Shape(x)
+        first = Constant <value = int64 {0}> ()
+        last = Constant <value = int64 {-2}> ()
+        two = Gather <axis = 0> (shape, first)
+        rows = Gather <axis = 0> (shape, last)
+        c = Cast <to = 9> (two)
+        y = If (c) <then_branch = t () => (float[2, n, 3] a) { a = Abs(x) },
+                    else_branch = e () => (float[2, n, 3] b) { b = Neg(x) }>
+    }"""
+    model = build(text)
+    tidy(model, x=normal(2, 4, 3))
+    assert ops(model) == ["Shape", "Gather", "If"]
+    (branch,) = [node for node in model.onnx.graph if node.op_type == "If"]
+    assert bool(branch.inputs[0].const_value.numpy()) is True
+
+
+def test_sizes_of_values_inside_are_not_believed() -> None:
+    text = """agraph (float[n, 3] x) => (int64 rows) <float[2, 3] inner>
+    {
+        inner = Abs(x)
+        shape = Shape(inner)
+        first = Constant <value = int64 {0}> ()
+        size = Gather <axis = 0> (shape, first)
+        rows = Identity(size)
+    }"""
+    model = build(text)
+    tidy(model, x=normal(5, 3))
+    assert "Gather" in ops(model)
