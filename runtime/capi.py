@@ -111,6 +111,10 @@ def open_library(path: str) -> ctypes.CDLL:
             ctypes.c_int,
             (pointer, pointer, count, count, count, count, pointer, pointer, *error_text),
         ),
+        "sparsecc_conv_add_run": (
+            ctypes.c_int,
+            (pointer, pointer, pointer, count, count, count, count, pointer, pointer, *error_text),
+        ),
         "sparsecc_conv_kernel": (ctypes.c_char_p, (pointer,)),
         "sparsecc_conv_destroy": (None, (pointer,)),
     }
@@ -357,11 +361,13 @@ class NativeConv(_NativeOp):
             geometry=geometry_struct(geometry),
         )  # fmt: skip
 
-    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return y, ``[B, Cout, H', W']``, of x, float32 ``[B, C, H, W]``.
+    def __call__(
+        self, x: NDArray[np.float32], added: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return y, ``[B, Cout, H', W']``, of x, float32 ``[B, C, H, W]``, and of what is added under the activation.
 
         Raises:
-            UsageError: x does not fit.
+            UsageError: x does not fit, or ``added`` is not of the shape of y.
         """
         x = np.asarray(x, np.float32, order="C")
         if x.ndim != 4 or x.shape[1] != self.channels:
@@ -369,7 +375,13 @@ class NativeConv(_NativeOp):
         size = (ctypes.c_int64 * 2)()
         self._call("output_size", self._handle, (ctypes.c_int64 * 2)(*x.shape[2:]), size)
         y = np.empty((x.shape[0], self.shape[0], *size), np.float32)
-        self._call("run", self._handle, x.ctypes.data, *x.shape, y.ctypes.data, None)
+        if added is None:
+            self._call("run", self._handle, x.ctypes.data, *x.shape, y.ctypes.data, None)
+            return y
+        added = np.asarray(added, np.float32, order="C")
+        if added.shape != y.shape:
+            raise UsageError(f"added has shape {added.shape}, the result {y.shape}")
+        self._call("add_run", self._handle, x.ctypes.data, added.ctypes.data, *x.shape, y.ctypes.data, None)
         return y
 
     @property

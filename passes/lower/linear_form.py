@@ -43,7 +43,7 @@ class Int8Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearForm:
-    """``output = activation(linear(source, weight) + bias)``.
+    """``output = activation(linear(source, weight) + bias + residual)``.
 
     Attributes:
         node: the MatMul, Gemm or Conv.
@@ -54,6 +54,7 @@ class LinearForm:
         output: the value the fused operator produces.
         conv: geometry of this node's convolution (nodes that share a weight may differ in stride), or ``None``.
         int8: the weight as integers, where ``source`` is quantised at run time before it meets them.
+        adder: the node that adds what is not constant, one of ``absorbed``; ``None`` where nothing is.
     """
 
     node: onnx_ir.Node
@@ -64,6 +65,17 @@ class LinearForm:
     output: onnx_ir.Value
     conv: ConvGeometry | None
     int8: Int8Weight | None = None
+    adder: onnx_ir.Node | None = None
+
+    @property
+    def residual(self) -> onnx_ir.Value | None:
+        """What ``adder`` adds; asked of the graph, where another site may have replaced it."""
+        if self.adder is None:
+            return None
+        before = (self.node, *self.absorbed[: self.absorbed.index(self.adder)])
+        own = {value for node in before for value in node.outputs}
+        (other,) = (value for value in self.adder.inputs if value not in own)
+        return other
 
     @property
     def source(self) -> onnx_ir.Value:
@@ -221,8 +233,37 @@ def _int8_weight(site: Site) -> Int8Weight:
     return Int8Weight(codes.astype(np.int8), scales)
 
 
-def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
+def _adder(value: onnx_ir.Value) -> onnx_ir.Node | None:
+    """The Add node, the only reader of ``value``, whose other operand has surely the same shape, or ``None``.
+
+    That operand does not depend on ``value``, which has no other reader.
+    """
+    consumers = value.consumers()
+    if value.is_graph_output() or len(consumers) != 1 or consumers[0].op_type != "Add":
+        return None
+    (node,) = consumers
+    if node.domain not in ("", "ai.onnx") or node.graph is not value.graph or len(set(node.inputs)) != 2:
+        return None
+    (other,) = (operand for operand in node.inputs if operand is not value)
+    shapes = [None if operand is None else operand.shape for operand in (value, other)]
+    if (
+        any(shape is None or any(_unknown(dim) for dim in shape) for shape in shapes)
+        or shapes[0] != shapes[1]
+    ):
+        return None
+    return node
+
+
+def _unknown(dim: int | onnx_ir.SymbolicDim) -> bool:
+    return not isinstance(dim, int) and dim.value is None
+
+
+def linear_form(model: Model, site: Site, node: onnx_ir.Node, *, adds: bool = False) -> LinearForm:
     """The linear form around one consumer ``node`` of ``site``.
+
+    With ``adds`` the form of a convolution also takes an Add of something as large as its result, such as the
+    shortcut of a residual block: only where the graph is rewritten, because the form is then no function of its
+    source alone.
 
     Raises:
         Refusal: the site has no sparse operator, or Gemm's C is not one constant per output.
@@ -253,6 +294,10 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         absorbed.append(added[0])
         bias = bias + added[1]
         output = added[0].outputs[0]
+    adder = _adder(output) if adds and conv is not None else None
+    if adder is not None:
+        absorbed.append(adder)
+        output = adder.outputs[0]
     region = elementwise_region(output)
     if region is not None:
         absorbed.extend(region.nodes)
@@ -267,4 +312,5 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node) -> LinearForm:
         output,
         conv,
         core.int8,
+        adder,
     )

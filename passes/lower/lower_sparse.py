@@ -67,12 +67,14 @@ def lower_node(
         parameters=dict(form.activation.parameters),
         weight_shape=None if form.conv is None else site.weight_shape,
         conv=form.conv,
+        residual=form.residual,
         name=node.name or site.name,
         share=share,
         taken=taken,
     )
+    # What is added may be computed later than this node was.
     onnx_ir.convenience.replace_nodes_and_values(
-        graph, node, [node, *form.absorbed], [sparse], [form.output], sparse.outputs
+        graph, form.adder or node, [node, *form.absorbed], [sparse], [form.output], sparse.outputs
     )
     return sparse
 
@@ -90,7 +92,8 @@ class LowerSparse(Pass):
     """Replace every site marked by ``choose-layout`` with a sparse operator, bias and activation fused.
 
     Changes: MatMul, Gemm and Conv nodes with the Add and the activation behind them become one ``ai.sparsecc``
-    node, LSTM and GRU nodes as they are; the dense weight goes when nothing reads it any more.
+    node, convolutions with the Add of a shortcut too, LSTM and GRU nodes as they are; the dense weight goes when
+    nothing reads it any more.
     Skips: unmarked sites, and sites whose layout the operators cannot hold, with the reason.
 
     Sample: ``lower-sparse{match=re:.*mlp.*}``
@@ -107,6 +110,8 @@ class LowerSparse(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Rewrite the marked sites among the matching ones."""
         report = PassReport(self.name)
+        if any(LAYOUT_KEY in site.node.metadata_props and site.op == "Conv" for site in model.sites()):
+            model.infer_shapes()  # tells whether a sum is one of equal shapes; unknown shapes are left alone
         taken = value_names(model.onnx)
         for site in select_sites(model, self.match, report):
             layout = site.nodes[0].metadata_props.get(LAYOUT_KEY)
@@ -133,14 +138,20 @@ class LowerSparse(Pass):
         report.change(site.name, f"{lowered[0].op_type} {layout}", dense_bytes=before, packed_bytes=after)
 
     def _lower(self, model: Model, site: Site, layout: Layout, taken: set[str], report: PassReport) -> None:
-        forms = [linear_form(model, site, node) for node in site.nodes]
+        adds = len(site.nodes) == 1  # two nodes with one weight could want the same Add
+        forms = [linear_form(model, site, node, adds=adds) for node in site.nodes]
         check_layout(site, layout)
         lowered: list[onnx_ir.Node] = []
         for form in forms:
             twin = _twin(form, forms[: len(lowered)], lowered)
             packed = pack(form, layout)
             lowered.append(lower_node(site, form, packed, taken, twin))
-        fused = ", ".join(sorted({form.activation.suffix for form in forms if form.activation.suffix}))
+        fused = ", ".join(
+            sorted(
+                {form.activation.suffix for form in forms if form.activation.suffix}
+                | {"Add" for form in forms if form.adder is not None}
+            )
+        )
         report.change(
             site.name,
             f"{lowered[0].op_type} {layout.pattern}" + (f" with {fused} fused" if fused else ""),

@@ -59,6 +59,17 @@ int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch, in
   });
 }
 
+int sparsecc_conv_add_run(const sparsecc_conv* op, const float* x, const float* added, int64_t batch,
+                          int64_t channels, int64_t height, int64_t width, float* y,
+                          const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(op != nullptr, "op must not be null");
+    require(batch == 0 || (x != nullptr && added != nullptr && y != nullptr),
+            "x, added and y must not be null");
+    op->run(x, batch, channels, height, width, y, executor, added);
+  });
+}
+
 void sparsecc_conv_destroy(sparsecc_conv* op) { delete op; }
 
 int sparsecc_int8_matmul_create(const sparsecc_int8_weight_desc* weight, sparsecc_int8_matmul** out,

@@ -106,7 +106,7 @@ void sparsecc_conv::pad(const Frame& f, const float* x, float* padded,
 }
 
 void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width,
-                        float* y, const sparsecc_executor* executor) const {
+                        float* y, const sparsecc_executor* executor, const float* added) const {
   if (channels != channels_)
     throw Failure{"convolution got " + show(channels) + " channels, its weight has " + show(channels_)};
   require_in_range(batch >= 0 && batch <= INT_MAX, "batch", batch);
@@ -115,7 +115,7 @@ void sparsecc_conv::run(const float* x, int64_t batch, int64_t channels, int64_t
   Scratch<2> padded(f.direct ? 0 : batch * channels_ * f.plane() + kSlack);
   if (!f.direct) pad(f, x, padded.data(), executor);
   const float* from = f.direct ? x : padded.data();
-  run(f, from, y, executor);
+  run_frame(f, from, added, y, executor);
 }
 
 namespace {
@@ -144,7 +144,8 @@ void pixel_offsets(const sparsecc_conv_geometry& g, int64_t width, int64_t out_w
 
 }  // namespace
 
-void sparsecc_conv::run(const Frame& f, const float* x, float* y, const sparsecc_executor* executor) const {
+void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added, float* y,
+                              const sparsecc_executor* executor) const {
   const auto kernel = element_kernel(linear_.isa, element_[0].tall);
   const int64_t outputs = linear_.outputs / geometry_.groups;
   const int64_t group_channels = channels_ / geometry_.groups;
@@ -178,7 +179,8 @@ void sparsecc_conv::run(const Frame& f, const float* x, float* y, const sparsecc
     Scratch<1> sums(round_up(output_count, weight.tall) * lanes);
     const float* bias = linear_.epilogue.bias + group * outputs + output;
     const float* base = x + (image * channels_ + group * group_channels) * f.plane();
-    float* to = y + (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
+    const int64_t place = (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
+    float* to = y + place;
     ElementJob job{};
     job.panel = panel.data();
     job.wide = chunks.wide(chunk);
@@ -202,6 +204,7 @@ void sparsecc_conv::run(const Frame& f, const float* x, float* y, const sparsecc
         job.weight = weight.cell(c, block);
         job.sums = sums.data() + local * lanes;
         job.bias = block == 0 ? bias + local : nullptr;
+        job.added = added == nullptr ? nullptr : added + place + local * f.pixels;
         job.outputs = weight.chunk_outputs(c);
         job.target = Target{to + local * f.pixels, 1, f.pixels};
         kernel.run(&job);

@@ -65,6 +65,7 @@ struct ElementJob {
   int64_t outputs;    // that exist in the target, from its beginning
   float* sums;        // [outputs, up to a whole row][16 * wide]
   const float* bias;  // first block of inputs: where sums start (their old contents do not count); else null
+  const float* added;  // with bias, planes only: what is added to it, laid out as the target; or null
   // Last block of inputs, planes only, activation none, relu or clip: results go straight to the target.
   bool direct;
   Target target;

@@ -99,7 +99,7 @@ struct sparsecc_conv {
   sparsecc_conv(const sparsecc_weight_desc& desc, const sparsecc_conv_geometry& geometry);
   void output_size(const int64_t in[2], int64_t out[2]) const;
   void run(const float* x, int64_t batch, int64_t channels, int64_t height, int64_t width, float* y,
-           const sparsecc_executor* executor) const;
+           const sparsecc_executor* executor, const float* added = nullptr) const;
   const char* kernel() const;
 
  private:
@@ -108,7 +108,8 @@ struct sparsecc_conv {
                 sparsecc::Weight weight);
   Frame frame(int64_t batch, int64_t height, int64_t width) const;
   void pad(const Frame& frame, const float* x, float* padded, const sparsecc_executor* executor) const;
-  void run(const Frame& frame, const float* x, float* y, const sparsecc_executor* executor) const;
+  void run_frame(const Frame& frame, const float* x, const float* added, float* y,
+                 const sparsecc_executor* executor) const;
 
   sparsecc_conv_geometry geometry_;
   int64_t channels_;  // of the whole input

@@ -30,7 +30,8 @@ Made by `make docs` from the declarations in `sparsecc/emit`; do not edit.
 
 Domain `{DOMAIN}`, version {DOMAIN_VERSION}. An operator's name is its family followed by its fused
 activation, for instance `BlockSparseConvRelu`. It computes `y = activation(z)` with `z = x W^T + bias` or
-`z = conv(x, W) + bias`, in float32. Families ending in `Int8` bring `x` to bytes first, as
+`z = conv(x, W) + bias`, in float32. Families ending in `Add` have `residual` in that sum too. Families ending in
+`Int8` bring `x` to bytes first, as
 `DynamicQuantizeLinear` of the whole tensor does, multiply bytes exactly, as `MatMulInteger` does, and scale the
 sums back to float32; NaN or infinity in `x` has no such form, and the kernels then make every result NaN. Those
 ending in `Int8Static` do it as `QuantizeLinear` with the scale and zero point of two more inputs (infinity saturates,
@@ -40,7 +41,7 @@ standard operators (opset {OLDEST_OPSET} or later), so it runs where the operato
 packed weight format (gap stream, block order) is described in `runtime/csrc/include/sparsecc/c_api.h`.
 
 All inputs but `x` (also its scale and zero point in `Int8` families, of recurrent operators `lengths` and the initial
-states, of `Quads` `residual`) must be constant initializers of the graph that holds the node; all attributes are
+states, and `residual`) must be constant initializers of the graph that holds the node; all attributes are
 always present.
 
 Names ending in `Quads` work on quad planes: bytes `[B, ceil(C / 4), H, W, 4]`, one scale and zero point a tensor,

@@ -48,6 +48,7 @@ def evaluate(
     x, bias = inputs["x"].astype(np.float64), inputs["bias"].astype(np.float64)
     spatial = x.ndim - 2 if conv else 0
     z = (convolve(x, weight, attributes) if conv else x @ weight.T) + bias.reshape(-1, *[1] * spatial)
+    z = z + inputs.get("residual", np.float64(0))
     with np.errstate(over="ignore"):
         return _activate(z, activation, inputs, attributes).astype(np.float32)
 

@@ -51,7 +51,12 @@ class LinearOp(Operator):
     @property
     def conv(self) -> bool:
         """Whether it is a convolution; otherwise a matrix multiplication."""
-        return self.family.endswith("Conv")
+        return "Conv" in self.family
+
+    @property
+    def adds(self) -> bool:
+        """Whether its last input is another summand."""
+        return self.family.endswith("Add")
 
     @property
     def int8(self) -> bool:
@@ -92,6 +97,7 @@ class LinearOp(Operator):
             Input("bias", "float32", "[Cout]" if self.conv else "[N]", "added before the activation"),
             *(bounds if self.activation == "Clip" else ()),
             *(given if self.x_form else ()),
+            *((Input("residual", "float32", "[B,Cout,...]", "the same shape as y"),) if self.adds else ()),
         )
 
     @property
@@ -165,9 +171,9 @@ class LinearOp(Operator):
                 CONSTANTS,
                 GRID_OF_BLOCKS if self.blocks else GRID_OF_ELEMENTS,
                 FILL_THE_GRID % {"zero": "int8[1] {0}" if self.int8 else "float[1] {0}"},
-                DENSE_WEIGHT[self.family.partition("Int8")[0]],
+                DENSE_WEIGHT[self.family.partition("Int8")[0].removesuffix("Add")],
                 _X_TO_BYTES[self.x_form] if self.int8 else "",
-                _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,
+                _CONV_ADD if self.adds else _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,
                 _ACTIVATION_BODIES[self.activation],
             )
         )
@@ -239,6 +245,8 @@ _CONV = """
   z = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
     (x, weight, bias)
 """
+
+_CONV_ADD = _CONV.replace("z =", "alone =") + "  z = Add (alone, residual)\n"
 
 _ACTIVATION_BODIES: Mapping[str, str] = {
     "": "  y = Identity (z)\n",

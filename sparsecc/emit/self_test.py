@@ -34,18 +34,22 @@ def single_op_model(
     x_form: XForm = "",
     x_scale: float = 1.0,
     x_zero_point: int = 0,
+    residual_shape: Sequence[int | str | None] | None = None,
 ) -> Model:
     """Return a finished model with one node named ``op``, input ``x`` and output ``y``.
 
-    The arguments are those of ``sparse_op_node``; ``x_shape`` may hold symbols. Scale and zero point of ``x`` are
-    constants here, and count unless ``x_form`` is empty.
+    The arguments are those of ``sparse_op_node``; shapes may hold symbols. Scale and zero point of ``x`` are
+    constants here, and count unless ``x_form`` is empty. With ``residual_shape`` there is an input ``residual`` too.
 
     Raises:
         UnsupportedModelError: the opset is older than the operators need.
     """
     x_type = onnx_ir.DataType.UINT8 if x_form == "Bytes" else onnx_ir.DataType.FLOAT
     x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(x_shape), type=onnx_ir.TensorType(x_type))
-    graph = onnx_ir.Graph([x], [], nodes=[], opset_imports={"": opset}, name="single_op")
+    inputs = [x]
+    if residual_shape is not None:
+        inputs.append(onnx_ir.Value(name="residual", shape=onnx_ir.Shape(residual_shape), type=x.type))
+    graph = onnx_ir.Graph(inputs, [], nodes=[], opset_imports={"": opset}, name="single_op")
     given: dict[str, NDArray[Any]] = {}
     if x_form:
         given["x_scale"] = np.array(x_scale, np.float32)
@@ -57,7 +61,8 @@ def single_op_model(
         )  # fmt: skip
     node = sparse_op_node(
         graph, x, weight, name="op", bias=bias, activation=activation, parameters=parameters,
-        weight_shape=weight_shape, conv=conv, x_scale=graph.initializers.get("x_scale"),
+        weight_shape=weight_shape, conv=conv, residual=inputs[1] if len(inputs) > 1 else None,
+        x_scale=graph.initializers.get("x_scale"),
         x_zero_point=graph.initializers.get("x_zero_point"),
     )  # fmt: skip
     node.outputs[0].name = "y"

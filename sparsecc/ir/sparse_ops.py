@@ -34,8 +34,10 @@ DOMAIN_VERSION = 1
 FAMILIES = (
     "SparseMatMul",
     "SparseConv",
+    "SparseConvAdd",
     "BlockSparseMatMul",
     "BlockSparseConv",
+    "BlockSparseConvAdd",
     "SparseMatMulInt8",
     "BlockSparseMatMulInt8",
     "SparseMatMulInt8Static",
@@ -65,13 +67,16 @@ XForm = Literal["", "Static", "Bytes"]
 inside by a given scale and zero point; or uint8 with these given."""
 
 
-def family_name(pattern: Pattern, *, conv: bool, int8: bool = False, x_form: XForm = "") -> str:
+def family_name(
+    pattern: Pattern, *, conv: bool, int8: bool = False, x_form: XForm = "", adds: bool = False
+) -> str:
     """Return which operator family stores a weight of ``pattern``.
 
-    ``int8`` exists for products only, and ``x_form`` says something about those.
+    ``int8`` exists for products only, and ``x_form`` says something about those; ``adds`` for convolutions only.
     """
     prefix = "Block" if pattern.kind == "block" else ""
-    return prefix + ("SparseConv" if conv else "SparseMatMul") + (f"Int8{x_form}" if int8 else "")
+    kind = ("SparseConv" if conv else "SparseMatMul") + (f"Int8{x_form}" if int8 else "")
+    return prefix + kind + ("Add" if adds else "")
 
 
 def sparse_op_node(
@@ -85,6 +90,7 @@ def sparse_op_node(
     parameters: Mapping[str, float] | None = None,
     weight_shape: Sequence[int] | None = None,
     conv: ConvGeometry | None = None,
+    residual: ir.Value | None = None,
     share: ir.Node | None = None,
     taken: set[str] | None = None,
     x_scale: ir.Value | None = None,
@@ -92,7 +98,7 @@ def sparse_op_node(
 ) -> ir.Node:
     """Return a new operator node, not yet in ``graph``, whose constants are initializers of ``graph``.
 
-    ``y = activation(x W^T + bias)``; with ``conv`` a convolution of ``x`` by W.
+    ``y = activation(x W^T + bias + residual)``; with ``conv`` a convolution of ``x`` by W.
 
     Args:
         graph: the graph (or subgraph) which the node will be put into. onnxruntime up to 1.24 hands a kernel
@@ -106,6 +112,7 @@ def sparse_op_node(
         parameters: exactly the numbers that ``ACTIVATIONS`` lists for it.
         weight_shape: the original ``[Cout, Cin / group, kernel...]``; needed with ``conv``.
         conv: geometry of a convolution; ``None`` makes a matrix multiplication.
+        residual: float32 of the shape of y, for convolutions only; ``None`` adds nothing.
         share: an operator node of the same graph with the same weight, whose packed tensors are used again.
         taken: names that the constants must not have; theirs are added. A graph does not know what lies
             around it, so the caller passes ``value_names`` of the model if ``graph`` may be the body of an If,
@@ -130,6 +137,8 @@ def sparse_op_node(
         raise ValueError("a convolution takes no int8 weights")
     if (x_scale is None) != (x_zero_point is None) or (x_scale is not None and not int8):
         raise ValueError("x_scale and x_zero_point belong together, and to int8 weights")
+    if residual is not None and conv is None:
+        raise ValueError("only a convolution adds something")
     bias = np.zeros(shape[0], np.float32) if bias is None else bias.astype(np.float32, copy=False)
     if bias.shape != shape[:1]:
         raise ValueError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
@@ -166,8 +175,11 @@ def sparse_op_node(
         attributes += _conv_attributes(conv)
     return ir.Node(
         DOMAIN,
-        family_name(weight.pattern, conv=conv is not None, int8=int8, x_form=x_form) + activation,
-        [x, *constants],
+        family_name(
+            weight.pattern, conv=conv is not None, int8=int8, x_form=x_form, adds=residual is not None
+        )
+        + activation,
+        [x, *constants, *(() if residual is None else (residual,))],
         attributes,
         name=name,
         version=DOMAIN_VERSION,

@@ -29,10 +29,10 @@ def _packed(pattern: str, shape: tuple[int, int]) -> SparseTensor:
 
 
 def test_every_family_with_every_activation() -> None:
-    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 100
+    assert len(LINEAR) == len(FAMILIES) * len(ACTIVATIONS) == 120
     for name, op in LINEAR.items():
         assert name == op.name
-        count = (7 if op.activation == "Clip" else 5) + op.int8 + 2 * bool(op.x_form)
+        count = (7 if op.activation == "Clip" else 5) + op.int8 + 2 * bool(op.x_form) + op.adds
         assert len({item.name for item in op.inputs}) == len(op.inputs) == count
 
 
@@ -49,19 +49,26 @@ def test_function_body_means_what_numpy_says(name: str) -> None:
     if op.x_form == "Bytes":
         x = np.random.default_rng(1).integers(0, 256, x.shape, dtype=np.uint8)
     bias = np.random.default_rng(2).standard_normal(shape[0]).astype(np.float32)
+    y_shape = op.output_shape(x.shape, WEIGHT_SHAPE if op.conv else shape, {
+        "strides": GEOMETRY.strides, "pads": GEOMETRY.pads, "dilations": GEOMETRY.dilations,
+    })  # fmt: skip
+    residual = np.random.default_rng(3).standard_normal(y_shape).astype(np.float32)
     model = emit.single_op_model(
         weight, x.shape, bias=bias, activation=op.activation, parameters=PARAMETERS.get(op.activation),
         weight_shape=WEIGHT_SHAPE, conv=GEOMETRY if op.conv else None,
         x_form=op.x_form, x_scale=0.011, x_zero_point=117,
+        residual_shape=y_shape if op.adds else None,
     )  # fmt: skip
     node = next(iter(model.onnx.graph))
     assert node.op_type == name
-    y = onnx.reference.ReferenceEvaluator(model.to_proto()).run(None, {"x": x})[0]
-    constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    (expected,) = op.reference([x, *constants], {key: item.value for key, item in node.attributes.items()})
-    assert y.shape == expected.shape == tuple(op.output_shape(x.shape, WEIGHT_SHAPE if op.conv else shape, {
-        "strides": GEOMETRY.strides, "pads": GEOMETRY.pads, "dilations": GEOMETRY.dilations,
-    }))  # fmt: skip
+    y = onnx.reference.ReferenceEvaluator(model.to_proto()).run(
+        None, {"x": x, "residual": residual} if op.adds else {"x": x}
+    )[0]
+    others = [
+        residual if value.const_value is None else value.const_value.numpy() for value in node.inputs[1:]
+    ]
+    (expected,) = op.reference([x, *others], {key: item.value for key, item in node.attributes.items()})
+    assert y.shape == expected.shape == y_shape
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -140,6 +147,8 @@ def test_node_builder_refuses_what_does_not_fit() -> None:
         sparse_op_node(graph, None, weight, name="n", activation="Clip", parameters={"lo": 0.0})
     with pytest.raises(ValueError, match="weight_shape"):
         sparse_op_node(graph, None, weight, name="n", weight_shape=(12, 4, 3, 2), conv=GEOMETRY)
+    with pytest.raises(ValueError, match="only a convolution adds"):
+        sparse_op_node(graph, None, weight, name="n", residual=onnx_ir.Value(name="a"))
     with pytest.raises(ValueError, match="bias"):
         sparse_op_node(graph, None, weight, name="n", bias=np.zeros(11, np.float32))
     assert not graph.initializers

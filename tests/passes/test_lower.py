@@ -106,6 +106,53 @@ def test_bias_and_activation_are_fused() -> None:
     assert not any(name in model.onnx.graph.initializers for name in ("w1", "w2"))
 
 
+RESIDUAL = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[n, 32, 9, 9] x) => (float[n, 32, 9, 9] y) {
+    [conv1] h = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(x, w1, b1)
+    [conv2] s = Conv<kernel_shape = [1, 1]>(x, w2)
+    [act] a = Relu(s)
+    [sum] t = Add(h, a)
+    [last] y = Relu(t)
+}"""
+RESIDUAL_SHAPES = {"w1": (32, 32, 3, 3), "b1": (32,), "w2": (32, 32, 1, 1)}
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["library", "plain"])
+def test_shortcut_is_fused_into_a_convolution(library: bool) -> None:
+    """The summand is computed after the convolution that takes it in, by another that is lowered too."""
+    dense = build(RESIDUAL, RESIDUAL_SHAPES)
+    model = dense.copy()
+    report = run(model, "choose-layout{layout=unstructured},lower-sparse")[-1]
+    emit.finalize(model)
+    assert operators(model) == ["SparseConvRelu", "SparseConvAddRelu"]
+    assert [change.detail for change in report.changed if change.site == "conv1"] == [
+        "SparseConvAddRelu unstructured with Add, Relu fused"
+    ]
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    inputs = verify.make_inputs(dense, None, 0, {"x": (3, 32, 9, 9)})
+    assert verify.worst_rel_l2(verify.compare(dense, model, inputs, library=(False, library))) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("[sum] t = Add(h, a)", "[sum] t = Add(h, h)"),
+        ("[sum] t = Add(h, a)", "[mean] m = ReduceMean<axes = [2]>(a) [sum] t = Add(h, m)"),
+        ("[sum] t = Add(h, a)", "[half] m = Sigmoid(h) [sum] t = Add(h, m)"),
+        ("float[n, 32, 9, 9] y)", "float[n, 32, 9, 9] y, float[n, 32, 9, 9] h)"),
+    ],
+    ids=["twice", "broadcast", "two readers", "graph output"],
+)
+def test_other_sums_stay(change: tuple[str, str]) -> None:
+    dense = build(RESIDUAL.replace(*change), RESIDUAL_SHAPES)
+    model = dense.copy()
+    run(model, "choose-layout{match=conv1 layout=unstructured},lower-sparse")
+    emit.finalize(model)
+    assert "Add" in operators(model)
+    inputs = verify.make_inputs(dense, None, 0, {"x": (3, 32, 9, 9)})
+    assert verify.worst_rel_l2(verify.compare(dense, model, inputs)) <= 1e-6
+
+
 def test_graph_output_in_the_middle_is_kept() -> None:
     text = CHAIN.replace("float[batch, 16] y)", "float[batch, 16] y, float[batch, 64] hb)")
     dense = build(text, SHAPES)

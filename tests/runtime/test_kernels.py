@@ -63,6 +63,9 @@ def load_library() -> ctypes.CDLL:
     library.sparsecc_conv_create.argtypes = (pointer, pointer, pointer, *error)
     library.sparsecc_conv_output_size.argtypes = (pointer, pointer, pointer, *error)
     library.sparsecc_conv_run.argtypes = (pointer, pointer, *[number] * 4, pointer, pointer, *error)
+    library.sparsecc_conv_add_run.argtypes = (
+        pointer, pointer, pointer, *[number] * 4, pointer, pointer, *error,
+    )  # fmt: skip
     library.sparsecc_conv_destroy.argtypes = (pointer,)
     library.sparsecc_conv_kernel.argtypes = (pointer,)
     for name in ("matmul_kernel", "conv_kernel", "isas", "version", "kernel_table"):
@@ -179,17 +182,22 @@ class Op:
         checked(LIBRARY.sparsecc_conv_output_size(self.handle, given, size, error, ERROR_SIZE), error)
         return size[0], size[1]
 
-    def conv(self, x: np.ndarray, executor: Executor | None = None) -> np.ndarray:
+    def conv(
+        self, x: np.ndarray, executor: Executor | None = None, added: np.ndarray | None = None
+    ) -> np.ndarray:
         out = (x.shape[0], self.packed.shape[0], *self.output_size(*x.shape[2:]))
         with guarded(out) as (y, address):
             error = ctypes.create_string_buffer(ERROR_SIZE)
             lent = None if executor is None else ctypes.byref(executor)
-            checked(
-                LIBRARY.sparsecc_conv_run(
+            if added is None:
+                code = LIBRARY.sparsecc_conv_run(
                     self.handle, x.ctypes.data, *x.shape, address, lent, error, ERROR_SIZE
-                ),
-                error,
-            )
+                )
+            else:
+                code = LIBRARY.sparsecc_conv_add_run(
+                    self.handle, x.ctypes.data, added.ctypes.data, *x.shape, address, lent, error, ERROR_SIZE
+                )
+            checked(code, error)
         return y
 
 
@@ -511,16 +519,24 @@ def expected_conv(case: ConvCase, x: np.ndarray, weight: np.ndarray) -> np.ndarr
 
 
 def check_conv(
-    rng: np.random.Generator, case: ConvCase, layout: str, executor: Executor | None = None, **options: Any
+    rng: np.random.Generator,
+    case: ConvCase,
+    layout: str,
+    executor: Executor | None = None,
+    *,
+    adds: bool = False,
+    **options: Any,
 ) -> str:
     shape = case.groups * case.outputs, case.channels * math.prod(case.kernel)
     weight = random_weight(rng, shape, layout, 0.7)
     x = rng.standard_normal((case.batch, case.groups * case.channels, *case.image)).astype(np.float32)
     packed = pack(weight, layout, bias=rng.standard_normal(shape[0]).astype(np.float32), **options)
     assert packed.bias is not None
-    expected = activate(expected_conv(case, x, weight) + packed.bias[:, None, None], packed.activation)
+    z = expected_conv(case, x, weight) + packed.bias[:, None, None]
+    added = rng.standard_normal(z.shape).astype(np.float32) if adds else None
+    expected = activate(z if added is None else z + added, packed.activation)
     with Op(packed, case.geometry()) as op:
-        assert_close(op.conv(x, executor), expected, x, weight)
+        assert_close(op.conv(x, executor, added), expected, x, weight)
         return op.kernel()
 
 
@@ -552,6 +568,7 @@ def test_conv(isa: str, case: ConvCase) -> None:
     rng = np.random.default_rng(7)
     for layout in ("unstructured", "16x1", "32x1", "2:4", "4x1"):
         kernel = check_conv(rng, case, layout, isa=isa)
+        check_conv(rng, case, layout, isa=isa, adds=True)
         assert kernel == f"{'element4' if layout in ('16x1', '32x1', '4x1') else 'element'}-{isa}"
 
 
@@ -572,7 +589,8 @@ def test_conv_random(isa: str) -> None:
             batch=int(rng.integers(1, 3)),
             outputs=32,
         )
-        check_conv(rng, case, ("unstructured", "16x1")[trial % 2], isa=isa, activation=trial % 10)
+        layout = ("unstructured", "16x1")[trial % 2]
+        check_conv(rng, case, layout, isa=isa, activation=trial // 2 % 10, adds=trial % 4 > 1)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -590,7 +608,7 @@ def test_conv_threads(isa: str, layout: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         for name in ("1x1", "3x3 same", "groups", "1x1 one pixel", "wide planes"):
             for threads in (2, 7):
-                check_conv(rng, CONV_CASES[name], layout, shuffled_executor(threads, []), isa=isa)
+                check_conv(rng, CONV_CASES[name], layout, shuffled_executor(threads, []), isa=isa, adds=True)
             check_conv(rng, CONV_CASES[name], layout, pool_executor(pool, 4), isa=isa)
 
 

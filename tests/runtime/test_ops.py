@@ -41,7 +41,9 @@ KINDS = {
 }
 
 
-def _model(packed, kind: str, pattern: str, opset: int = 17, activation: str = "", **options) -> Model:
+def _model(
+    packed, kind: str, pattern: str, opset: int = 17, activation: str = "", residual=None, **options
+) -> Model:
     shape, x_shape, _, geometry = KINDS[kind]
     return emit.single_op_model(
         packed(shape, pattern, **options),
@@ -52,6 +54,7 @@ def _model(packed, kind: str, pattern: str, opset: int = 17, activation: str = "
         parameters=PARAMETERS.get(activation),
         weight_shape=shape,
         conv=geometry,
+        residual_shape=residual,
     )
 
 
@@ -103,6 +106,30 @@ def test_without_library_decoding_is_folded_away(
     left = {node.op_type for node in onnx.load(dump).graph.node}
     assert left <= {"FusedGemm", "FusedMatMul", "Gemm", "MatMul", "Add", "Relu", "Conv", "FusedConv",
                     "ReorderInput", "ReorderOutput"}, left  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("pattern", ["unstructured", "16x1"])
+def test_convolution_with_a_summand(session, packed, pattern: str, activation: str) -> None:
+    model = _model(packed, "conv2d", pattern, activation=activation, residual=["B", 32, 5, 7])
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    (node,) = model.onnx.graph
+    assert "ConvAdd" in node.op_type
+    x, residual = _input("conv2d"), np.random.default_rng(3).standard_normal((2, 32, 5, 7)).astype(np.float32)
+    arrays = [
+        x,
+        *(residual if value.const_value is None else value.const_value.numpy() for value in node.inputs[1:]),
+    ]
+    (expected,) = emit.operators()[node.op_type].reference(
+        arrays, {name: attribute.value for name, attribute in node.attributes.items()}
+    )
+    for library in (True, False):
+        running = session(model.to_proto(), library=library)
+        y = running.run(None, {"x": x, "residual": residual})[0]
+        assert np.linalg.norm(y - expected) <= TOLERANCE * np.linalg.norm(expected)
+    running = session(model.to_proto(), library=True)
+    with pytest.raises(Exception, match=r"residual has shape \[1,32,5,7\], the result has \[2,32,5,7\]"):
+        running.run(None, {"x": x, "residual": residual[:1]})
 
 
 def test_library_is_what_runs(session, packed) -> None:

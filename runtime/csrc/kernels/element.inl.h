@@ -23,6 +23,20 @@ SPARSECC_INLINE void element_direct(const ElementJob& job, int64_t output, F16 (
   }
 }
 
+// Where the sums of one output start.
+template <int Wide>
+SPARSECC_INLINE void element_start(const ElementJob& job, int64_t output, F16 (&sum)[Wide]) {
+  SPARSECC_UNROLL
+  for (int v = 0; v < Wide; ++v) sum[v] = broadcast(job.bias[output]);
+  if (job.added == nullptr || output >= job.outputs) return;
+  const float* added = job.added + output * job.target.output_stride;
+  SPARSECC_UNROLL
+  for (int v = 0; v < Wide; ++v) {
+    const int64_t left = job.count - v * kGroup;
+    sum[v] = add(sum[v], load_first(added + v * kGroup, left < kGroup ? left : kGroup));
+  }
+}
+
 template <int Tall, int Wide>
 static void element_wide(const ElementJob& job) {
   constexpr int64_t stride = Wide * kGroup;
@@ -38,12 +52,16 @@ static void element_wide(const ElementJob& job) {
       float* sums = job.sums + output * stride;
       F16 sum[chains][Tall][Wide];
       SPARSECC_UNROLL
-      for (int t = 0; t < Tall; ++t) SPARSECC_UNROLL
-      for (int v = 0; v < Wide; ++v) {
-        sum[0][t][v] =
-            job.bias != nullptr ? broadcast(job.bias[output + t]) : load(sums + t * stride + v * kGroup);
+      for (int t = 0; t < Tall; ++t) {
+        if (job.bias != nullptr) {
+          element_start<Wide>(job, output + t, sum[0][t]);
+        } else {
+          SPARSECC_UNROLL
+          for (int v = 0; v < Wide; ++v) sum[0][t][v] = load(sums + t * stride + v * kGroup);
+        }
         SPARSECC_UNROLL
-        for (int c = 1; c < chains; ++c) sum[c][t][v] = broadcast(0.0f);
+        for (int c = 1; c < chains; ++c) SPARSECC_UNROLL
+        for (int v = 0; v < Wide; ++v) sum[c][t][v] = broadcast(0.0f);
       }
       const auto one = [&](uint32_t i, int c) __attribute__((always_inline)) {
         const float* x = job.panel + index[i] * stride;

@@ -22,13 +22,16 @@ struct Family {
   bool blocks;  // layout "RxC"; otherwise "unstructured" or "N:M"
   bool int8;    // weights in bytes with a scale per output; otherwise float32
   Given given = Given::kNothing;
+  bool adds = false;  // a last input as large as the result, added before the activation
 };
 
-inline constexpr std::array<Family, 10> kFamilies{{
+inline constexpr std::array<Family, 12> kFamilies{{
     {"SparseMatMul", false, false, false},
     {"SparseConv", true, false, false},
+    {"SparseConvAdd", true, false, false, Given::kNothing, true},
     {"BlockSparseMatMul", false, true, false},
     {"BlockSparseConv", true, true, false},
+    {"BlockSparseConvAdd", true, true, false, Given::kNothing, true},
     {"SparseMatMulInt8", false, false, true},
     {"BlockSparseMatMulInt8", false, true, true},
     {"SparseMatMulInt8Static", false, false, true, Given::kScale},

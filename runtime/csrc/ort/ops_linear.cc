@@ -323,11 +323,12 @@ class ByteMatMulKernel final : public MatMulKernel<ByteMatMul> {
 class ConvKernel final : public Kernel {
  public:
   ConvKernel(const Functions& functions, std::string node_label, const Weight& weight,
-             const sparsecc_conv_geometry& geometry, int32_t threads)
+             const sparsecc_conv_geometry& geometry, size_t added, int32_t threads)
       : Kernel(functions, std::move(node_label)),
         outputs_(weight.shape[0]),
         channels_(weight.shape[1] * geometry.groups),
         rank_(weight.shape.size()),
+        added_(added),
         gauge_(threads) {
     sparsecc_conv* op = nullptr;
     checked([&](char* error, size_t size) {
@@ -350,25 +351,36 @@ class ConvKernel final : public Kernel {
     std::vector<int64_t> dims{x.dims[0], outputs_};
     if (rank_ == 4) dims.push_back(out_hw[0]);
     dims.push_back(out_hw[1]);
+    const float* added = added_ == 0 ? nullptr : read_added(context, dims);
     auto* y = static_cast<float*>(make_output(api, context, 0, dims));
     if (x.dims[0] == 0 || out_hw[0] == 0 || out_hw[1] == 0) return;
     SessionThreads threads(api, context, gauge_);
+    const auto* from = static_cast<const float*>(x.data);
     checked([&](char* error, size_t size) {
-      return sparsecc_conv_run(op_.get(), static_cast<const float*>(x.data), x.dims[0], channels_, in_hw[0],
-                               in_hw[1], y, &threads.executor, error, size);
+      return added == nullptr ? sparsecc_conv_run(op_.get(), from, x.dims[0], channels_, in_hw[0], in_hw[1],
+                                                  y, &threads.executor, error, size)
+                              : sparsecc_conv_add_run(op_.get(), from, added, x.dims[0], channels_, in_hw[0],
+                                                      in_hw[1], y, &threads.executor, error, size);
     });
     threads.check();
   }
 
  private:
+  const float* read_added(OrtKernelContext* context, const std::vector<int64_t>& dims) const {
+    const TensorView added = read_input(api, context, added_);
+    if (added.dims != dims)
+      throw KernelError("residual has shape " + to_text(added.dims) + ", the result has " + to_text(dims));
+    return static_cast<const float*>(added.data);
+  }
+
   std::unique_ptr<sparsecc_conv, ConvDeleter> op_;
   const int64_t outputs_, channels_;
-  const size_t rank_;
+  const size_t rank_, added_;  // added_: place of the input that is added, 0 if none
   mutable ThreadGauge gauge_;
 };
 
 // x, values, indices, shape, scales with values in bytes, bias, lo and hi for Clip, x_scale and x_zero_point
-// where these are given.
+// where these are given, or what is added.
 std::vector<ElementType> input_types(const Family& family, const Activation& activation) {
   std::vector<ElementType> types{
       family.given == Given::kBytes ? ElementType::kUint8 : ElementType::kFloat,
@@ -380,6 +392,7 @@ std::vector<ElementType> input_types(const Family& family, const Activation& act
     types.push_back(ElementType::kFloat);
     types.push_back(ElementType::kUint8);
   }
+  if (family.adds) types.push_back(ElementType::kFloat);
   return types;
 }
 
@@ -392,7 +405,8 @@ std::unique_ptr<Kernel> make_kernel(const NodeReader& node, const Functions& api
     return std::make_unique<ByteMatMulKernel>(api, label, weight, threads, family.given,
                                               input_types(family, activation).size());
   if (!family.conv) return std::make_unique<FloatMatMulKernel>(api, label, weight, threads);
-  return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape), threads);
+  const size_t added = family.adds ? input_types(family, activation).size() - 1 : 0;
+  return std::make_unique<ConvKernel>(api, label, weight, read_geometry(node, weight.shape), added, threads);
 }
 
 }  // namespace

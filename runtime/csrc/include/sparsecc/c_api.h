@@ -109,6 +109,11 @@ SPARSECC_API int sparsecc_conv_output_size(const sparsecc_conv* op, const int64_
 SPARSECC_API int sparsecc_conv_run(const sparsecc_conv* op, const float* x, int64_t batch,
                                    int64_t channels, int64_t height, int64_t width, float* y,
                                    const sparsecc_executor* executor, char* error, size_t error_size);
+/* The same with `added`, laid out as y, under the activation: y = act(conv(x) + bias + added). No overlap. */
+SPARSECC_API int sparsecc_conv_add_run(const sparsecc_conv* op, const float* x, const float* added,
+                                       int64_t batch, int64_t channels, int64_t height, int64_t width,
+                                       float* y, const sparsecc_executor* executor, char* error,
+                                       size_t error_size);
 SPARSECC_API void sparsecc_conv_destroy(sparsecc_conv* op);
 
 /* Products of bytes: y = act(x W^T + bias) with W[n][k] = scales[n] * values, values int8 in any layout.
