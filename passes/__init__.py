@@ -9,6 +9,7 @@ LOADERS: dict[str, str] = {
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",
+    "lower-conv-int8": "sparsecc.passes.lower.lower_conv_int8:LowerConvInt8",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",
     "confirm-layout": "sparsecc.passes.lower.confirm_layout:ConfirmLayout",
     "restore-dense": "sparsecc.passes.lower.restore_dense:RestoreDense",

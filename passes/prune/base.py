@@ -24,6 +24,10 @@ Scorer = Callable[[Site, NDArray[Any]], NDArray[Any] | str]
 """Gives the scores ``[N, K]`` of a site's weight, or the reason why it cannot."""
 
 
+Reorder = Callable[[NDArray[Any]], NDArray[Any]]
+"""Another order of the columns of a matrix ``[N, K]``."""
+
+
 @dataclass(frozen=True)
 class PrunePass(Pass):
     """Base of passes that set the weights of lowest score to zero. Subclasses say what the score is."""
@@ -36,6 +40,7 @@ class PrunePass(Pass):
     scope: Literal["layer", "row"] = "layer"
     min_elements: int = 1024
     min_reduction: int = 16
+    by_channel: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,7 +112,8 @@ class PrunePass(Pass):
         return settings.pattern.keep_count(units, settings.sparsity) == 0
 
     def _prune(self, site: Site, settings: SiteSettings, score: Scorer, report: PassReport) -> None:
-        weight, pattern = site.numpy(), settings.pattern
+        reorder, restore = _column_orders(site, self.by_channel)
+        weight, pattern = reorder(site.numpy()), settings.pattern
         assert pattern is not None  # _refusal
         reason = _unusable(weight)
         if reason is None and is_pruned(weight, pattern, settings.sparsity, self.scope, site.groups):
@@ -115,12 +121,12 @@ class PrunePass(Pass):
         if reason is not None:
             report.skip(site.name, reason)
             return
-        scores = score(site, weight)
+        scores = score(site, site.numpy())
         if isinstance(scores, str):
             report.skip(site.name, scores)
             return
-        pruned = prune_matrix(weight, scores, pattern, settings.sparsity, self.scope, site.groups)
-        site.replace(pruned.weight)
+        pruned = prune_matrix(weight, reorder(scores), pattern, settings.sparsity, self.scope, site.groups)
+        site.replace(restore(pruned.weight))
         report.change(
             site.name,
             f"{_describe(settings)}: density {pruned.density_before:.4g} -> {pruned.density_after:.4g}",
@@ -130,6 +136,20 @@ class PrunePass(Pass):
             relative_error=pruned.relative_error,
             kept_score=pruned.kept_score,
         )
+
+
+def _column_orders(site: Site, by_channel: bool) -> tuple[Reorder, Reorder]:
+    """From the order (cin, kernel) of a convolution's columns to (kernel, cin), and back."""
+    kernel = 1 if site.conv is None else int(np.prod(site.conv.kernel_shape))
+    if not by_channel or kernel == 1:
+        return (lambda matrix: matrix), (lambda matrix: matrix)
+    channels = site.shape[1] // kernel
+
+    def swap(matrix: NDArray[Any], inner: int) -> NDArray[Any]:
+        cube = matrix.reshape(matrix.shape[0], -1, inner).swapaxes(1, 2)
+        return np.ascontiguousarray(cube).reshape(matrix.shape)
+
+    return (lambda matrix: swap(matrix, kernel)), (lambda matrix: swap(matrix, channels))
 
 
 def _unusable(weight: NDArray[Any]) -> str | None:

@@ -40,6 +40,8 @@ class PruneWanda(PrunePass):
         scope: compare weights within each output ``row`` (as the paper does) or over the whole ``layer``.
         min_elements: smaller weights stay dense.
         min_reduction: weights with fewer inputs per output stay dense.
+        by_channel: group channels at the same place of a convolution's kernel instead of neighbouring entries of
+            (cin, kh, kw): what int8 convolutions (``lower-conv-int8``) want of blocks wider than one input.
     """
 
     name: ClassVar[str] = "prune-wanda"

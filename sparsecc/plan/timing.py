@@ -232,6 +232,21 @@ class MeasuredCosts:
             key, ["relative"], lambda: self._time_model(model, sites, quantization)
         )["relative"]
 
+    def relative_time_of(self, model: Model, candidate: Model) -> float:
+        """Time of ``candidate`` / time of ``model``, both with the operators in them as they are."""
+        ready = [other.copy() for other in (model, candidate)]
+        for other in ready:
+            emit.finalize(other)
+        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
+        digest = _digest(*(other.fingerprint().encode() for other in ready), shapes.encode())
+
+        def measure() -> dict[str, float]:
+            result = verify.benchmark(ready, self._inputs, threads=self._threads, max_seconds=_MODEL_SECONDS)
+            return {"relative": 1 / result.ratio_to_first[1]}
+
+        key = f"models {digest} threads={self._threads}"
+        return self.table.get_or_measure(key, ["relative"], measure)["relative"]
+
     def _time_model(
         self, model: Model, sites: frozenset[str], quantization: Requantizer | None
     ) -> dict[str, float]:

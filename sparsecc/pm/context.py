@@ -133,6 +133,9 @@ class CostSource(Protocol):
         With ``quantization`` only the sites marked as int8 among ``sites`` are quantised at all.
         """
 
+    def relative_time_of(self, model: Model, candidate: Model) -> float:
+        """Return (time of ``candidate``) / (time of ``model``), which takes the same inputs."""
+
 
 @dataclass(frozen=True)
 class SiteOverride:

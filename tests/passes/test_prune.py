@@ -303,3 +303,24 @@ def test_wanda_with_measured_inputs_beats_magnitude_on_skewed_data():
         run(copy, f"prune-{name}{{match=up scope=row}}", calibration=source)
         errors[name] = np.linalg.norm(batch @ (dense - weights(copy)["up"]).T)
     assert errors["wanda"] < errors["magnitude"]
+
+
+def test_blocks_of_channels_in_convolutions():
+    """Four columns of a block are four channels at one place of the kernel; results and weights stay in order."""
+    proto = """g (float[1,16,9,9] x) => (float[1,24,9,9] y) {
+        [c] h = Conv<pads=[1,1,1,1]>(x, w)
+        [p] y = Conv(h, v)
+    }"""
+    model = build(proto, w=normal(16, 16, 3, 3), v=normal(24, 16, 1, 1))
+    dense = weights(model)["c"]
+    run(model, "prune-magnitude{pattern=8x4 sparsity=0.75 by-channel=true}")
+    pruned = weights(model)
+    by_channel = np.moveaxis(pruned["c"].reshape(16, 16, 9), 1, 2).reshape(16, -1)
+    assert matches(by_channel, Pattern.parse("8x4"))
+    assert not matches(pruned["c"], Pattern.parse("8x4"))
+    assert matches(pruned["p"], Pattern.parse("8x4"))
+    assert density(pruned["c"]) == 0.25
+    kept = pruned["c"] != 0
+    np.testing.assert_array_equal(pruned["c"][kept], dense[kept])
+    report = run(model, "prune-magnitude{pattern=8x4 sparsity=0.75 by-channel=true}")
+    assert not report.changed
