@@ -18,7 +18,7 @@ import click
 from kernels import compare
 from layers import layer_options
 
-PATTERNS = ("16x4",)
+PATTERNS = ("16x4", "16x1", "8x1", "4x1", "4x4", "1x4", "2:4", "1:4", "unstructured")
 SPARSITIES = (0.5, 0.8, 0.9)
 
 

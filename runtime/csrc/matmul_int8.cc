@@ -123,6 +123,11 @@ sparsecc_int8_matmul::sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc
 ByteScale sparsecc_int8_matmul::scale_of(const float* x, int64_t count,
                                          const sparsecc_executor* executor) const {
   const int64_t tasks = std::clamp<int64_t>(count / kScanned, 1, thread_count(executor));
+  if (tasks == 1) {
+    float low = 0.0f, high = 0.0f;
+    kernel_.help->extremes(x, count, &low, &high);
+    return byte_scale(low, high);
+  }
   std::vector<float> low(static_cast<size_t>(tasks)), high(low);
   run_tasks(executor, tasks, [&](int64_t task) {
     const int64_t begin = count / tasks * task, end = task + 1 == tasks ? count : count / tasks * (task + 1);
@@ -169,11 +174,12 @@ void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteSca
                                     int64_t group_end, float* y) const {
   const QuadView weight = weight_.view();
   const int64_t bytes = panel_bytes(inputs_, kernel_);
-  for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
+  const int64_t groups = rows <= kTileRows ? group_end - group_begin : kGroupsAtOnce;
+  for (int64_t group = group_begin; group < group_end; group += groups)
     for (int64_t row = 0; row < rows; row += kTileRows) {
       const QuadJob job{&weight,
                         group,
-                        std::min(group_end, group + kGroupsAtOnce),
+                        std::min(group_end, group + groups),
                         panels + row * bytes,
                         static_cast<int>(std::min<int64_t>(kTileRows, rows - row)),
                         scale,

@@ -118,6 +118,13 @@ constexpr int kQuadChains = Rows >= 8   ? 1
                             : Rows >= 4 ? 2
                                         : 4;
 
+// Few rows are bound by the stream of weights.
+template <int Rows>
+SPARSECC_INLINE void fetch_ahead(const void* from) {
+  constexpr int kAhead = 2048;
+  if constexpr (Rows <= 4) __builtin_prefetch((const char*)from + kAhead);
+}
+
 // Sums over the blocks of a group; block(i, part) adds block i to one sum for each row.
 template <int Rows, class Block>
 SPARSECC_INLINE void sum_blocks(const QuadView& w, int64_t group, I16 (&sum)[Rows], Block block) {
@@ -178,6 +185,7 @@ struct Neighbours {
     const auto block = [&](int64_t i, I16 (&part)[Rows]) __attribute__((always_inline)) {
       const XQuad* x = panel + (int64_t)w.index[i] * job.rows;
       __asm__("" : "+r"(x));  // one address per block, not one per row
+      fetch_ahead<Rows>(w.values + i * kQuadValues);
       const QuadWeights weights = load_weights(w.values + i * kQuadValues);
       SPARSECC_UNROLL
       for (int r = 0; r < Rows; ++r) part[r] = dot(part[r], x[r], weights);

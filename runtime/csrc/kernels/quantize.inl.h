@@ -17,19 +17,26 @@ static void extremes(const float* x, int64_t count, float* low, float* high) {
   for (; i + kApart * kGroup <= count; i += kApart * kGroup) SPARSECC_UNROLL
   for (int c = 0; c < kApart; ++c) take(c, load(x + i + c * kGroup));
   for (; i < count; i += kGroup) take(0, load_first(x + i, count - i < kGroup ? count - i : kGroup));
-  float lows[kGroup], highs[kGroup], poisons[kGroup];
+  Vec lows = least[0].part[0], highs = most[0].part[0], poisons = poison[0].part[0];
+  for (int c = 0; c < kApart; ++c)
+    for (int p = 0; p < kParts; ++p) {
+      lows = at_most(lows, least[c].part[p]);
+      highs = at_least(highs, most[c].part[p]);
+      poisons += poison[c].part[p];
+    }
   *low = *high = 0.0f;
   float sum = 0.0f;
-  for (int c = 0; c < kApart; ++c) {
-    store(lows, least[c]);
-    store(highs, most[c]);
-    store(poisons, poison[c]);
-    for (int lane = 0; lane < kGroup; ++lane) {
-      *low = lows[lane] < *low ? lows[lane] : *low;
-      *high = highs[lane] > *high ? highs[lane] : *high;
-      sum += poisons[lane];
-    }
+#if SPARSECC_AVX512
+  *low = _mm512_reduce_min_ps((__m512)lows);
+  *high = _mm512_reduce_max_ps((__m512)highs);
+  sum = _mm512_reduce_add_ps((__m512)poisons);
+#else
+  for (int lane = 0; lane < kLanes; ++lane) {
+    *low = lows[lane] < *low ? lows[lane] : *low;
+    *high = highs[lane] > *high ? highs[lane] : *high;
+    sum += poisons[lane];
   }
+#endif
   if (sum != 0.0f) *low = *high = sum;  // NaN
 }
 

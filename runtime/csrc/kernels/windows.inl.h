@@ -88,6 +88,8 @@ struct Windows {
     const auto block = [&](int64_t i, I16 (&part)[Rows]) __attribute__((always_inline)) {
       const uint8_t* x = panel + (int64_t)w.index[i] * job.rows * Width;
       __asm__("" : "+r"(x));
+      fetch_ahead<Rows>(w.values + i * kQuadValues);
+      if constexpr (Kind == Picks::kOwn) fetch_ahead<Rows>(w.places + i * kQuadValues);
       const PickedBytes places = load_places<Kind>(w, i);
       const QuadWeights weights = load_weights(w.values + i * kQuadValues);
       SPARSECC_UNROLL
