@@ -128,7 +128,6 @@ def session_engine(
     """Return a session of one node that reads ``layer.x`` and writes y through bound buffers."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = layer.threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
     register(options)
     model = layer_model(node, constants, layer)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
@@ -137,7 +136,7 @@ def session_engine(
     binding.bind_cpu_input("x", layer.x)
     binding.bind_output("y", "cpu", 0, np.float32, y.shape, y.ctypes.data)
     call = partial(session.run_with_iobinding, binding)
-    return Engine(name, call, lambda: y, pattern=layer.pattern, sparsity=layer.sparsity, **facts)
+    return Engine(name, call, lambda: y, spins=True, pattern=layer.pattern, sparsity=layer.sparsity, **facts)
 
 
 def dense_fp32(layer: Layer) -> Engine:

@@ -104,6 +104,7 @@ def open_library(path: str) -> ctypes.CDLL:
         "sparsecc_matmul_create": (ctypes.c_int, (pointer, pointer, *error_text)),
         "sparsecc_matmul_run": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *error_text)),
         "sparsecc_matmul_kernel": (ctypes.c_char_p, (pointer, count)),
+        "sparsecc_matmul_balance": (ctypes.c_double, (pointer, count, count)),
         "sparsecc_matmul_destroy": (None, (pointer,)),
         "sparsecc_conv_create": (ctypes.c_int, (pointer, pointer, pointer, *error_text)),
         "sparsecc_conv_output_size": (ctypes.c_int, (pointer, pointer, pointer, *error_text)),
@@ -313,6 +314,13 @@ class NativeMatMul(_NativeOp):
     def kernel(self, rows: int) -> str:
         """Return the name of the kernel that would run for that many rows of x."""
         return str(self._library.sparsecc_matmul_kernel(self._handle, rows).decode())
+
+    def balance(self, rows: int, parts: int) -> float:
+        """Return the work of the largest part over the mean part when that many rows are cut for ``parts`` threads.
+
+        From the stored weights alone; 1 is perfect. ``parts`` is rounded up to a power of two of at most 64.
+        """
+        return float(self._library.sparsecc_matmul_balance(self._handle, rows, parts))
 
 
 class NativeConv(_NativeOp):

@@ -63,6 +63,7 @@ def _library(path: str) -> ctypes.CDLL:
             (pointer, pointer, count, ctypes.c_float, ctypes.c_int32, pointer, pointer, *error_text),
         ),
         "sparsecc_int8_matmul_kernel": (ctypes.c_char_p, (pointer,)),
+        "sparsecc_int8_matmul_balance": (ctypes.c_double, (pointer, count)),
         "sparsecc_int8_matmul_destroy": (None, (pointer,)),
     }
     declare(library, signatures)
@@ -160,3 +161,7 @@ class NativeInt8MatMul(NativeHandle):
     def kernel(self) -> str:
         """Name of the kernel that runs."""
         return str(self._library.sparsecc_int8_matmul_kernel(self._handle).decode())
+
+    def balance(self, parts: int) -> float:
+        """Return the work of the largest part over the mean part, as ``NativeMatMul.balance``."""
+        return float(self._library.sparsecc_int8_matmul_balance(self._handle, parts))

@@ -134,6 +134,14 @@ const char* sparsecc_isas(void) { return sparsecc::isa_list(); }
 
 const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows) { return op->kernel(rows); }
 
+double sparsecc_matmul_balance(const sparsecc_matmul* op, int64_t rows, int64_t parts) {
+  return op->shares(rows).balance(parts);
+}
+
+double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t parts) {
+  return op->shares().balance(parts);
+}
+
 const char* sparsecc_conv_kernel(const sparsecc_conv* op) { return op->kernel(); }
 
 const char* sparsecc_kernel_table(void) { return sparsecc::kernel_table(); }

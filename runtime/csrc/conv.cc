@@ -151,13 +151,10 @@ void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added
   const int64_t group_channels = channels_ / geometry_.groups;
   const auto inputs = input_offsets(geometry_, linear_.inputs, f.plane(), f.padded[1]);
   const int64_t planes = f.batch * geometry_.groups, wanted = wanted_tasks(executor);
-  const LaneChunks chunks = cut_lanes(f.pixels, kernel.tile.wide, planes * element_[0].chunks, wanted);
+  const LaneChunks chunks(f.pixels, kernel.tile.wide);
   const int64_t outer = planes * chunks.count();
   const int64_t parts =
-      std::clamp(ceil_div(wanted, outer), ceil_div(outputs, kSumOutputs), element_[0].chunks);
-  std::vector<std::vector<int64_t>> cuts;
-  for (const ElementPack& weight : element_)
-    cuts.push_back(cut_by_weight(weight.chunk_start.data(), weight.chunks, parts, ElementPack::kChunk));
+      element_[0].shares.parts(std::max(ceil_div(wanted, outer), ceil_div(outputs, kSumOutputs)));
   const bool relu = linear_.epilogue.activation == SPARSECC_ACT_RELU;
   const bool clip = linear_.epilogue.activation == SPARSECC_ACT_CLIP;
   const bool direct = relu || clip || linear_.epilogue.activation == SPARSECC_ACT_NONE;
@@ -166,20 +163,19 @@ void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added
     const int64_t plane = task / parts / chunks.count();  // image and conv group
     const int64_t image = plane / geometry_.groups, group = plane % geometry_.groups;
     const ElementPack& weight = element_[static_cast<size_t>(group)];
-    const int64_t first = cuts[static_cast<size_t>(group)][static_cast<size_t>(part)];
-    const int64_t last = cuts[static_cast<size_t>(group)][static_cast<size_t>(part) + 1];
-    if (first == last) return;
+    const Shares::Ranges mine = weight.shares.of(part, parts);
+    int64_t height = 0;  // outputs with running sums
+    for (const auto [first, last] : mine) height += weight.outputs_of(first, last);
+    if (height == 0) return;
     const int64_t pixel = chunks.begin(chunk), count = chunks.size(chunk);
     const int64_t lanes = int64_t{chunks.wide(chunk)} * kGroup;
-    const int64_t output = first * ElementPack::kChunk;
-    const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
     int32_t offsets[kMaxWide * kGroup];
     pixel_offsets(geometry_, f.padded[1], f.out[1], pixel, count, offsets);
     Scratch<0> panel(weight.block_inputs * lanes);
-    Scratch<1> sums(round_up(output_count, weight.tall) * lanes);
-    const float* bias = linear_.epilogue.bias + group * outputs + output;
+    Scratch<1> sums(round_up(height, weight.tall) * lanes);
+    const float* bias = linear_.epilogue.bias + group * outputs;
     const float* base = x + (image * channels_ + group * group_channels) * f.plane();
-    const int64_t place = (image * linear_.outputs + group * outputs + output) * f.pixels + pixel;
+    const int64_t place = (image * linear_.outputs + group * outputs) * f.pixels + pixel;
     float* to = y + place;
     ElementJob job{};
     job.panel = panel.data();
@@ -199,19 +195,26 @@ void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added
                             panel.data()};
       linear_.help.pack_pixels(&pixels);
       job.direct = direct && block == weight.blocks - 1;
-      for (int64_t c = first; c < last; ++c) {
-        const int64_t local = (c - first) * ElementPack::kChunk;
-        job.weight = weight.cell(c, block);
-        job.sums = sums.data() + local * lanes;
-        job.bias = block == 0 ? bias + local : nullptr;
-        job.added = added == nullptr ? nullptr : added + place + local * f.pixels;
-        job.outputs = weight.chunk_outputs(c);
-        job.target = Target{to + local * f.pixels, 1, f.pixels};
-        kernel.run(&job);
-      }
+      job.sums = sums.data();
+      for (const auto [first, last] : mine)
+        for (int64_t c = first; c < last; ++c) {
+          const int64_t output = c * weight.height;
+          job.weight = weight.cell(c, block);
+          job.bias = block == 0 ? bias + output : nullptr;
+          job.added = added == nullptr ? nullptr : added + place + output * f.pixels;
+          job.outputs = weight.chunk_outputs(c);
+          job.target = Target{to + output * f.pixels, 1, f.pixels};
+          kernel.run(&job);
+          job.sums += job.outputs * lanes;
+        }
     }
-    if (!direct)
-      linear_.help.finish(sums.data(), lanes, output_count, count, Target{to, 1, f.pixels},
-                          &linear_.epilogue);
+    if (direct) return;
+    float* done = sums.data();
+    for (const auto [first, last] : mine) {
+      const int64_t output_count = weight.outputs_of(first, last);
+      linear_.help.finish(done, lanes, output_count, count,
+                          Target{to + first * weight.height * f.pixels, 1, f.pixels}, &linear_.epilogue);
+      done += output_count * lanes;
+    }
   });
 }

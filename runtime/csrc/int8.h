@@ -9,6 +9,7 @@
 #include "common.h"
 #include "isa.h"
 #include "kernels_int8.h"
+#include "shares.h"
 #include "sparsecc/c_api.h"
 #include "weight.h"
 
@@ -40,7 +41,8 @@ struct QuadPack {
   QuadView view() const;
   int64_t blocks() const { return start[groups]; }
   int64_t outputs, groups;
-  Buffer<int64_t> start;  // [groups + 1]; also the prefix sums that work is cut by
+  Buffer<int64_t> start;  // [groups + 1]
+  Shares shares;          // of groups
 
  private:
   void pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order);
@@ -65,6 +67,7 @@ struct sparsecc_int8_matmul {
   void run(const uint8_t* x, sparsecc::ByteScale scale, int64_t rows, float* y,
            const sparsecc_executor* executor) const;
   const char* kernel() const { return kernel_.name; }
+  const sparsecc::Shares& shares() const { return weight_.shares; }
   int64_t inputs() const { return inputs_; }
 
  private:
@@ -76,7 +79,8 @@ struct sparsecc_int8_matmul {
     const float* x;
     const uint8_t* bytes;
   };
-  void pack(Source x, int64_t first_row, int64_t rows, sparsecc::ByteScale to, uint8_t* panel) const;
+  void pack(Source x, int64_t first_row, int64_t rows, int64_t first, int64_t last, sparsecc::ByteScale to,
+            uint8_t* panels) const;
   void run(Source x, sparsecc::ByteScale scale, int64_t rows, float* y,
            const sparsecc_executor* executor) const;
   void multiply(const uint8_t* panels, int64_t rows, sparsecc::ByteScale scale, int64_t group_begin,

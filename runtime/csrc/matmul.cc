@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a second-level cache
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
+constexpr int64_t kPackedAtOnce = 1 << 14;    // floats, at least, that are worth a task of their own
 
 // Rows of x up to which slots beat single weights, measured on Zen 5: they read every weight once per tile
 // of rows, but where every slot is full and one permute picks from its 16 inputs they still pay then.
@@ -70,6 +71,10 @@ const char* sparsecc_matmul::kernel(int64_t rows) const {
                           : element_kernel(linear_.isa, element_->tall).name;
 }
 
+const Shares& sparsecc_matmul::shares(int64_t rows) const {
+  return uses_block(rows) ? block_->shares : uses_slice(rows) ? slice_->shares : element_->shares;
+}
+
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
   if (rows == 0) return;
   if (const int64_t tail = tail_rows(rows); tail > 0) {
@@ -87,45 +92,71 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
 }
 
 // Chunks of rows whose panels stay in cache; in each, a few groups of outputs at a time over all
-// panels, so that neighbouring outputs of a row are written close together in time.
+// panels, so that neighbouring outputs of a row are written close together in time. Where the chunks are fewer
+// than the tasks wanted, the outputs are dealt too, and x is packed beforehand: once, not by every task.
 void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const BlockView weight = block_->view();
-  const auto kernel = block_kernel(linear_.isa, weight.wide);
   const int64_t height = kTileRows, tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
   const int64_t chunk_panels =
       std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
-  const int64_t row_chunks = ceil_div(panels, chunk_panels);
-  const auto cuts = cut_by_weight(block_->start.data(), block_->groups, ceil_div(tasks, row_chunks), 4);
-  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  const int64_t row_chunks = ceil_div(panels, chunk_panels), chunk = chunk_panels * height;
+  const int64_t parts = block_->shares.parts(ceil_div(tasks, row_chunks));
+  const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
+  if (parts == 1) {
+    run_tasks(executor, row_chunks, [&](int64_t i) {
+      const int64_t row = i * chunk;
+      Scratch<0> packed(rows == 1 ? 0 : rows_of(row) * inputs);
+      if (rows > 1) pack_panels(x + row * inputs, rows_of(row), 0, inputs, packed.data());
+      run_groups(block_->shares.of(0, 1), rows == 1 ? x : packed.data(), rows_of(row), y + row * outputs);
+    });
+    return;
+  }
+  Scratch<0> packed(rows == 1 ? 0 : rows * inputs);
+  if (rows > 1) {
+    const int64_t worth = std::max<int64_t>(1, ceil_div(rows * inputs, row_chunks * kPackedAtOnce));
+    const int64_t slices = std::clamp<int64_t>(ceil_div(tasks, row_chunks), 1, worth);
+    run_tasks(executor, row_chunks * slices, [&](int64_t task) {
+      const int64_t row = task / slices * chunk, slice = task % slices;
+      const int64_t first = inputs * slice / slices, last = inputs * (slice + 1) / slices;
+      pack_panels(x + row * inputs, rows_of(row), first, last, packed.data() + row * inputs);
+    });
+  }
   run_tasks(executor, row_chunks * parts, [&](int64_t task) {
-    const int64_t row_begin = task / parts * chunk_panels * height;
-    const int64_t row_end = std::min(rows, row_begin + chunk_panels * height);
-    const int64_t group_begin = cuts[static_cast<size_t>(task % parts)];
-    const int64_t group_end = cuts[static_cast<size_t>(task % parts) + 1];
-    Scratch<0> panel(rows == 1 ? 0 : (row_end - row_begin) * inputs);
-    if (rows > 1)
-      for (int64_t row = row_begin; row < row_end; row += height) {
-        const int64_t n = std::min(height, row_end - row);
-        linear_.help.pack_rows(x + row * inputs, inputs, n, inputs, panel.data() + (row - row_begin) * inputs,
-                               n);
-      }
-    for (int64_t group = group_begin; group < group_end; group += kGroupsAtOnce)
-      for (int64_t row = row_begin; row < row_end; row += height) {
-        const int64_t n = std::min(height, row_end - row);
+    const int64_t row = task / parts * chunk;
+    run_groups(block_->shares.of(task % parts, parts), rows == 1 ? x : packed.data() + row * inputs,
+               rows_of(row), y + row * outputs);
+  });
+}
+
+// The inputs [first, last) of rows, to panels that hold all inputs.
+void sparsecc_matmul::pack_panels(const float* x, int64_t rows, int64_t first, int64_t last,
+                                  float* packed) const {
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    const int64_t count = std::min<int64_t>(kTileRows, rows - row);
+    linear_.help.pack_rows(x + row * linear_.inputs + first, linear_.inputs, count, last - first,
+                           packed + row * linear_.inputs + first * count, count);
+  }
+}
+
+void sparsecc_matmul::run_groups(Shares::Ranges groups, const float* packed, int64_t rows, float* y) const {
+  const BlockView weight = block_->view();
+  const auto kernel = block_kernel(linear_.isa, weight.wide);
+  for (const auto [begin, end] : groups)
+    for (int64_t group = begin; group < end; group += kGroupsAtOnce)
+      for (int64_t row = 0; row < rows; row += kTileRows) {
+        const int64_t count = std::min<int64_t>(kTileRows, rows - row);
         const BlockJob job{&weight,
                            group,
-                           std::min(group_end, group + kGroupsAtOnce),
-                           rows == 1 ? x : panel.data() + (row - row_begin) * inputs,
-                           n,
-                           static_cast<int>(n),
-                           Target{y + row * outputs, outputs, 1},
+                           std::min(end, group + kGroupsAtOnce),
+                           packed + row * linear_.inputs,
+                           count,
+                           static_cast<int>(count),
+                           Target{y + row * linear_.outputs, linear_.outputs, 1},
                            &linear_.epilogue};
         kernel.run(&job);
       }
-  });
 }
 
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
@@ -139,12 +170,13 @@ void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
     std::fill_n(padded.data() + row * whole + inputs, whole - inputs, 0.0f);
   }
   x = padded.data();
-  const auto cuts = cut_by_weight(slice_->slot_start.data(), slice_->groups, wanted_tasks(executor), 8);
-  run_tasks(executor, static_cast<int64_t>(cuts.size()) - 1, [&](int64_t task) {
-    const SliceJob job{
-        &weight, cuts[static_cast<size_t>(task)], cuts[static_cast<size_t>(task) + 1], x,
-        whole,   static_cast<int>(rows),          Target{y, linear_.outputs, 1},       &linear_.epilogue};
-    kernel.run(&job);
+  const int64_t parts = slice_->shares.parts(wanted_tasks(executor));
+  run_tasks(executor, parts, [&](int64_t part) {
+    for (const auto [begin, end] : slice_->shares.of(part, parts)) {
+      const SliceJob job{&weight, begin, end, x, whole, static_cast<int>(rows), Target{y, linear_.outputs, 1},
+                         &linear_.epilogue};
+      kernel.run(&job);
+    }
   });
 }
 
@@ -153,23 +185,19 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
   const ElementPack& weight = *element_;
   const auto kernel = element_kernel(linear_.isa, weight.tall);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const LaneChunks chunks = cut_lanes(rows, kernel.tile.wide, weight.chunks, wanted_tasks(executor));
-  const int64_t parts_wanted =
-      std::max(ceil_div(wanted_tasks(executor), chunks.count()), ceil_div(outputs, kSumOutputs));
-  const auto cuts =
-      cut_by_weight(weight.chunk_start.data(), weight.chunks, parts_wanted, ElementPack::kChunk);
-  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  const LaneChunks chunks(rows, kernel.tile.wide);
+  const int64_t parts = weight.shares.parts(
+      std::max(ceil_div(wanted_tasks(executor), chunks.count()), ceil_div(outputs, kSumOutputs)));
   run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
     const int64_t chunk = task / parts, row = chunks.begin(chunk), count = chunks.size(chunk);
     const int wide = chunks.wide(chunk);
     const int64_t lanes = int64_t{wide} * kGroup;
-    const int64_t first = cuts[static_cast<size_t>(task % parts)],
-                  last = cuts[static_cast<size_t>(task % parts) + 1];
-    if (first == last) return;
-    const int64_t output = first * ElementPack::kChunk;
-    const int64_t output_count = (last - 1) * ElementPack::kChunk + weight.chunk_outputs(last - 1) - output;
+    const Shares::Ranges mine = weight.shares.of(task % parts, parts);
+    int64_t height = 0;  // outputs with running sums
+    for (const auto [first, last] : mine) height += weight.outputs_of(first, last);
+    if (height == 0) return;
     Scratch<0> panel(weight.block_inputs * lanes);
-    Scratch<1> sums(round_up(output_count, weight.tall) * lanes);
+    Scratch<1> sums(round_up(height, weight.tall) * lanes);
     ElementJob job{};
     job.panel = panel.data();
     job.wide = wide;
@@ -177,15 +205,22 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
       const int64_t k = block * weight.block_inputs;
       linear_.help.pack_rows(x + row * inputs + k, inputs, count, std::min(weight.block_inputs, inputs - k),
                              panel.data(), lanes);
-      for (int64_t c = first; c < last; ++c) {
-        const int64_t local = (c - first) * ElementPack::kChunk;
-        job.weight = weight.cell(c, block);
-        job.sums = sums.data() + local * lanes;
-        job.bias = block == 0 ? linear_.epilogue.bias + output + local : nullptr;
-        kernel.run(&job);
-      }
+      job.sums = sums.data();
+      for (const auto [first, last] : mine)
+        for (int64_t c = first; c < last; ++c) {
+          job.weight = weight.cell(c, block);
+          job.bias = block == 0 ? linear_.epilogue.bias + c * weight.height : nullptr;
+          job.outputs = weight.chunk_outputs(c);
+          kernel.run(&job);
+          job.sums += job.outputs * lanes;
+        }
     }
-    linear_.help.finish(sums.data(), lanes, output_count, count,
-                        Target{y + row * outputs + output, outputs, 1}, &linear_.epilogue);
+    float* done = sums.data();
+    for (const auto [first, last] : mine) {
+      const int64_t output = first * weight.height, output_count = weight.outputs_of(first, last);
+      linear_.help.finish(done, lanes, output_count, count, Target{y + row * outputs + output, outputs, 1},
+                          &linear_.epilogue);
+      done += output_count * lanes;
+    }
   });
 }

@@ -14,7 +14,8 @@ namespace {
 
 constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a second-level cache
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
-constexpr int64_t kScanned = 1 << 16;         // floats, at least, that are worth a task of their own
+constexpr int64_t kQuantized = 1 << 14;       // floats, at least, that are worth a task of their own
+constexpr int64_t kScanned = 1 << 15;         // floats, at least, that are worth a task of their own
 
 // Windows of each kernel.
 constexpr int kWidth_quads = 0;
@@ -150,16 +151,19 @@ int64_t panel_bytes(int64_t inputs, const ByteKernel& kernel) {
 
 }  // namespace
 
-void sparsecc_int8_matmul::pack(Source x, int64_t first_row, int64_t rows, ByteScale to,
-                                uint8_t* panels) const {
+// The inputs [first, last) of rows, to panels that hold all inputs; first is a multiple of kQuantizeStep, and 0
+// for panels of windows.
+void sparsecc_int8_matmul::pack(Source x, int64_t first_row, int64_t rows, int64_t first, int64_t last,
+                                ByteScale to, uint8_t* panels) const {
   const int64_t bytes = panel_bytes(inputs_, kernel_);
   for (int64_t row = 0; row < rows; row += kTileRows) {
     const int height = static_cast<int>(std::min<int64_t>(kTileRows, rows - row));
-    const int64_t from = (first_row + row) * inputs_;
+    const int64_t from = (first_row + row) * inputs_ + first;
+    uint8_t* panel = panels + row * bytes + first / kQuad * quad_bytes(kernel_.help->order) * height;
     const QuantizeJob job{x.x == nullptr ? nullptr : x.x + from, x.bytes == nullptr ? nullptr : x.bytes + from,
-                          inputs_,    inputs_,
+                          inputs_,    last - first,
                           height,     to,
-                          panels + row * bytes};
+                          panel};
     if (kernel_.width == 0) {
       kernel_.help->quantize(&job);
     } else {
@@ -200,27 +204,32 @@ void sparsecc_int8_matmul::run(Source x, ByteScale scale, int64_t rows, float* y
   const int64_t fit = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, bytes * kTileRows));
   const int64_t chunk = std::clamp<int64_t>(fit, 1, ceil_div(panels, std::min(tasks, panels))) * kTileRows;
   const int64_t chunks = ceil_div(rows, chunk);
-  const auto cuts = cut_by_weight(weight_.start.data(), weight_.groups, ceil_div(tasks, chunks), 4);
-  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  const int64_t parts = weight_.shares.parts(ceil_div(tasks, chunks));
   const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
   if (parts == 1) {
     run_tasks(executor, chunks, [&](int64_t i) {
       const int64_t row = i * chunk;
       Scratch<0, uint8_t> packed(rows_of(row) * bytes);
-      pack(x, row, rows_of(row), scale, packed.data());
+      pack(x, row, rows_of(row), 0, inputs_, scale, packed.data());
       multiply(packed.data(), rows_of(row), scale, 0, weight_.groups, y + row * weight_.outputs);
     });
     return;
   }
   Scratch<0, uint8_t> packed(rows * bytes);
-  run_tasks(executor, chunks, [&](int64_t i) {
-    pack(x, i * chunk, rows_of(i * chunk), scale, packed.data() + i * chunk * bytes);
+  const int64_t steps = ceil_div(inputs_, kQuantizeStep);
+  const int64_t worth = std::min(steps, ceil_div(rows * inputs_, chunks * kQuantized));
+  const int64_t slices =
+      kernel_.width == 0 ? std::clamp<int64_t>(ceil_div(tasks, chunks), 1, std::max<int64_t>(1, worth)) : 1;
+  run_tasks(executor, chunks * slices, [&](int64_t task) {
+    const int64_t row = task / slices * chunk, slice = task % slices;
+    const int64_t first = steps * slice / slices * kQuantizeStep;
+    const int64_t last = std::min(inputs_, steps * (slice + 1) / slices * kQuantizeStep);
+    pack(x, row, rows_of(row), first, last, scale, packed.data() + row * bytes);
   });
   run_tasks(executor, chunks * parts, [&](int64_t task) {
     const int64_t row = task / parts * chunk;
-    const size_t part = static_cast<size_t>(task % parts);
-    multiply(packed.data() + row * bytes, rows_of(row), scale, cuts[part], cuts[part + 1],
-             y + row * weight_.outputs);
+    for (const auto [begin, end] : weight_.shares.of(task % parts, parts))
+      multiply(packed.data() + row * bytes, rows_of(row), scale, begin, end, y + row * weight_.outputs);
   });
 }
 

@@ -64,12 +64,6 @@ class LaneChunks {
   int64_t lanes_, vectors_, chunks_;
 };
 
-// The widest chunks with which `units` parts of the weight give enough tasks.
-inline LaneChunks cut_lanes(int64_t lanes, int64_t most, int64_t units, int64_t tasks) {
-  while (most > 1 && LaneChunks(lanes, most).count() * units < tasks) most /= 2;
-  return {lanes, most};
-}
-
 }  // namespace sparsecc
 
 struct sparsecc_matmul {
@@ -78,6 +72,7 @@ struct sparsecc_matmul {
   sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
   void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   const char* kernel(int64_t rows) const;
+  const sparsecc::Shares& shares(int64_t rows) const;
   int64_t inputs() const { return linear_.inputs; }
 
  private:
@@ -87,6 +82,8 @@ struct sparsecc_matmul {
   bool uses_slice(int64_t rows) const;
   bool uses_block(int64_t rows) const;
   int64_t tail_rows(int64_t rows) const;
+  void pack_panels(const float* x, int64_t rows, int64_t first, int64_t last, float* packed) const;
+  void run_groups(sparsecc::Shares::Ranges groups, const float* packed, int64_t rows, float* y) const;
 
   sparsecc::Linear linear_;
   int64_t slice_rows_ = 0, block_rows_ = 0;

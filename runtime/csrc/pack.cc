@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <utility>
+
+#include "schedule.h"
 
 namespace sparsecc {
 namespace {
@@ -35,6 +38,7 @@ BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
       columns += columns_of(unit);
     start[group + 1] = start[group] + columns;
   }
+  shares = Shares(start.data(), groups, kGroupOverhead);
   index_ = Buffer<uint32_t>(start[groups]);
   values_ = Buffer<float>(start[groups] * tall);
   for (int64_t group = 0; group < groups; ++group) {
@@ -52,9 +56,20 @@ BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
 
 BlockView BlockPack::view() const { return {start.data(), index_.data(), values_.data(), wide_, outputs_}; }
 
+namespace {
+
+// As many outputs as make the inner loop's trip counts predictable, but several chunks for every thread.
+int64_t chunk_height(int64_t outputs) {
+  static const int64_t threads = std::max(1U, std::thread::hardware_concurrency());
+  return std::clamp<int64_t>(round_up(ceil_div(outputs, threads * 4), kGroup), 64, 256);
+}
+
+}  // namespace
+
 ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block)
-    : block_inputs(block),
-      chunks(ceil_div(output_count, kChunk)),
+    : height(chunk_height(output_count)),
+      block_inputs(block),
+      chunks(ceil_div(output_count, height)),
       blocks(std::max<int64_t>(1, ceil_div(rows.inputs, block))),
       tall(rows.tall),
       outputs_(output_count) {
@@ -65,12 +80,12 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
   std::vector<uint16_t> row;
   const auto start = rows.start.begin() + first_row;
   std::vector<int64_t> next(start, start + row_count);
-  std::vector<int64_t> end(at(kChunk));
+  std::vector<int64_t> end(at(height));
   std::vector<uint16_t> order;
   int64_t placed = 0;
   chunk_start.push_back(0);
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t base = chunk * kChunk / tall, count = ceil_div(chunk_outputs(chunk), tall);
+    const int64_t base = chunk * height / tall, count = ceil_div(chunk_outputs(chunk), tall);
     for (int64_t b = 0; b < blocks; ++b) {
       order.clear();
       const auto size = [&](uint16_t r) { return end[r] - next[at(base + r)]; };
@@ -100,6 +115,7 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
     }
     chunk_start.push_back(placed * tall);
   }
+  shares = Shares(chunk_start.data(), chunks, height);
   row_ = aligned(row);
 }
 
@@ -240,6 +256,7 @@ SlicePack::SlicePack(const Rows& rows, bool can_pack)
     value_start_[group + 1] = static_cast<int64_t>(values.size());
   }
   values.insert(values.end(), kGroup, 0.0f);
+  shares = Shares(slot_start.data(), groups, 2 * kGroupOverhead);
   positions_ = aligned(positions);
   masks_ = aligned(masks);
   moves_ = aligned(moves);

@@ -7,6 +7,7 @@
 
 #include "common.h"
 #include "kernels.h"
+#include "shares.h"
 #include "weight.h"
 
 namespace sparsecc {
@@ -16,7 +17,8 @@ struct BlockPack {
   BlockPack(const Weight& weight);
   BlockView view() const;
   int64_t groups = 0;
-  Buffer<int64_t> start;  // [groups + 1]; also the prefix sums that work is cut by
+  Buffer<int64_t> start;  // [groups + 1]
+  Shares shares;          // of groups
 
  private:
   int64_t outputs_;
@@ -28,13 +30,18 @@ struct BlockPack {
 // Rows of one or several outputs cut into chunks of outputs and blocks of inputs. Inside such a cell rows
 // are ordered by their number of weights, so that the inner loop's trip count is predictable.
 struct ElementPack {
-  static constexpr int64_t kChunk = 256;  // outputs, in whole rows
   ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block_inputs);
   ElementView cell(int64_t chunk, int64_t block) const;
-  int64_t chunk_outputs(int64_t chunk) const { return std::min(kChunk, outputs_ - chunk * kChunk); }
+  int64_t chunk_outputs(int64_t chunk) const { return outputs_of(chunk, chunk + 1); }
+  // Of the chunks [first, last).
+  int64_t outputs_of(int64_t first, int64_t last) const {
+    return std::min(last * height, outputs_) - first * height;
+  }
+  int64_t height;  // outputs of a chunk
   int64_t block_inputs, chunks, blocks;
   int tall;                          // outputs of a row
   std::vector<int64_t> chunk_start;  // weights before each chunk, [chunks + 1]
+  Shares shares;                     // of chunks
 
  private:
   struct Cell {
@@ -52,7 +59,8 @@ struct SlicePack {
   SlicePack(const Rows& rows, bool can_pack);
   SliceView view() const;
   int64_t groups;
-  Buffer<int64_t> slot_start;  // [groups + 1]; also the prefix sums that work is cut by
+  Buffer<int64_t> slot_start;  // [groups + 1]
+  Shares shares;               // of groups
 
  private:
   int64_t outputs_, slices_, slots_per_slice_ = 0;

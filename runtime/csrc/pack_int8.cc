@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "int8.h"
+#include "schedule.h"
 
 namespace sparsecc {
 namespace {
@@ -95,6 +96,7 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
   } else {
     pack_windows(weight, desc.values, order, width);
   }
+  shares = Shares(start.data(), groups, kGroupOverhead);
 }
 
 void QuadPack::pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order) {

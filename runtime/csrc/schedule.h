@@ -48,6 +48,9 @@ void run_tasks(const sparsecc_executor* executor, int64_t tasks, const Task& tas
   if (shared.no_memory.load()) throw std::bad_alloc();
 }
 
+// What a group of outputs costs beside its blocks, in blocks.
+constexpr int64_t kGroupOverhead = 4;
+
 // Cuts units [0, n) in at most `parts` ranges of nearly equal weight, where prefix[i] is the weight
 // before unit i and every unit costs `overhead` on top. Returns the cut points, parts + 1 of them.
 inline std::vector<int64_t> cut_by_weight(const int64_t* prefix, int64_t n, int64_t parts, int64_t overhead) {

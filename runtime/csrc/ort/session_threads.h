@@ -14,7 +14,7 @@ namespace sparsecc::ort {
 // library was registered (session option "sparsecc.threads"). onnxruntime has no way to ask how many threads
 // a session has, so where neither is given, it is the whole machine until the node has seen that its tasks
 // all run on the calling thread: cutting for sixteen threads that are not there takes up to three times as
-// long. How sums are rounded can depend on the cut.
+// long.
 class ThreadGauge {
  public:
   explicit ThreadGauge(int32_t told) : told_(told) {}  // 0: not told

@@ -286,6 +286,13 @@ SPARSECC_API int sparsecc_planes_mean(const uint8_t* x, int64_t planes, int64_t 
                                       const char* isa, const sparsecc_executor* executor, char* error,
                                       size_t error_size);
 
+/* How evenly an operator's work is dealt, from the stored weights alone: the largest part over the mean part when
+ * it is cut for `parts` threads (rounded up to a power of two, at most 64). 1 is perfect. Rows of x are cut as
+ * well where there are many, and evenly, so that this is the worst case: few rows. rows as in
+ * sparsecc_matmul_kernel, since kernels deal different units. */
+SPARSECC_API double sparsecc_matmul_balance(const sparsecc_matmul* op, int64_t rows, int64_t parts);
+SPARSECC_API double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t parts);
+
 #ifdef __cplusplus
 }
 #endif
