@@ -46,6 +46,12 @@ def packed_sites(model: Model) -> list[PackedSite]:
 
 def _weights(node: onnx_ir.Node) -> Iterator[PackedSite]:
     """Yield the packed weights of a node; the two of an LSTM or GRU are named as its sites are."""
+    if node.op_type.endswith("Quads"):
+        if "Conv" in node.op_type:  # the residual comes before the weight
+            yield PackedSite(
+                str(node.name), node.op_type, _tensor(node, 1 + ("Add" in node.op_type), 4, "layout")
+            )
+        return
     if not node.op_type.startswith(("SparseLSTM", "SparseGRU")):
         count = 4 if "Int8" in node.op_type else 3  # values, indices, shape; with int8 values also scales
         yield PackedSite(str(node.name), node.op_type, _tensor(node, 1, count, "layout"))

@@ -57,6 +57,7 @@ def preset(
         steps.append(_quantize_step(quantize, activations, match))
     if not standard_ops_only:
         forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None
+        steps.append(_pass("lower-conv-int8", match=match, keep_slower=keep_slower))
         steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced))
         if not keep_slower:
             steps.append(_pass("confirm-layout"))

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsecc import emit, verify
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
+from sparsecc.ir.packed import packed_sites
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Pattern, keep_mask
 
@@ -172,6 +173,19 @@ def test_additions_are_taken_over() -> None:
     assert (found["BlockSparseConvQuads"], found["BlockSparseConvAddQuads"], found["AddQuads"]) == (6, 2, 0)
     assert distance(model, lowered, library=True) < 0.05
     assert distance(model, lowered, library=False) < 0.05
+    weights = {site.name: site.tensor for site in packed_sites(lowered)}
+    assert list(weights) == [
+        "stem",
+        "0.first",
+        "0.second",
+        "0.third",
+        "1.first",
+        "1.second",
+        "1.third",
+        "shortcut",
+    ]
+    assert weights["1.second"].shape == (12, 81)
+    assert all(weight.values.dtype == np.int8 for weight in weights.values())
 
 
 def test_an_addition_is_not_taken_over_where_bytes_are_bounded_or_read_twice() -> None:

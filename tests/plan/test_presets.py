@@ -10,8 +10,8 @@ from sparsecc.errors import SparseccError
 from sparsecc.plan import preset
 from sparsecc.pm import Pipeline
 
-LOWER = "choose-layout,confirm-layout,lower-sparse"
-PRUNED = "choose-layout,confirm-layout,restore-dense,lower-sparse"
+LOWER = "lower-conv-int8,choose-layout,confirm-layout,lower-sparse"
+PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-sparse"
 
 
 @pytest.mark.parametrize(
@@ -24,9 +24,11 @@ PRUNED = "choose-layout,confirm-layout,restore-dense,lower-sparse"
         ({"method": "magnitude", "calibrated": True}, f"tidy,prune-magnitude,{PRUNED}"),
         ({"pattern": "8x1", "standard_ops_only": True}, "tidy,prune-magnitude{pattern=8x1}"),
         ({"pattern": "2:4", "keep_slower": True}, "tidy,prune-magnitude{pattern=2:4},"
-         "choose-layout{keep-slower=true layout=2:4},lower-sparse"),
-        ({"keep_slower": True}, "tidy,choose-layout{keep-slower=true},lower-sparse"),
-        ({"match": "re:.*mlp.*"}, "tidy,choose-layout{match=re:.*mlp.*},confirm-layout,lower-sparse"),
+         "lower-conv-int8{keep-slower=true},choose-layout{keep-slower=true layout=2:4},lower-sparse"),
+        ({"keep_slower": True},
+         "tidy,lower-conv-int8{keep-slower=true},choose-layout{keep-slower=true},lower-sparse"),
+        ({"match": "re:.*mlp.*"},
+         "tidy,lower-conv-int8{match=re:.*mlp.*},choose-layout{match=re:.*mlp.*},confirm-layout,lower-sparse"),
     ],
 )  # fmt: skip
 def test_preset(flags: dict[str, Any], text: str) -> None:
