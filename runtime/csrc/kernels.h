@@ -101,6 +101,7 @@ struct SliceView {
   int64_t slots_per_slice;
   int64_t slices;
   int64_t outputs;
+  const int32_t* order;  // which output each lane of the groups is; null: in order
 };
 struct SliceJob {
   const SliceView* weight;

@@ -65,6 +65,7 @@ struct SlicePack {
  private:
   int64_t outputs_, slices_, slots_per_slice_ = 0;
   SliceView::Form form_;
+  Buffer<int32_t> order_;  // empty: outputs stay where they are
   Buffer<int64_t> value_start_;
   Buffer<uint8_t> positions_;
   Buffer<uint16_t> masks_;

@@ -388,6 +388,22 @@ def test_skewed_weights(isa: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["unstructured", "4x1"])
+def test_uneven_outputs(isa: str, layout: str) -> None:
+    """Outputs of very different numbers of weights in one group: they are brought into another order inside."""
+    rng = np.random.default_rng(5)
+    for outputs in (32, 75, 300):
+        share = np.repeat(rng.permutation(np.linspace(0, 1, -(-outputs // 4))), 4)[:outputs, None]
+        weight = random_weight(rng, (outputs, 130), layout, 0.0) * (rng.random((outputs, 130)) < share)
+        weight[share[:, 0] == 0] = 0
+        bias = rng.standard_normal(outputs).astype(np.float32)
+        for rows, activation in itertools.product((1, 2, 7), (0, 4)):
+            x = rows_of(rng, rows, 130)
+            check_matmul(weight, layout, x, isa=isa, bias=bias, activation=activation)
+            check_matmul(weight, layout, x, executor=shuffled_executor(3, []), isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_slice_far_from_the_one_before(isa: str) -> None:
     """More than 2^16 empty slices of 16 inputs in a row."""
     weight = np.zeros((1, 1 << 21), np.float32)

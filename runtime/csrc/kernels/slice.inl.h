@@ -119,20 +119,37 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   }
 }
 
+// The biases of the n outputs of a group, wherever these are.
+SPARSECC_INLINE F16 slice_bias(const SliceJob& job, int64_t output, int64_t n) {
+  const int32_t* order = job.weight->order;
+  if (order == nullptr) return load(job.epilogue->bias + output);
+  float bias[kGroup] __attribute__((aligned(64))) = {};
+  for (int64_t lane = 0; lane < n; ++lane) bias[lane] = job.epilogue->bias[order[output + lane]];
+  return load(bias);
+}
+
 template <int Rows, int Form>
 static void slice_rows(const SliceJob& job, int64_t first_row) {
   const Target& to = job.target;
+  const int32_t* order = job.weight->order;
   for (int64_t group = job.group_begin; group < job.group_end; ++group) {
     F16 sum[Rows];
     slice_group<Rows, Form>(job, group, first_row, sum);
     const int64_t output = group * kGroup, left = job.weight->outputs - output;
     const int64_t n = left < kGroup ? left : kGroup;
+    const F16 bias = slice_bias(job, output, n);
     float tile[Rows * kGroup] __attribute__((aligned(64)));
     SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) store(tile + r * kGroup, add(sum[r], load(job.epilogue->bias + output)));
+    for (int r = 0; r < Rows; ++r) store(tile + r * kGroup, add(sum[r], bias));
     activate(tile, Rows, *job.epilogue);
-    for (int r = 0; r < Rows; ++r)
-      store_first(to.y + (first_row + r) * to.row_stride + output, load(tile + r * kGroup), n);
+    for (int r = 0; r < Rows; ++r) {
+      float* y = to.y + (first_row + r) * to.row_stride;
+      if (order == nullptr) {
+        store_first(y + output, load(tile + r * kGroup), n);
+      } else {
+        for (int64_t lane = 0; lane < n; ++lane) y[order[output + lane]] = tile[r * kGroup + lane];
+      }
+    }
   }
 }
 
