@@ -53,8 +53,9 @@ class LinearForm:
         absorbed: the nodes after ``node`` that the fused operator replaces.
         output: the value the fused operator produces.
         conv: geometry of this node's convolution (nodes that share a weight may differ in stride), or ``None``.
-        int8: the weight as integers, where ``source`` is quantised at run time before it meets them.
+        int8: the weight as integers, where ``source`` is quantised before it meets them.
         adder: the node that adds what is not constant, one of ``absorbed``; ``None`` where nothing is.
+        dequantize: the DequantizeLinear whose bytes, of a given scale, are ``source``; else that is float32.
     """
 
     node: onnx_ir.Node
@@ -66,6 +67,7 @@ class LinearForm:
     conv: ConvGeometry | None
     int8: Int8Weight | None = None
     adder: onnx_ir.Node | None = None
+    dequantize: onnx_ir.Node | None = None
 
     @property
     def residual(self) -> onnx_ir.Value | None:
@@ -79,8 +81,8 @@ class LinearForm:
 
     @property
     def source(self) -> onnx_ir.Value:
-        """What is multiplied, float32; asked of the graph, where another site may have replaced it."""
-        value = data_input(self.node)
+        """What is multiplied; asked of the graph, where another site may have replaced it."""
+        value = data_input(self.node) if self.dequantize is None else self.dequantize.inputs[0]
         assert value is not None  # linear_form refuses the others
         return value
 
@@ -92,6 +94,7 @@ class _Core(NamedTuple):
     output: onnx_ir.Value
     absorbed: tuple[onnx_ir.Node, ...] = ()
     int8: Int8Weight | None = None
+    dequantize: onnx_ir.Node | None = None
 
 
 def lowerable(model: Model, site: Site, node: onnx_ir.Node) -> ConvGeometry | None:
@@ -152,6 +155,17 @@ def _added_constant(
     return None if constant is None else (node, constant)
 
 
+def _dequantized_bias(value: onnx_ir.Value) -> npt.NDArray[np.float32] | None:
+    """The numbers of an int32 constant ``[outputs]`` behind DequantizeLinear with a scale for each."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) > 2:
+        return None
+    codes, scale = (constant_array(item) for item in producer.inputs)
+    if codes is None or scale is None or codes.ndim != 1 or scale.shape not in ((), codes.shape):
+        return None
+    return np.asarray(codes.astype(np.float64) * scale, np.float32)
+
+
 class Borders(NamedTuple):
     """Where a site begins and ends when it is timed alone, and the types of these values."""
 
@@ -207,21 +221,29 @@ def _core(site: Site, node: onnx_ir.Node) -> _Core:
         if quantizer.op_type != "DynamicQuantizeLinear" or operands != list(quantizer.outputs):
             raise Refusal(_FIXED_RANGE)
         return _Core(_operand(node, 6), node.outputs[0], (), _int8_weight(site))
-    if node.op_type in ("MatMul", "Gemm", "Conv") and not _dequantized(node.inputs[0]):
-        return _Core(last if len(node.inputs) > 2 else None, node.outputs[0])
+    bias = last if len(node.inputs) > 2 else None
+    producer = node.inputs[0].producer()
+    if producer is None or producer.op_type != "DequantizeLinear":
+        if node.op_type in ("MatMul", "Gemm", "Conv"):
+            return _Core(bias, node.outputs[0])
+    elif node.op_type in ("MatMul", "Gemm") and _is_plain_bytes(producer):
+        return _Core(bias, node.outputs[0], (), _int8_weight(site), producer)
     raise Refusal(_FIXED_RANGE)
 
 
-_FIXED_RANGE = "quantised with a fixed range of its input: no sparse operator for that yet"
+_FIXED_RANGE = "quantised with a fixed range of its input: no sparse operator takes it in this form"
+
+
+def _is_plain_bytes(dequantize: onnx_ir.Node) -> bool:
+    """Whether it reads uint8 of one constant scale and zero point, as the operators take them."""
+    scale, zero_point = (constant_array(_operand(dequantize, index)) for index in (1, 2))
+    if scale is None or zero_point is None or scale.shape != () or zero_point.shape != ():
+        return False
+    return scale.dtype == np.float32 and zero_point.dtype == np.uint8 and bool(0 < scale < np.inf)
 
 
 def _operand(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
     return node.inputs[index] if len(node.inputs) > index else None
-
-
-def _dequantized(value: onnx_ir.Value) -> bool:
-    producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _int8_weight(site: Site) -> Int8Weight:
@@ -283,7 +305,9 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node, *, adds: bool = Fa
     if conv is not None:
         axis = len(conv.kernel_shape) + 1
     if own_bias is not None:
-        constant = _channel_constant(own_bias, outputs, 1, 2)
+        constant = _dequantized_bias(own_bias)
+        if constant is None:
+            constant = _channel_constant(own_bias, outputs, 1, 2)
         if constant is None:
             raise Refusal("its bias is not one constant per output")
         bias = bias + scale * constant
@@ -313,4 +337,5 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node, *, adds: bool = Fa
         conv,
         core.int8,
         adder,
+        core.dequantize,
     )

@@ -58,9 +58,13 @@ def lower_node(
     """
     node, graph = form.node, form.node.graph
     assert graph is not None
+    source, scale, zero_point = form.source, None, None
+    if form.dequantize is not None:
+        scale, zero_point = form.dequantize.inputs[1:3]
+        source.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
     sparse = sparse_op_node(
         graph,
-        form.source,
+        source,
         packed,
         bias=form.bias,
         activation=form.activation.suffix,
@@ -71,6 +75,8 @@ def lower_node(
         name=node.name or site.name,
         share=share,
         taken=taken,
+        x_scale=scale,
+        x_zero_point=zero_point,
     )
     # What is added may be computed later than this node was.
     onnx_ir.convenience.replace_nodes_and_values(

@@ -11,7 +11,7 @@ A tensor is quantised once, where it is made; everything that reads it reads the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,6 @@ from sparsecc.passes.tidy.graph import (
     constant_of,
     float_attribute,
     float_constant,
-    int_attribute,
 )
 
 __all__ = ["ByteTensor", "StaticWriter", "quantized_tensors", "static_refusal"]
@@ -175,7 +174,7 @@ class StaticWriter:
             self._quantize(tensor, owner[tensor.value])
 
     def write_site(self, site: Site, weights: Int8Weights) -> Int8Weights:
-        """Give the nodes of ``site`` int8 weights and int32 biases; return the weights as written."""
+        """Give the nodes of ``site`` int8 weights, convolutions int32 biases; return the weights as written."""
         inputs = [node.inputs[0] for node in site.nodes]
         scales = [self._input_scales[value] for value in inputs if value is not None]
         weights = _with_room_for_bias(site, weights, min(scales))
@@ -183,22 +182,36 @@ class StaticWriter:
         codes = add_constant(self.model.graph, f"{site.weight_name}.int8", array, self._taken)
         scale = add_constant(self.model.graph, f"{site.weight_name}.scale", weights.scales, self._taken)
         for node, x_scale in zip(site.nodes, scales, strict=True):
-            name = node.name or site.name
-            weight = self._dequantize(node, [codes, scale], f"{name}.weight", axis)
-            node.replace_input_with(1, weight)
-            node.name = name
-            if node.op_type == "MatMul" or len(node.inputs) < 3 or node.inputs[2] is None:
-                continue
-            bias = float_constant(node.inputs[2])
-            assert bias is not None  # static_refusal
-            bias_scale = (x_scale * weights.scales).astype(np.float32)
-            stored = np.rint(bias / bias_scale.astype(np.float64)).astype(np.int32)
-            constants = [
-                add_constant(self.model.graph, f"{name}.bias.int32", stored, self._taken),
-                add_constant(self.model.graph, f"{name}.bias.scale", bias_scale, self._taken),
-            ]
-            node.replace_input_with(2, self._dequantize(node, constants, f"{name}.bias", 0))
+            node.name = node.name or site.name
+            if node.op_type == "Gemm":
+                node = self._as_matmul(node)
+            node.replace_input_with(1, self._dequantize(node, [codes, scale], f"{node.name}.weight", axis))
+            if node.op_type == "Conv":
+                self._quantize_bias(node, x_scale * weights.scales)
         return weights
+
+    def _as_matmul(self, node: onnx_ir.Node) -> onnx_ir.Node:
+        """Replace a Gemm by MatMul and Add: onnxruntime fuses that form with bytes in and floats out."""
+        product = self._node("MatMul", node.inputs[:2], str(node.name))
+        nodes = [product]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes.append(self._node("Add", [product.outputs[0], node.inputs[2]], f"{node.name}.bias"))
+        onnx_ir.convenience.replace_nodes_and_values(
+            self.model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
+        )
+        return product
+
+    def _quantize_bias(self, node: onnx_ir.Node, scale: NDArray[np.float32]) -> None:
+        """Give the bias of a Conv as int32 in units of ``scale``, the product of both scales."""
+        bias = float_constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if bias is None:
+            return
+        stored = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+        constants = [
+            add_constant(self.model.graph, f"{node.name}.bias.int32", stored, self._taken),
+            add_constant(self.model.graph, f"{node.name}.bias.scale", scale.astype(np.float32), self._taken),
+        ]
+        node.replace_input_with(2, self._dequantize(node, constants, f"{node.name}.bias", 0))
 
     def _quantize(self, tensor: ByteTensor, owner: str) -> None:
         scale, zero_point = self._scale_constants(owner)
@@ -242,7 +255,9 @@ class StaticWriter:
         self.model.graph.insert_before(before, node)
         return node.outputs[0]
 
-    def _node(self, op_type: str, inputs: list[onnx_ir.Value], name: str, **attributes: int) -> onnx_ir.Node:
+    def _node(
+        self, op_type: str, inputs: Sequence[onnx_ir.Value | None], name: str, **attributes: int
+    ) -> onnx_ir.Node:
         node = onnx_ir.node(op_type, inputs, attributes, name=name)
         node.outputs[0].name = free_name(name, self._taken)
         return node
@@ -250,11 +265,8 @@ class StaticWriter:
 
 def _as_read(site: Site, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], int]:
     """Return ``codes [N, K]`` as the operator reads its weight, and the axis of the outputs."""
-    node = site.node
     if site.op == "Conv":
         return codes.reshape(site.weight_shape), 0
-    if node.op_type == "Gemm" and int_attribute(node, "transB", 0):
-        return codes, 0
     return np.ascontiguousarray(codes.T), 1
 
 
@@ -265,7 +277,7 @@ def _with_room_for_bias(site: Site, weights: Int8Weights, x_scale: np.float32) -
     """
     floor = np.zeros(site.shape[0])
     for node in site.nodes:
-        bias = float_constant(node.inputs[2]) if node.op_type != "MatMul" and len(node.inputs) > 2 else None
+        bias = float_constant(node.inputs[2]) if node.op_type == "Conv" and len(node.inputs) > 2 else None
         if bias is not None:
             floor = np.maximum(floor, np.abs(bias) / (float(x_scale) * _LARGEST_BIAS))
     if (weights.scales >= floor).all():

@@ -131,7 +131,8 @@ class MeasuredCosts:
                 own if layout == INT8_DENSE else _lowered_to(own if layout.int8 else before, str(layout))
                 for layout in layouts
             ]
-            return self._time_variants([before, *variants], names)
+            inputs = {**_random_inputs(before, self._seed), **_random_inputs(own, self._seed)}
+            return self._time_variants([before, *variants], names, inputs)
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
 
@@ -149,12 +150,8 @@ class MeasuredCosts:
         )
 
         def measure() -> dict[str, float]:
-            rng = np.random.default_rng(self._seed)
-            inputs = {
-                str(before.source.name): rng.standard_normal(shape, dtype=np.float32),
-                str(own.source.name): rng.integers(0, 256, shape, np.uint8),
-            }
             variants = [part_model(before, shape, base), part_model(own, shape, model)]
+            inputs = {name: x for part in variants for name, x in _random_inputs(part, self._seed).items()}
             return self._time_variants(variants, [str(INT8_DENSE)], inputs)
 
         return self.table.get_or_measure(key, ["dense", str(INT8_DENSE)], measure)
@@ -190,7 +187,8 @@ class MeasuredCosts:
     ) -> str:
         zeros = _digest(np.packbits(form.weight != 0).tobytes())
         geometry = "" if form.conv is None else f" {form.conv}"
-        dtype = "float32" if form.int8 is None else "int8" if plain is None else "int8/float32"
+        dtype = "float32" if form.int8 is None else "int8" if form.dequantize is None else "int8-static"
+        dtype += "" if plain is None else "/float32"
         if plain is not None:
             zeros += _digest(np.packbits(plain.weight != 0).tobytes())
         return (
@@ -281,6 +279,8 @@ def _random_inputs(model: Model, seed: int) -> dict[str, npt.NDArray[np.generic]
         shape = [dim for dim in spec.shape or () if isinstance(dim, int)]
         if spec.dtype == "int32":
             inputs[spec.name] = np.full(shape, inputs[_SEQUENCES].shape[0], np.int32)
+        elif spec.dtype == "uint8":
+            inputs[spec.name] = rng.integers(0, 256, shape, np.uint8)
         else:
             inputs[spec.name] = rng.standard_normal(shape, dtype=np.float32)
     return inputs
@@ -291,7 +291,8 @@ def site_model(form: LinearForm, shape: tuple[int, ...], model: Model) -> Model:
 
     ``model`` is where the form is from, in the main graph or in a body.
     """
-    return part_model(Borders(form.source, form.output), shape, model)
+    dtype = onnx_ir.DataType.FLOAT if form.dequantize is None else onnx_ir.DataType.UINT8
+    return part_model(Borders(form.source, form.output, dtype), shape, model)
 
 
 def part_model(ends: Borders, shape: tuple[int, ...], model: Model) -> Model:
