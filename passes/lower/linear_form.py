@@ -158,10 +158,12 @@ def _added_constant(
 def _dequantized_bias(value: onnx_ir.Value) -> npt.NDArray[np.float32] | None:
     """The numbers of an int32 constant ``[outputs]`` behind DequantizeLinear with a scale for each."""
     producer = value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear" or len(producer.inputs) > 2:
+    if producer is None or producer.op_type != "DequantizeLinear":
         return None
-    codes, scale = (constant_array(item) for item in producer.inputs)
+    codes, scale, *zeros = (constant_array(item) for item in producer.inputs)
     if codes is None or scale is None or codes.ndim != 1 or scale.shape not in ((), codes.shape):
+        return None
+    if any(zero is None or zero.any() for zero in zeros):
         return None
     return np.asarray(codes.astype(np.float64) * scale, np.float32)
 

@@ -53,6 +53,8 @@ class Quantization:
             for site in chosen:
                 writer.write(site, weights[site.name])
         else:
+            if chosen:
+                model.infer_shapes()  # the rank of products decides their form
             static = StaticWriter(model.onnx, self._scales)
             static.write_tensors(quantized_tensors(model.onnx, chosen))
             weights = {site.name: static.write_site(site, weights[site.name]) for site in chosen}

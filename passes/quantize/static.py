@@ -4,6 +4,7 @@
 
     x                     x -> Q -> DQ
     Conv(x, W, b), Relu   Conv(x, DQ(W_int8), DQ(b_int32)) -> Q -> DQ      Relu is the saturation at zero
+    Gemm(x, W, b)         Gemm(x, DQ(W_int8), DQ(b_int32)), floats or bytes out
     Add, pooling, ...     the same between such tensors, so that a region stays in uint8
 
 A tensor is quantised once, where it is made; everything that reads it reads the result.
@@ -27,6 +28,8 @@ from sparsecc.passes.tidy.graph import (
     constant_of,
     float_attribute,
     float_constant,
+    int_attribute,
+    only_consumer,
 )
 
 __all__ = ["ByteTensor", "StaticWriter", "quantized_tensors", "static_refusal"]
@@ -174,44 +177,57 @@ class StaticWriter:
             self._quantize(tensor, owner[tensor.value])
 
     def write_site(self, site: Site, weights: Int8Weights) -> Int8Weights:
-        """Give the nodes of ``site`` int8 weights, convolutions int32 biases; return the weights as written."""
-        inputs = [node.inputs[0] for node in site.nodes]
-        scales = [self._input_scales[value] for value in inputs if value is not None]
-        weights = _with_room_for_bias(site, weights, min(scales))
-        array, axis = _as_read(site, weights.codes)
-        codes = add_constant(self.model.graph, f"{site.weight_name}.int8", array, self._taken)
-        scale = add_constant(self.model.graph, f"{site.weight_name}.scale", weights.scales, self._taken)
-        for node, x_scale in zip(site.nodes, scales, strict=True):
+        """Give the nodes of ``site`` int8 weights and int32 biases; return the weights as written."""
+        nodes = [self._as_gemm(node) if node.op_type == "MatMul" else node for node in site.nodes]
+        scales = [self._input_scales[value] for node in nodes if (value := node.inputs[0]) is not None]
+        weights = _with_room_for_bias(nodes, weights, min(scales))
+        constants: dict[int, list[onnx_ir.Value]] = {}
+        for node, x_scale in zip(nodes, scales, strict=True):
             node.name = node.name or site.name
-            if node.op_type == "Gemm":
-                node = self._as_matmul(node)
-            node.replace_input_with(1, self._dequantize(node, [codes, scale], f"{node.name}.weight", axis))
-            if node.op_type == "Conv":
-                self._quantize_bias(node, x_scale * weights.scales)
+            axis = _output_axis(node)
+            if axis not in constants:
+                array = weights.codes.reshape(site.weight_shape) if site.op == "Conv" else weights.codes
+                array = np.ascontiguousarray(array.T) if axis else array
+                constants[axis] = self._constants_of(site.weight_name, array, weights.scales)
+            node.replace_input_with(1, self._dequantize(node, constants[axis], f"{node.name}.weight", axis))
+            bias = _bias(node)
+            if bias is not None:
+                scale = (x_scale * weights.scales).astype(np.float32)
+                stored = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+                inputs = self._constants_of(f"{node.name}.bias", stored, scale)
+                node.replace_input_with(2, self._dequantize(node, inputs, f"{node.name}.bias", 0))
         return weights
 
-    def _as_matmul(self, node: onnx_ir.Node) -> onnx_ir.Node:
-        """Replace a Gemm by MatMul and Add: onnxruntime fuses that form with bytes in and floats out."""
-        product = self._node("MatMul", node.inputs[:2], str(node.name))
-        nodes = [product]
-        if len(node.inputs) > 2 and node.inputs[2] is not None:
-            nodes.append(self._node("Add", [product.outputs[0], node.inputs[2]], f"{node.name}.bias"))
-        onnx_ir.convenience.replace_nodes_and_values(
-            self.model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
-        )
-        return product
-
-    def _quantize_bias(self, node: onnx_ir.Node, scale: NDArray[np.float32]) -> None:
-        """Give the bias of a Conv as int32 in units of ``scale``, the product of both scales."""
-        bias = float_constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        if bias is None:
-            return
-        stored = np.rint(bias / scale.astype(np.float64)).astype(np.int32)
-        constants = [
-            add_constant(self.model.graph, f"{node.name}.bias.int32", stored, self._taken),
-            add_constant(self.model.graph, f"{node.name}.bias.scale", scale.astype(np.float32), self._taken),
+    def _constants_of(
+        self, name: str, codes: NDArray[np.generic], scale: NDArray[np.float32]
+    ) -> list[onnx_ir.Value]:
+        """The inputs of a DequantizeLinear; onnxruntime's QGemm wants zero points written out."""
+        graph, zeros = self.model.graph, np.zeros(scale.shape, codes.dtype)
+        return [
+            add_constant(graph, f"{name}.{codes.dtype}", codes, self._taken),
+            add_constant(graph, f"{name}.scale", scale, self._taken),
+            add_constant(graph, f"{name}.zero_point", zeros, self._taken),
         ]
-        node.replace_input_with(2, self._dequantize(node, constants, f"{node.name}.bias", 0))
+
+    def _as_gemm(self, node: onnx_ir.Node) -> onnx_ir.Node:
+        """Return a MatMul of matrices and the bias behind it as one Gemm, else the node itself.
+
+        onnxruntime makes a Gemm of the two before it looks for int8, and takes that only with an int32 bias.
+        """
+        x, product = node.inputs[0], node.outputs[0]
+        add = only_consumer(product)
+        if add is None or add.op_type != "Add" or x is None or x.shape is None or x.shape.rank() != 2:
+            return node
+        bias = next((value for value in add.inputs if value is not product), None)
+        constant = float_constant(bias)
+        if constant is None or constant.ndim != 1 or constant.size == 1:
+            return node
+        gemm = self._node("Gemm", [x, node.inputs[1], bias], str(node.name or product.name))
+        gemm.name = node.name or str(product.name)
+        onnx_ir.convenience.replace_nodes_and_values(
+            self.model.graph, add, [add, node], [gemm], add.outputs, gemm.outputs
+        )
+        return gemm
 
     def _quantize(self, tensor: ByteTensor, owner: str) -> None:
         scale, zero_point = self._scale_constants(owner)
@@ -263,21 +279,22 @@ class StaticWriter:
         return node
 
 
-def _as_read(site: Site, codes: NDArray[np.int8]) -> tuple[NDArray[np.int8], int]:
-    """Return ``codes [N, K]`` as the operator reads its weight, and the axis of the outputs."""
-    if site.op == "Conv":
-        return codes.reshape(site.weight_shape), 0
-    return np.ascontiguousarray(codes.T), 1
+def _output_axis(node: onnx_ir.Node) -> int:
+    """The axis of the outputs in the weight as the operator reads it."""
+    return int(node.op_type == "MatMul" or (node.op_type == "Gemm" and not int_attribute(node, "transB", 0)))
 
 
-def _with_room_for_bias(site: Site, weights: Int8Weights, x_scale: np.float32) -> Int8Weights:
-    """Return ``weights`` with larger scales where the bias would not fit int32 in units of both scales.
+def _bias(node: onnx_ir.Node) -> NDArray[np.float64] | None:
+    return None if len(node.inputs) < 3 else float_constant(node.inputs[2])
+
+
+def _with_room_for_bias(nodes: list[onnx_ir.Node], weights: Int8Weights, x_scale: np.float32) -> Int8Weights:
+    """Return ``weights`` with larger scales where a bias would not fit int32 in units of both scales.
 
     That is so for outputs whose weights are next to nothing beside their bias.
     """
-    floor = np.zeros(site.shape[0])
-    for node in site.nodes:
-        bias = float_constant(node.inputs[2]) if node.op_type == "Conv" and len(node.inputs) > 2 else None
+    floor = np.zeros(weights.scales.shape)
+    for bias in map(_bias, nodes):
         if bias is not None:
             floor = np.maximum(floor, np.abs(bias) / (float(x_scale) * _LARGEST_BIAS))
     if (weights.scales >= floor).all():
