@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.calib.check import fit_batch
-from sparsecc.calib.collect import Reading, UnavailableError, collect, readings
+from sparsecc.calib.collect import Reading, Readings, UnavailableError, collect
 from sparsecc.calib.ranges import Histogram, histograms
 from sparsecc.calib.source import Batch, Batches, open_source, synthetic
-from sparsecc.calib.views import Statistic, Sums
+from sparsecc.calib.views import InBody, Statistic, Sums
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.pm import Progress, no_progress
@@ -231,9 +231,10 @@ class Calibration:
         copy = model.copy()
         wanted: dict[str, tuple[Reading, ...]] = {}
         self.unavailable = {}
+        readings = Readings(model, copy)
         for site in sites:
             try:
-                wanted[site.name] = readings(model, copy, site)
+                wanted[site.name] = readings.of(site)
             except UnavailableError as reason:
                 self.unavailable[site.name] = str(reason)
         distinct = list(dict.fromkeys(reading for parts in wanted.values() for reading in parts))
@@ -265,7 +266,8 @@ class Calibration:
     @staticmethod
     def _added(parts: Sequence[Reading], sums: Mapping[Reading, Sums]) -> Sums | None:
         found = [sums[part] for part in parts if part in sums]
-        if len(found) != len(parts):
+        # Of several nodes with one weight those in a branch that is never taken read nothing.
+        if not found or any(part not in sums and not isinstance(part[1], InBody) for part in parts):
             return None
         total = found[0]
         for part in found[1:]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir
 
 from sparsecc.calib.engine import open_session
+from sparsecc.calib.lift import Lifter, LiftError, twins
 from sparsecc.calib.source import Batch, Batches
 from sparsecc.calib.tap import tap, tensor_shapes
-from sparsecc.calib.views import Patches, Rows, States, Statistic, Sums, View
+from sparsecc.calib.views import InBody, Patches, Rows, States, Statistic, Sums, View
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site, conv_geometry
 from sparsecc.ir.quantized import data_input
 from sparsecc.pm import Progress
 
-__all__ = ["Reading", "Tapped", "UnavailableError", "collect", "readings", "tensor_groups"]
+__all__ = ["Reading", "Readings", "Tapped", "UnavailableError", "collect", "tensor_groups"]
 
 #: A tensor of the main graph and how it is looked at. Sites with the same reading share its sums.
 Reading: TypeAlias = tuple[str, View]
@@ -31,26 +32,50 @@ class UnavailableError(Exception):
     """A site cannot be measured; the text is the reason."""
 
 
-def readings(model: Model, copy: Model, site: Site) -> tuple[Reading, ...]:
-    """Return what has to be summed to know the reduction vectors of ``site``.
+class Readings:
+    """What has to be summed to know the reduction vectors of sites.
 
-    A weight that several nodes use has the readings of all of them. ``copy`` is a copy of ``model`` in which
-    an output of LSTM or GRU gets a name where the model does not produce it.
-
-    Raises:
-        UnavailableError: onnxruntime cannot return what the site reads.
+    Args:
+        model: where the sites are.
+        copy: a copy of it, which is changed: what is read inside bodies of If, Loop and Scan becomes a tensor of
+            its main graph, and an output of LSTM or GRU gets a name where the model does not produce it.
     """
-    if not site.in_main_graph:
-        raise UnavailableError(
-            "inside a subgraph or function body, whose tensors onnxruntime does not return"
-        )
-    found: list[Reading] = []
-    for node in site.nodes:
-        if site.op in ("LSTM", "GRU") and site.input is None:
-            found.extend(_state_readings(_counterpart(model, copy, node)))
-        else:
-            found.append((_name(data_input(node)), _view(site, node)))
-    return tuple(found)
+
+    def __init__(self, model: Model, copy: Model) -> None:
+        self._main = model.onnx.graph
+        self._twins = twins(model.onnx.graph, copy.onnx.graph)
+        self._lifter = Lifter.of(copy.onnx)
+
+    def of(self, site: Site) -> tuple[Reading, ...]:
+        """Return the readings of ``site``; a weight that several nodes use has those of all of them.
+
+        Raises:
+            UnavailableError: onnxruntime cannot return what the site reads.
+        """
+        if site.scope == "function":
+            raise UnavailableError("inside a function body, whose tensors onnxruntime does not return")
+        found: list[Reading] = []
+        for node in site.nodes:
+            states = site.op in ("LSTM", "GRU") and site.input is None
+            parts = _state_values(node) if states else [(data_input(node), _view(site, node))]
+            found += [self._reading(node, value, view, site.dtype) for value, view in parts]
+        return tuple(found)
+
+    def _reading(
+        self, node: onnx_ir.Node, value: onnx_ir.Value | None, view: View, dtype: np.dtype[Any]
+    ) -> Reading:
+        twin = None if value is None else self._twins.get(value)
+        if twin is None:
+            raise UnavailableError("its input has no floating-point form, or no name")
+        if not twin.name:
+            twin.name = f"sparsecc_states_of_{node.name}_{node.outputs[-1].name}"
+        if node.graph is self._main:
+            return twin.name, view
+        try:
+            lifted = self._lifter.copy_of(twin, dtype, self._twins[node.outputs[-1]].producer())
+        except LiftError as error:
+            raise UnavailableError(str(error)) from None
+        return str(lifted.value.name), InBody(view, lifted.stacked)
 
 
 def _view(site: Site, node: onnx_ir.Node) -> View:
@@ -67,36 +92,16 @@ def _view(site: Site, node: onnx_ir.Node) -> View:
     )
 
 
-def _state_readings(node: onnx_ir.Node) -> Iterator[Reading]:
+def _state_values(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Value | None, View]]:
     """What the recurrent weight of an LSTM or GRU meets: its states, and the state it starts from."""
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         raise UnavailableError("its states end at sequence_lens, which the statistics do not follow")
     direction = node.attributes.get_string("direction", "forward") or "forward"
     directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
-    states = node.outputs[0]
-    if not states.name:
-        states.name = f"sparsecc_states_of_{node.name}_{node.outputs[-1].name}"
     has_start = len(node.inputs) > 5 and node.inputs[5] is not None
-    yield states.name, States(directions, from_zero=not has_start)
+    yield node.outputs[0], States(directions, from_zero=not has_start)
     if has_start:
-        yield _input_name(node, 5), Rows()
-
-
-def _input_name(node: onnx_ir.Node, index: int) -> str:
-    return _name(node.inputs[index])
-
-
-def _name(value: onnx_ir.Value | None) -> str:
-    if value is None or not value.name:
-        raise UnavailableError("its input has no floating-point form, or no name")
-    return value.name
-
-
-def _counterpart(model: Model, copy: Model, node: onnx_ir.Node) -> onnx_ir.Node:
-    """The node of ``copy`` that ``node`` of ``model`` was copied to."""
-    return next(
-        theirs for ours, theirs in zip(model.onnx.graph, copy.onnx.graph, strict=True) if ours is node
-    )
+        yield node.inputs[5], Rows()
 
 
 def collect(
@@ -136,6 +141,8 @@ def collect(
                 rng = np.random.default_rng(
                     [seed, number]
                 )  # of the batch alone: the grouping must not matter
+                if isinstance(view, InBody) and not arrays[name].size:
+                    continue  # a branch not taken, a loop of no round
                 part = view.sums(arrays[name], statistic, rng)
                 sums[name, view] = sums[name, view] + part if (name, view) in sums else part
             done += 1

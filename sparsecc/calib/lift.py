@@ -71,15 +71,18 @@ class Lifter:
         padded = self._add(graph, "Concat", [rank, shape, padding], axis=0)
         return self._lift(graph, self._add(graph, "Gather", [padded, first]), padding)
 
-    def copy_of(self, value: onnx_ir.Value, dtype: np.dtype[Any]) -> Lifted:
+    def copy_of(
+        self, value: onnx_ir.Value, dtype: np.dtype[Any], reader: onnx_ir.Node | None = None
+    ) -> Lifted:
         """Return ``value``, of type ``dtype``, as a tensor of the main graph.
 
-        A branch of If that is not taken gives a vector without elements instead.
+        A branch of If that is not taken gives a vector without elements instead. With ``reader``, which may be
+        in a body further inside, that is the branch it is in: the value counts where it is read.
 
         Raises:
             LiftError: as ``shape_of``; or the value is in a branch in a loop, where not every round computes it.
         """
-        graph = self._graph_of(value)
+        graph = self._graph_of(value if reader is None else reader.outputs[0])
         around = [holder.op_type for holder in self._around(graph)]
         if "If" in around and set(around[around.index("If") :]) != {"If"}:
             raise LiftError("it is inside a branch in a loop")

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Patches", "Rows", "States", "Statistic", "Sums", "View"]
+__all__ = ["InBody", "Patches", "Rows", "States", "Statistic", "Sums", "View"]
 
 Statistic = Literal["mean", "mean_square", "gram"]
 
@@ -56,6 +56,27 @@ class Rows:
         """Sums of shape ``[K]``, or ``[K, K]`` for the Gram matrix."""
         matrix = x.reshape(-1, x.shape[-1])
         return Sums(_row_sums(matrix, statistic), len(matrix))
+
+
+@dataclass(frozen=True)
+class InBody:
+    """What a view sees inside a body of If, Loop or Scan, on the tensor as it shows outside.
+
+    Attributes:
+        view: of the tensor inside.
+        stacked: leading axes that count the rounds of loops.
+    """
+
+    view: View
+    stacked: int
+
+    def sums(self, x: NDArray[Any], statistic: Statistic, rng: np.random.Generator) -> Sums:
+        """The sums of ``view`` over all rounds; the tensor must not be empty."""
+        rounds = x.reshape(-1, *x.shape[self.stacked :])
+        total = self.view.sums(rounds[0], statistic, rng)
+        for inside in rounds[1:]:
+            total = total + self.view.sums(inside, statistic, rng)
+        return total
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,69 @@ def test_both_directions_with_an_initial_state() -> None:
     np.testing.assert_allclose(found["rnn.R"], (rows**2).mean(0), rtol=1e-5)
 
 
+def test_sites_in_bodies() -> None:
+    """A branch counts when it is taken; a loop in every round; a weight that two branches share in both."""
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B, 4] x, bool c, int64 rounds) => (float[B, 4] y, float[B, 4] z)
+        <float[4, 4] w = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16},
+         float[4, 4] v = {0.1, 0.2, 0.3, 0.4, 0, 0, 0, 0, 0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5}>
+        {
+            go = Constant <value = bool {1}> ()
+            y = If (c) <
+                then_branch = a () => (u) { [inner] u = MatMul(x, w) },
+                else_branch = b () => (t) { twice = Add(x, x) t = MatMul(twice, w) }
+            >
+            z = Loop (rounds, go, x) <
+                body = once (int64 i, bool keep, float[B, 4] state) => (bool keep_on, float[B, 4] next) {
+                    keep_on = Identity(keep)
+                    [looped] next = MatMul(state, v)
+                }
+            >
+        }"""
+    )
+    model = Model.from_proto(proto)
+    first, second = normal(3, 4).astype(np.float64), normal(2, 4).astype(np.float64)
+    batches = [
+        {"x": first.astype(np.float32), "c": np.array(True), "rounds": np.array(2)},
+        {"x": second.astype(np.float32), "c": np.array(False), "rounds": np.array(0)},
+    ]
+    source = Calibration.from_batches(batches, model)
+    found = source.mean_square(model, model.sites())
+    np.testing.assert_allclose(found["inner"], (np.concatenate([first, 2 * second]) ** 2).mean(0), rtol=1e-6)
+    v = model.onnx.graph.initializers["v"].const_value.numpy()
+    np.testing.assert_allclose(found["looped"], (np.concatenate([first, first @ v]) ** 2).mean(0), rtol=1e-6)
+    gram = source.gram(model, [site for site in model.sites() if site.name == "looped"])["looped"]
+    np.testing.assert_allclose(np.diag(gram), found["looped"], rtol=1e-6)
+    never = Calibration.from_batches(batches[:1], model).mean_square(model, model.sites())
+    np.testing.assert_allclose(never["inner"], (first**2).mean(0), rtol=1e-6)
+
+
+def test_recurrent_states_in_a_body() -> None:
+    inner = lstm('"", h')
+    x = normal(5, 2, 3)
+    expected = Calibration.from_batches([{"x": x}], inner).mean_square(inner, inner.sites())
+    proto = inner.to_proto()
+    node, output = proto.graph.node[0], proto.graph.output[0]
+    branch = onnx.helper.make_graph([node], "taken", [], [output])
+    other = onnx.helper.make_graph(
+        [onnx.helper.make_node("Unsqueeze", ["x", "axes"], ["other"])], "other", [],
+        [onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([1]), "axes")],
+    )  # fmt: skip
+    choice = onnx.helper.make_node("If", ["c"], ["result"], then_branch=branch, else_branch=other)
+    proto.graph.ClearField("node")
+    proto.graph.node.append(choice)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+    proto.graph.output[0].name = "result"
+    model = Model.from_proto(proto)
+    source = Calibration.from_batches([{"x": x, "c": np.array(True)}], model)
+    found = source.mean_square(model, model.sites())
+    assert found.keys() == expected.keys() == {"rnn.W", "rnn.R"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
 def test_what_cannot_be_measured_is_left_out_with_the_reason() -> None:
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
@@ -165,9 +228,9 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason() -> None:
                      else_branch = b () => (v) { v = Identity(x) }> }"""
     )
     model = Model.from_proto(proto)
-    source = Calibration.from_batches([{"x": normal(2, 4), "c": np.array(True)}], model)
+    source = Calibration.from_batches([{"x": normal(2, 4), "c": np.array(False)}], model)
     assert source.mean_square(model, model.sites()) == {}
-    assert "inside a subgraph" in source.unavailable["inner"]
+    assert source.unavailable["inner"] == "its input is a constant or is never computed"
     assert source.to_json()["unavailable"] == source.unavailable
 
 
