@@ -14,4 +14,5 @@ LOADERS: dict[str, str] = {
     "confirm-layout": "sparsecc.passes.lower.confirm_layout:ConfirmLayout",
     "restore-dense": "sparsecc.passes.lower.restore_dense:RestoreDense",
     "lower-sparse": "sparsecc.passes.lower.lower_sparse:LowerSparse",
+    "fuse-transformer": "sparsecc.passes.lower.fuse_transformer:FuseTransformer",
 }

@@ -408,7 +408,11 @@ class _Snapshots(Instrument):
 
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
     """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
-    lowered = {packed.name: _layout_text(packed) for packed in packed_sites(result)}
+    lowered = {
+        name: _layout_text(packed)
+        for packed in packed_sites(result)
+        for name in packed.members or (packed.name,)
+    }
     reasons = _reasons(reports)
     return [
         SiteDecision(

@@ -72,7 +72,7 @@ def lower_node(
         weight_shape=None if form.conv is None else site.weight_shape,
         conv=form.conv,
         residual=form.residual,
-        name=node.name or site.name,
+        name=node.name or (site.name if share is None else str(form.output.name)),
         share=share,
         taken=taken,
         x_scale=scale,
@@ -119,7 +119,10 @@ class LowerSparse(Pass):
         if any(LAYOUT_KEY in site.node.metadata_props and site.op == "Conv" for site in model.sites()):
             model.infer_shapes()  # tells whether a sum is one of equal shapes; unknown shapes are left alone
         taken = value_names(model.onnx)
-        for site in select_sites(model, self.match, report):
+        sites = select_sites(model, self.match, report)
+        if any(LAYOUT_KEY in site.nodes[0].metadata_props for site in sites):
+            model.infer_shapes()  # the new operators take the shapes over; nobody can infer them afterwards
+        for site in sites:
             layout = site.nodes[0].metadata_props.get(LAYOUT_KEY)
             if layout is None:
                 report.skip(site.name, "no sparse layout was chosen")

@@ -7,6 +7,7 @@ from sparsecc.emit.finalize import finalize
 from sparsecc.emit.operator import OLDEST_OPSET, Attribute, Dim, Input, Operator, Output
 from sparsecc.emit.ops_planes import QuadsOp
 from sparsecc.emit.ops_recurrent import RecurrentOp
+from sparsecc.emit.ops_transformer import TransformerOp
 from sparsecc.emit.schema import LinearOp, operators
 from sparsecc.emit.self_test import self_test, single_op_model
 from sparsecc.ir.sparse_ops import DOMAIN
@@ -22,6 +23,7 @@ __all__ = [
     "Output",
     "QuadsOp",
     "RecurrentOp",
+    "TransformerOp",
     "finalize",
     "operators",
     "operators_markdown",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["convolve", "evaluate", "evaluate_int8", "quantize_linear", "to_bytes"]
+__all__ = ["activated", "convolve", "evaluate", "evaluate_int8", "quantize_linear", "to_bytes"]
 
 Array = NDArray[np.float64]
 
@@ -117,6 +117,12 @@ def _dense_weight(inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, o
         inputs["indices"],
     )
     return packed.decode().astype(np.float64).reshape(shape)
+
+
+def activated(z: Array, activation: str) -> Array:
+    """Return the activation, one without parameters, of ``z``."""
+    with np.errstate(over="ignore"):
+        return _FIXED[activation](z)
 
 
 def _activate(

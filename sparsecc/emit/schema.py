@@ -18,10 +18,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sparsecc.emit import reference
+from sparsecc.emit.activations import ACTIVATION_BODIES
 from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS, GRID_OF_ELEMENTS
 from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
 from sparsecc.emit.ops_planes import plane_operators
 from sparsecc.emit.ops_recurrent import recurrent_operators
+from sparsecc.emit.ops_transformer import transformer_operators
 from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES
 
 if TYPE_CHECKING:
@@ -174,7 +176,7 @@ class LinearOp(Operator):
                 DENSE_WEIGHT[self.family.partition("Int8")[0].removesuffix("Add")],
                 _X_TO_BYTES[self.x_form] if self.int8 else "",
                 _CONV_ADD if self.adds else _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,
-                _ACTIVATION_BODIES[self.activation],
+                ACTIVATION_BODIES[self.activation],
             )
         )
         return self.function_in(opset, body)
@@ -201,7 +203,12 @@ class LinearOp(Operator):
 def operators() -> Mapping[str, Operator]:
     """Return every operator by name."""
     linear = (LinearOp(family, activation) for family in FAMILIES for activation in ACTIVATIONS)
-    ops: tuple[Operator, ...] = (*linear, *recurrent_operators(), *plane_operators())
+    ops: tuple[Operator, ...] = (
+        *linear,
+        *recurrent_operators(),
+        *plane_operators(),
+        *transformer_operators(),
+    )
     return {op.name: op for op in ops}
 
 
@@ -247,45 +254,3 @@ _CONV = """
 """
 
 _CONV_ADD = _CONV.replace("z =", "alone =") + "  z = Add (alone, residual)\n"
-
-_ACTIVATION_BODIES: Mapping[str, str] = {
-    "": "  y = Identity (z)\n",
-    "Relu": "  y = Relu (z)\n",
-    "LeakyRelu": "  y = LeakyRelu <alpha: float = @alpha> (z)\n",
-    "Clip": "  y = Clip (z, lo, hi)\n",
-    "Sigmoid": "  y = Sigmoid (z)\n",
-    "Tanh": "  y = Tanh (z)\n",
-    "Gelu": """
-  root_two = Constant <value = float {1.4142135}> ()
-  unit = Constant <value = float {1.0}> ()
-  half = Constant <value = float {0.5}> ()
-  scaled = Div (z, root_two)
-  error = Erf (scaled)
-  gate = Add (error, unit)
-  gated = Mul (z, gate)
-  y = Mul (gated, half)
-""",
-    "GeluTanh": """
-  cubic = Constant <value = float {0.044715}> ()
-  root = Constant <value = float {0.7978846}> ()
-  unit = Constant <value = float {1.0}> ()
-  half = Constant <value = float {0.5}> ()
-  squared = Mul (z, z)
-  cubed = Mul (squared, z)
-  bent = Mul (cubed, cubic)
-  sum = Add (z, bent)
-  inner = Mul (sum, root)
-  tanh = Tanh (inner)
-  gate = Add (tanh, unit)
-  gated = Mul (z, gate)
-  y = Mul (gated, half)
-""",
-    "Silu": """
-  gate = Sigmoid (z)
-  y = Mul (z, gate)
-""",
-    "HardSwish": """
-  gate = HardSigmoid <alpha = 0.16666667, beta = 0.5> (z)
-  y = Mul (z, gate)
-""",
-}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SparseccError
 from sparsecc.ir.model import Model
-from sparsecc.ir.sparse_ops import DOMAIN
+from sparsecc.ir.ops_transformer import transformer_names
+from sparsecc.ir.sparse_ops import DOMAIN, FAMILIES, MEMBERS_KEY
 from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["PackedSite", "packed_sites"]
+__all__ = ["PackedSite", "is_linear", "packed_sites", "packed_weight"]
 
 _BLOCK_RANK = 3  # of values [blocks, R, C]
 
@@ -27,15 +29,19 @@ _MAX_GRID = 1 << 31
 
 @dataclass(frozen=True)
 class PackedSite:
-    """A packed weight [N, K] of a sparse operator: the site's name, the operator's, and the weight."""
+    """A packed weight [N, K] of a sparse operator: the site's name, the operator's, and the weight.
+
+    ``members`` are the names of the sites that were stacked to it, if there were several.
+    """
 
     name: str
     op: str
     tensor: SparseTensor | QuantizedTensor
+    members: tuple[str, ...] = ()
 
 
 def packed_sites(model: Model) -> list[PackedSite]:
-    """The sparse operators of ``model`` in graph order, subgraphs included.
+    """The packed weights of the sparse operators of ``model`` in graph order, subgraphs included.
 
     Raises:
         ModelError: a packed weight is malformed or not constant.
@@ -46,6 +52,8 @@ def packed_sites(model: Model) -> list[PackedSite]:
 
 def _weights(node: onnx_ir.Node) -> Iterator[PackedSite]:
     """Yield the packed weights of a node; the two of an LSTM or GRU are named as its sites are."""
+    if node.op_type in transformer_names():
+        return
     if node.op_type.endswith("Quads"):
         if "Conv" in node.op_type:  # the residual comes before the weight
             yield PackedSite(
@@ -53,12 +61,32 @@ def _weights(node: onnx_ir.Node) -> Iterator[PackedSite]:
             )
         return
     if not node.op_type.startswith(("SparseLSTM", "SparseGRU")):
-        count = 4 if "Int8" in node.op_type else 3  # values, indices, shape; with int8 values also scales
-        yield PackedSite(str(node.name), node.op_type, _tensor(node, 1, count, "layout"))
+        yield PackedSite(str(node.name), node.op_type, packed_weight(node), _members(node))
         return
     for operand, first in (("w", 1), ("r", 4)):
         tensor = _tensor(node, first, 3, f"layout_{operand}")
         yield PackedSite(f"{node.name}.{operand.upper()}", node.op_type, tensor)
+
+
+def _members(node: onnx_ir.Node) -> tuple[str, ...]:
+    try:
+        names = json.loads(node.metadata_props.get(MEMBERS_KEY, "[]"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list):
+        raise ModelError(f"node '{node.name}': its {MEMBERS_KEY} is no list; write the model again")
+    return tuple(map(str, names))
+
+
+def is_linear(node: onnx_ir.Node) -> bool:
+    """Whether the node is one of the linear families, which hold one packed weight."""
+    return node.domain == DOMAIN and node.op_type.startswith(FAMILIES)
+
+
+def packed_weight(node: onnx_ir.Node) -> SparseTensor | QuantizedTensor:
+    """The weight of a linear sparse operator; errors as for ``packed_sites``."""
+    count = 4 if "Int8" in node.op_type else 3  # values, indices, shape; with int8 values also scales
+    return _tensor(node, 1, count, "layout")
 
 
 def _tensor(node: onnx_ir.Node, first: int, count: int, layout_name: str) -> SparseTensor | QuantizedTensor:

@@ -22,6 +22,7 @@ __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
     "FAMILIES",
+    "MEMBERS_KEY",
     "XForm",
     "family_name",
     "initializer",
@@ -30,6 +31,9 @@ __all__ = [
 
 DOMAIN = "ai.sparsecc"
 DOMAIN_VERSION = 1
+
+MEMBERS_KEY = "sparsecc.members"
+"""Metadata of a node that does the work of several sites: their names as a JSON list."""
 
 FAMILIES = (
     "SparseMatMul",

@@ -64,6 +64,8 @@ def preset(
             if prunes or quantize is not None:
                 steps.append(_pass("restore-dense"))
         steps.append(_pass("lower-sparse"))
+        if not keep_slower:
+            steps.append(_pass("fuse-transformer"))
     elif keep_slower:
         raise UsageError("--keep-slower needs custom operators; leave out --standard-ops-only")
     elif quantize is not None:

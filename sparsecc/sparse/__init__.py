@@ -13,6 +13,7 @@ from sparsecc.sparse.layout import INT8_DENSE, Layout
 from sparsecc.sparse.mask import Scope, keep_mask
 from sparsecc.sparse.pattern import Pattern
 from sparsecc.sparse.quantized import QuantizedTensor, ScaleMethod, quantize_rows
+from sparsecc.sparse.stack import stack_outputs
 from sparsecc.sparse.tensor import LAYOUT_VERSION, SparseTensor
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "matches",
     "pack_gaps",
     "quantize_rows",
+    "stack_outputs",
     "unpack_gaps",
 ]

@@ -10,8 +10,8 @@ from sparsecc.errors import SparseccError
 from sparsecc.plan import preset
 from sparsecc.pm import Pipeline
 
-LOWER = "lower-conv-int8,choose-layout,confirm-layout,lower-sparse"
-PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-sparse"
+LOWER = "lower-conv-int8,choose-layout,confirm-layout,lower-sparse,fuse-transformer"
+PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-sparse,fuse-transformer"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
         ({"keep_slower": True},
          "tidy,lower-conv-int8{keep-slower=true},choose-layout{keep-slower=true},lower-sparse"),
         ({"match": "re:.*mlp.*"},
-         "tidy,lower-conv-int8{match=re:.*mlp.*},choose-layout{match=re:.*mlp.*},confirm-layout,lower-sparse"),
+         "tidy,lower-conv-int8{match=re:.*mlp.*},choose-layout{match=re:.*mlp.*},confirm-layout,"
+         "lower-sparse,fuse-transformer"),
     ],
 )  # fmt: skip
 def test_preset(flags: dict[str, Any], text: str) -> None:

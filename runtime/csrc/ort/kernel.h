@@ -57,6 +57,7 @@ struct OperatorSpec {
 std::vector<OperatorSpec> linear_operators();
 std::vector<OperatorSpec> recurrent_operators();
 std::vector<OperatorSpec> plane_operators();
+std::vector<OperatorSpec> transformer_operators();
 
 std::vector<OperatorSpec> all_operators();
 

@@ -285,6 +285,56 @@ SPARSECC_API int sparsecc_planes_mean(const uint8_t* x, int64_t planes, int64_t 
                                       const sparsecc_plane_quantization* quantization, uint8_t* y,
                                       const char* isa, const sparsecc_executor* executor, char* error,
                                       size_t error_size);
+/* ---- attention and normalisation ---- */
+
+/* y = softmax(scale * q k^T + mask) v for every head. Head h of row s of batch b starts at
+ * q[b * q_strides[0] + s * q_strides[1] + h * q_strides[2]] and is contiguous; the same for k, v and y. */
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_attention_desc) */
+  int64_t batch, heads, queries, keys, head_size;
+  float scale;
+  const float *q, *k, *v;
+  int64_t q_strides[3], k_strides[3], v_strides[3]; /* of batch, row and head, in floats, not negative */
+  const float* mask;                                /* or NULL */
+  int64_t mask_strides[4];                          /* of batch, head, query and key; the last is 0 or 1 */
+  float* y;
+  int64_t y_strides[3];
+  const char* isa; /* one of sparsecc_isas(), or NULL: $SPARSECC_ISA, else the best here */
+} sparsecc_attention_desc;
+
+/* y must not overlap the others. Without keys y is 0. NaN in a query, or in the keys, makes the whole row NaN. */
+SPARSECC_API int sparsecc_attention_run(const sparsecc_attention_desc* attention,
+                                        const sparsecc_executor* executor, char* error, size_t error_size);
+
+/* Rows of `size`: z = x + residual; y = (z - mean) / sqrt(variance + epsilon) * gain + shift if centred, else
+ * y = z / sqrt(mean square + epsilon) * gain + shift. */
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_norm_desc) */
+  int64_t rows, size;
+  int32_t centred;
+  float epsilon;
+  const float* x;
+  const float* residual; /* [residual_rows, size], or NULL; begins again when it is used up */
+  int64_t residual_rows;
+  const float* gain;  /* [size] */
+  const float* shift; /* [size] or NULL */
+  float* y;
+  float* sum;      /* receives z, or NULL */
+  const char* isa; /* as above */
+} sparsecc_norm_desc;
+
+/* y and sum must not overlap the others. */
+SPARSECC_API int sparsecc_norm_run(const sparsecc_norm_desc* norm, const sparsecc_executor* executor,
+                                   char* error, size_t error_size);
+
+/* y[rows, size] = act(x[:, :size]) * x[:, size:] for rows of 2 * size, no overlap. The activation takes no
+ * parameters: leaky relu and clip are refused. */
+SPARSECC_API int sparsecc_gate_run(const float* x, int64_t rows, int64_t size, sparsecc_activation activation,
+                                   const char* isa, float* y, const sparsecc_executor* executor, char* error,
+                                   size_t error_size);
+
+/* Every kernel for these that this machine can run, one line each: "name isa tile". */
+SPARSECC_API const char* sparsecc_transformer_kernel_table(void);
 
 /* How evenly an operator's work is dealt, from the stored weights alone: the largest part over the mean part when
  * it is cut for `parts` threads (rounded up to a power of two, at most 64). 1 is perfect. Rows of x are cut as

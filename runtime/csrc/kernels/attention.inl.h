@@ -1,0 +1,220 @@
+// One head of attention: y = softmax(scale * q k^T + mask) v, for blocks of queries whose scores stay in the
+// first-level cache.
+#pragma once
+
+// Lanes from n on become zero.
+SPARSECC_INLINE F16 first_lanes(F16 v, int64_t n) {
+  float kept[kGroup] __attribute__((aligned(64)));
+  store(kept, v);
+  return load_first(kept, n);
+}
+
+// All lanes of v joined by `join`, a function of two vectors that may take them in any order.
+template <class Join>
+SPARSECC_INLINE float join_lanes(F16 v, Join join) {
+  SPARSECC_UNROLL
+  for (int p = 1; p < kParts; ++p) v.part[0] = join(v.part[0], v.part[p]);
+  Vec all = v.part[0];
+#if SPARSECC_AVX512
+  all = join(all, (Vec)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0x4e));
+  all = join(all, (Vec)_mm512_shuffle_f32x4((__m512)all, (__m512)all, 0xb1));
+  all = join(all, (Vec)_mm512_permute_ps((__m512)all, 0x4e));
+  all = join(all, (Vec)_mm512_permute_ps((__m512)all, 0xb1));
+  return all[0];
+#else
+  float lanes[kLanes];
+  *(VecLoose*)lanes = all;
+  float one = lanes[0];
+  for (int i = 1; i < kLanes; ++i) one = join(splat(one), splat(lanes[i]))[0];
+  return one;
+#endif
+}
+
+SPARSECC_INLINE float sum_of_lanes(F16 v) {
+  return join_lanes(v, [](Vec a, Vec b) { return a + b; });
+}
+
+// NaN may be lost.
+SPARSECC_INLINE float most_of_lanes(F16 v) {
+  return join_lanes(v, [](Vec a, Vec b) { return at_least(a, b); });
+}
+
+// A product of a few rows by a few vectors: row r of the left side is left[r * row_stride + i * step].
+template <int Rows, int Wide>
+SPARSECC_INLINE void product_tile(const float* left, int64_t row_stride, int64_t step, const float* right,
+                                  int64_t right_stride, int64_t count, F16 (&sum)[Rows][Wide]) {
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
+  for (int w = 0; w < Wide; ++w) sum[r][w] = broadcast(0.0f);
+  for (int64_t i = 0; i < count; ++i, left += step, right += right_stride) {
+    F16 vectors[Wide];
+    SPARSECC_UNROLL
+    for (int w = 0; w < Wide; ++w) vectors[w] = load(right + w * kGroup);
+    SPARSECC_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const F16 value = broadcast(left[r * row_stride]);
+      SPARSECC_UNROLL
+      for (int w = 0; w < Wide; ++w) sum[r][w] = multiply_add(sum[r][w], value, vectors[w]);
+    }
+  }
+}
+
+// q k^T of exactly `Rows` queries, which are `turned`: [size][tile rows].
+template <int Rows, int Wide>
+static void score_tile(const AttentionJob& job, const float* turned, int64_t key, float* scores) {
+  F16 sum[Rows][Wide];
+  product_tile<Rows, Wide>(turned, 1, attention_tile.rows, job.keys_t + key, job.keys_wide, job.size, sum);
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
+  for (int w = 0; w < Wide; ++w) store(scores + r * job.keys_wide + key + w * kGroup, sum[r][w]);
+}
+
+// Rows of weights, not yet divided by their sums, times the values.
+template <int Rows, int Wide>
+static void value_tile(const AttentionJob& job, const float* weights, const float* shares, int64_t column,
+                       float* y) {
+  F16 sum[Rows][Wide];
+  product_tile<Rows, Wide>(weights, job.keys_wide, 1, job.values + column, job.size_wide, job.keys, sum);
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const Vec share = splat(shares[r]);
+    SPARSECC_UNROLL
+    for (int w = 0; w < Wide; ++w) {
+      const int64_t left = job.size - column - w * kGroup;
+      SPARSECC_UNROLL
+      for (int p = 0; p < kParts; ++p) sum[r][w].part[p] *= share;
+      store_first(y + r * job.y_stride + column + w * kGroup, sum[r][w], left < kGroup ? left : kGroup);
+    }
+  }
+}
+
+// Calls function<Rows, Wide> of exactly these numbers, 1 <= rows <= Rows, 1 <= wide <= Wide.
+template <int Rows, int Wide, template <int, int> class Function, class... Arguments>
+static void call_tile(int rows, int wide, Arguments... arguments) {
+  if constexpr (Rows > 1)
+    if (rows < Rows) return call_tile<Rows - 1, Wide, Function>(rows, wide, arguments...);
+  if constexpr (Wide > 1)
+    if (wide < Wide) return call_tile<Rows, Wide - 1, Function>(rows, wide, arguments...);
+  Function<Rows, Wide>::run(arguments...);
+}
+
+template <int Rows, int Wide>
+struct Scores {
+  static void run(const AttentionJob* job, const float* turned, int64_t key, float* scores) {
+    score_tile<Rows, Wide>(*job, turned, key, scores);
+  }
+};
+
+template <int Rows, int Wide>
+struct Values {
+  static void run(const AttentionJob* job, const float* weights, const float* shares, int64_t column,
+                  float* y) {
+    value_tile<Rows, Wide>(*job, weights, shares, column, y);
+  }
+};
+
+// Vectors [0, vectors) in runs of nearly equal length, at most the tile's width.
+template <class Function>
+SPARSECC_INLINE void for_each_run(int64_t vectors, Function function) {
+  constexpr int most = attention_tile.wide;
+  const int64_t runs = (vectors + most - 1) / most;
+  int64_t first = 0;
+  for (int64_t run = 0; run < runs; ++run) {
+    const int64_t wide = (vectors - first + runs - run - 1) / (runs - run);
+    function(first * kGroup, (int)wide);
+    first += wide;
+  }
+}
+
+SPARSECC_INLINE F16 masked(const AttentionJob& job, F16 score, int64_t row, int64_t key, int64_t n) {
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) score.part[p] *= splat(job.scale);
+  if (job.mask == nullptr) return score;
+  const float* mask = job.mask + row * job.mask_row_stride + key * job.mask_key_stride;
+  if (job.mask_key_stride == 0) return add(score, broadcast(*mask));
+  return add(score, load_first(mask, n));
+}
+
+// One row of scores to exp(score - largest); returns one over their sum.
+static float softmax_row(const AttentionJob& job, float* scores, int64_t row) {
+  const int64_t whole = job.keys / kGroup * kGroup, rest = job.keys - whole;
+  F16 most = broadcast(-__builtin_inff());
+  for (int64_t key = 0; key < whole; key += kGroup) {
+    const F16 score = masked(job, load(scores + key), row, key, kGroup);
+    store(scores + key, score);
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p) most.part[p] = at_least(score.part[p], most.part[p]);
+  }
+  float largest = most_of_lanes(most);
+  if (rest > 0) {
+    store(scores + whole, masked(job, load(scores + whole), row, whole, rest));
+    for (int64_t i = whole; i < job.keys; ++i) largest = scores[i] > largest ? scores[i] : largest;
+  }
+  const auto weight = [&](int64_t key) __attribute__((always_inline)) {
+    F16 v = load(scores + key);
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p) v.part[p] = exp_vec(v.part[p] - splat(largest));
+    return v;
+  };
+  F16 sum = broadcast(0.0f);
+  for (int64_t key = 0; key < whole; key += kGroup) {
+    const F16 v = weight(key);
+    store(scores + key, v);
+    sum = add(sum, v);
+  }
+  if (rest > 0) {
+    const F16 v = first_lanes(weight(whole), rest);
+    store(scores + whole, v);
+    sum = add(sum, v);
+  }
+  return 1.0f / sum_of_lanes(sum);
+}
+
+// Queries [first, first + rows) of the job.
+static void attention_block(const AttentionJob& job, int64_t first, int64_t rows) {
+  constexpr int tile = attention_tile.rows;
+  float shares[kMostBlockRows];
+  for (int64_t row = 0; row < rows; row += tile)
+    for (int64_t i = 0; i < job.size; i += kGroup)
+      transpose_tile(job.q + (first + row) * job.q_stride + i, job.q_stride,
+                     rows - row < tile ? rows - row : tile, job.size - i < kGroup ? job.size - i : kGroup,
+                     job.turned + row * job.size + i * tile, tile);
+  for_each_run(job.keys_wide / kGroup, [&](int64_t key, int wide) {
+    for (int64_t row = 0; row < rows; row += tile)
+      call_tile<tile, attention_tile.wide, Scores>((int)(rows - row < tile ? rows - row : tile), wide, &job,
+                                                   (const float*)job.turned + row * job.size, key,
+                                                   job.scores + row * job.keys_wide);
+  });
+  for (int64_t row = 0; row < rows; ++row)
+    shares[row] = softmax_row(job, job.scores + row * job.keys_wide, first + row);
+  for_each_run(job.size_wide / kGroup, [&](int64_t column, int wide) {
+    for (int64_t row = 0; row < rows; row += tile) {
+      const int count = (int)(rows - row < tile ? rows - row : tile);
+      call_tile<tile, attention_tile.wide, Values>(
+          count, wide, &job, (const float*)job.scores + row * job.keys_wide, (const float*)shares + row,
+          column, job.y + (first + row) * job.y_stride);
+    }
+  });
+}
+
+static void attention(const AttentionJob* job) {
+  for (int64_t row = 0; row < job->queries; row += job->block_rows)
+    attention_block(*job, row,
+                    job->queries - row < job->block_rows ? job->queries - row : job->block_rows);
+}
+
+static void pack_attention(const AttentionPackJob* job) {
+  const auto least = [](int64_t a, int64_t b) { return a < b ? a : b; };
+  for (int64_t key = 0; key < job->keys; key += kGroup)
+    for (int64_t i = 0; i < job->size; i += kGroup)
+      transpose_tile(job->k + key * job->k_stride + i, job->k_stride, least(kGroup, job->keys - key),
+                     least(kGroup, job->size - i), job->keys_t + i * job->keys_wide + key, job->keys_wide);
+  if (job->keys < job->keys_wide)
+    for (int64_t i = 0; i < job->size; ++i)
+      for (int64_t key = job->keys; key < job->keys_wide; ++key)
+        job->keys_t[i * job->keys_wide + key] = 0.0f;
+  for (int64_t key = 0; key < job->keys; ++key)
+    for (int64_t i = 0; i < job->size; i += kGroup)
+      store(job->values + key * job->size_wide + i,
+            load_first(job->v + key * job->v_stride + i, least(kGroup, job->size - i)));
+}

@@ -1,0 +1,268 @@
+"""Attention, normalisation and gates through the C interface, against NumPy in double precision.
+
+Tolerances: a score is a sum of `size` products, and the relative error of a weight is the absolute error of its
+score; the result is an average of values. A normalised row is a few roundings away from the exact one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsecc.emit.reference import activated
+from sparsecc.errors import UsageError
+from sparsecc.runtime import isas
+from sparsecc.runtime.capi_transformer import (
+    AttentionDesc,
+    NormDesc,
+    native_attention,
+    native_gate,
+    native_norm,
+    transformer_library,
+)
+
+ISAS = isas()
+EPS = float(np.finfo(np.float32).eps)
+CANARY = np.float32(-12345.5)
+TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
+
+
+class Executor(ctypes.Structure):
+    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
+
+
+def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
+    def parallel_for(_: int, tasks: int, task: Any, argument: int) -> None:
+        list(pool.map(lambda i: task(argument, i), range(tasks)))
+
+    return Executor(None, threads, PARALLEL_FOR(parallel_for))
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: np.ndarray | None
+) -> np.ndarray:
+    q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v))
+    scores = q @ k.swapaxes(-1, -2) * scale + (0 if mask is None else mask.astype(np.float64))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return (weights / weights.sum(axis=-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
+
+
+def case(
+    rng: np.random.Generator, batch: int, queries: int, keys: int, heads: int, size: int, packed: bool
+) -> tuple[np.ndarray, ...]:
+    """q, k and v; packed: views of one array, rows of which hold all three."""
+    if packed and queries == keys:
+        whole = rng.standard_normal((batch, queries, 3, heads, size)).astype(np.float32)
+        return whole[:, :, 0], whole[:, :, 1], whole[:, :, 2]
+    shapes = ((batch, queries, heads, size), *[(batch, keys, heads, size)] * 2)
+    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+
+def check_attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, **options: Any
+) -> np.ndarray:
+    scale = 0.3
+    room = np.full((q.shape[0], q.shape[1] + 2, q.shape[2], q.shape[3] + 3), CANARY, np.float32)
+    y = room[:, 1:-1, :, 1:-2]
+    native_attention(q, k, v, scale=scale, mask=mask, out=y, **options)
+    inside = np.zeros(room.shape, bool)
+    inside[:, 1:-1, :, 1:-2] = True
+    assert (room[~inside] == CANARY).all()
+    most = scale * np.sqrt(np.square(q).sum(-1).max(initial=0) * np.square(k).sum(-1).max(initial=0))
+    bound = (
+        EPS * (8 + k.shape[1] / 4 + 4 * (q.shape[3] ** 0.5 + 2) * max(1.0, most)) * np.abs(v).max(initial=0)
+    )
+    assert np.abs(y - attention(q, k, v, scale, mask)).max(initial=0) <= bound
+    return y
+
+
+SIZES = [
+    (1, 1, 1, 1, 1), (2, 3, 5, 3, 7), (1, 17, 16, 2, 16), (1, 8, 49, 1, 24), (2, 33, 33, 2, 64),
+    (1, 50, 31, 1, 65), (1, 5, 700, 1, 8), (1, 100, 100, 1, 32), (3, 1, 130, 2, 48),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_attention_of_every_size(isa: str, sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    batch, queries, keys, heads, _ = sizes
+    masks = (None, (keys,), (batch, 1, 1, keys), (1, heads, queries, keys), (queries, 1), (1, 1, 1, 1))
+    for packed, mask in itertools.product((False, True), masks):
+        added = None if mask is None else rng.standard_normal(mask).astype(np.float32)
+        check_attention(*case(rng, *sizes, packed), added, isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_attention_fuzzed(isa: str) -> None:
+    rng = np.random.default_rng(1)
+    for trial in range(24):
+        sizes = (
+            *rng.integers(1, 4, 1),
+            *rng.integers(1, 70, 2),
+            *rng.integers(1, 4, 1),
+            *rng.integers(1, 70, 1),
+        )
+        mask = np.where(rng.random((sizes[1], sizes[2])) < 0.5, -10000, 0).astype(np.float32)
+        check_attention(*case(rng, *map(int, sizes), bool(trial % 2)), mask if trial % 3 else None, isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_attention_on_threads(isa: str) -> None:
+    rng = np.random.default_rng(2)
+    with ThreadPoolExecutor(4) as pool:
+        for sizes, threads in itertools.product(((1, 37, 20, 1, 24), (2, 9, 9, 3, 16)), (2, 3, 16)):
+            inputs = case(rng, *sizes, False)
+            lent = ctypes.byref(pool_executor(pool, threads))
+            np.testing.assert_array_equal(
+                check_attention(*inputs, None, isa=isa, executor=lent),
+                check_attention(*inputs, None, isa=isa),
+            )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_attention_of_masks_that_are_infinite_and_of_nan(isa: str) -> None:
+    rng = np.random.default_rng(3)
+    q, k, v = case(rng, 1, 21, 37, 2, 8, False)
+    mask = np.where(np.arange(37) > np.arange(21)[:, None], -np.inf, 0).astype(np.float32)
+    check_attention(q, k, v, mask, isa=isa)
+    mask[4] = -np.inf  # nothing to attend to: as softmax has it
+    q[0, 7, 1, 3] = np.nan
+    y = native_attention(q, k, v, scale=0.3, mask=mask, isa=isa)
+    nan = np.isnan(y).any(axis=(0, 3))
+    assert nan[4].all()
+    assert nan.sum() == 3
+    assert nan[7, 1]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_attention_of_large_scores_and_of_nothing(isa: str) -> None:
+    q, k, v = (np.full((1, 3, 1, 4), value, np.float32) for value in (1e4, 1e4, 2))
+    np.testing.assert_array_equal(native_attention(q, k, v, scale=1, isa=isa), v)
+    empty = np.zeros((1, 0, 1, 4), np.float32)
+    np.testing.assert_array_equal(native_attention(q, empty, empty, scale=1, isa=isa), np.zeros_like(q))
+    assert native_attention(empty, k, v, scale=1, isa=isa).size == 0
+
+
+def check_norm(
+    rng: np.random.Generator,
+    rows: int,
+    size: int,
+    *,
+    centred: bool,
+    shift: bool,
+    residual: int,
+    **options: Any,
+) -> None:
+    x = (rng.standard_normal((rows, size)) * 3 + 5).astype(np.float32)
+    gain, bias = rng.standard_normal((2, size)).astype(np.float32)
+    other = rng.standard_normal((residual, size)).astype(np.float32) if residual else None
+    y, z = native_norm(
+        x, gain, shift=bias if shift else None, residual=other, centred=centred, epsilon=1e-3, **options
+    )
+    total = x.astype(np.float64)
+    if other is not None:
+        total = total + other[np.arange(rows) % residual]
+    np.testing.assert_allclose(z, total, rtol=2 * EPS, atol=8 * EPS)
+    deviation = total - total.mean(axis=1, keepdims=True) if centred else total
+    root = np.sqrt(np.mean(deviation**2, axis=1, keepdims=True) + 1e-3)
+    expected = deviation / root * gain + (bias if shift else 0)
+    bound = EPS * (12 + size**0.5) * (1 + np.abs(total).max() / root) * (np.abs(gain) + np.abs(bias))
+    assert (np.abs(y - expected) <= bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("centred", [True, False])
+def test_norm_of_every_size(isa: str, centred: bool) -> None:
+    rng = np.random.default_rng(4)
+    for rows, size in itertools.product((1, 5), (1, 3, 15, 16, 17, 63, 64, 65, 384, 1001)):
+        for shift, residual in itertools.product((True, False), (0, rows, 1)):
+            check_norm(rng, rows, size, centred=centred, shift=shift, residual=residual, isa=isa)
+    check_norm(rng, 12, 20, centred=centred, shift=True, residual=4, isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_norm_and_gate_on_threads(isa: str) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((301, 2 * 150)).astype(np.float32)
+    with ThreadPoolExecutor(3) as pool:
+        lent = ctypes.byref(pool_executor(pool, 3))
+        check_norm(rng, 300, 130, centred=True, shift=True, residual=100, isa=isa, executor=lent)
+        np.testing.assert_array_equal(
+            native_gate(x, "Silu", isa=isa, executor=lent), native_gate(x, "Silu", isa=isa)
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_norm_of_nan_stays_in_its_row(isa: str) -> None:
+    x = np.ones((3, 40), np.float32)
+    x[1, 39] = np.nan
+    y, _ = native_norm(x, np.ones(40, np.float32), isa=isa)
+    assert np.isnan(y).any(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "activation", ["", "Relu", "Sigmoid", "Tanh", "Gelu", "GeluTanh", "Silu", "HardSwish"]
+)
+def test_gate(isa: str, activation: str) -> None:
+    rng = np.random.default_rng(6)
+    for rows, size in ((1, 1), (3, 15), (2, 17), (4, 256), (2, 700)):
+        x = (rng.standard_normal((rows, 2 * size)) * 4).astype(np.float32)
+        gates, ups = x.astype(np.float64)[:, :size], x[:, size:]
+        expected = activated(gates, activation) * ups
+        bound = 16 * EPS * (1 + np.abs(gates)) * (1 + np.abs(ups))
+        assert (np.abs(native_gate(x, activation, isa=isa) - expected) <= bound).all()
+
+
+def test_every_isa_has_its_kernel() -> None:
+    rows = [
+        line.split()
+        for line in transformer_library().sparsecc_transformer_kernel_table().decode().splitlines()
+    ]
+    assert {row[1] for row in rows} == set(ISAS)
+
+
+def _error(function: str, *arguments: Any) -> str:
+    text = ctypes.create_string_buffer(512)
+    assert getattr(transformer_library(), function)(*arguments, text, 512)
+    return text.value.decode()
+
+
+def test_bad_descriptors_are_refused() -> None:
+    good = {
+        "struct_size": ctypes.sizeof(AttentionDesc),
+        "batch": 1,
+        "heads": 1,
+        "queries": 1,
+        "keys": 1,
+        "head_size": 1,
+    }
+    for wrong, message in (
+        ({"struct_size": 8}, "struct_size"), ({"batch": -1}, "negative or too large"),
+        ({"head_size": 1 << 40}, "too large"), ({"keys": 1 << 40}, "too large"),
+        ({"mask_strides": (0, 0, 0, 2)}, "0 or 1"), ({"q_strides": (0, -1, 0)}, "stride"), ({}, "must not be null"),
+    ):  # fmt: skip
+        desc = AttentionDesc(**{**good, **wrong})
+        assert message in _error("sparsecc_attention_run", ctypes.byref(desc), None)
+    size = ctypes.sizeof(NormDesc)
+    for fields, message in (
+        ({}, "struct_size"), ({"struct_size": size, "rows": -1}, "rows"),
+        ({"struct_size": size, "rows": 1, "size": 1}, "must not be null"),
+        ({"struct_size": size, "rows": 1, "size": 1, "residual": 64}, "residual_rows"),
+    ):  # fmt: skip
+        assert message in _error("sparsecc_norm_run", ctypes.byref(NormDesc(**fields)), None)
+    assert "without parameters" in _error("sparsecc_gate_run", None, 1, 1, 2, None, None, None)
+    assert "must not be null" in _error("sparsecc_gate_run", None, 1, 1, 1, None, None, None)
+    assert "null" in _error("sparsecc_attention_run", None, None)
+    assert "null" in _error("sparsecc_norm_run", None, None)
+    with pytest.raises(UsageError, match="isa"):
+        native_gate(np.ones((1, 2), np.float32), "Silu", isa="sse9")
+    with pytest.raises(UsageError, match="fit together"):
+        native_attention(*(np.ones((1, n, 1, 1), np.float32) for n in (1, 2, 3)), scale=1)
