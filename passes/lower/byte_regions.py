@@ -225,8 +225,6 @@ def _byte_conv(node: onnx_ir.Node) -> ByteConv:
     geometry = conv_geometry(node, tuple(codes.shape))
     if geometry.pads is None:
         raise Refusal("auto_pad depends on the input size, which is not static")
-    if geometry.group > 1 and codes.shape[1] == 1:
-        raise Refusal("depthwise: onnxruntime's own kernel is faster than any sparse form")
     outputs = codes.shape[0]
     return ByteConv(
         np.ascontiguousarray(np.moveaxis(codes, 1, -1).astype(np.int8)),

@@ -243,7 +243,6 @@ def test_what_is_no_step_is_left_with_a_reason() -> None:
 
     assert "its result is not quantised" in reason(lambda g: g.output(g.conv(g.stored("x"), 8)))
     assert "not stored as bytes" in reason(lambda g: g.output(g.stored(g.conv("x", 8))))
-    assert "depthwise" in reason(lambda g: g.output(g.stored(g.conv(g.stored("x"), 8, group=8))))
     assert "does not fit int8" in reason(lambda g: g.output(g.stored(g.conv(g.stored("x"), 8, zero=100))))
     assert "no region" in reason(lambda g: g.output(g.stored(g.same("Relu", g.stored("x")))))
 
@@ -303,6 +302,19 @@ def test_dense_regions_and_unmatched_ones_are_not_tried() -> None:
     old = Qdq(1, 8, 9, 9, opset=12)
     old.output(old.stored(old.same("Relu", old.stored("x"))))
     assert "opset 12 is below 13" in run(old.model()).notes[0]
+
+
+def test_depthwise_convolutions_keep_a_region_together() -> None:
+    g = Qdq(1, 12, 13, 9)
+    x = g.stored(g.conv(g.stored("x"), 10, 1))
+    x = g.stored(g.conv(x, 10, 3, 2, group=10, sparsity=0.0))
+    g.output(g.stored(g.conv(x, 12, 1)))
+    model = g.model()
+    lowered = model.copy()
+    run(lowered)
+    assert operators(lowered)["BlockSparseConvQuads"] == 3
+    assert operators(lowered)["QuantizeQuads"] == 1
+    assert distance(model, lowered, library=True) < 0.02
 
 
 def test_two_regions_with_something_else_between() -> None:
