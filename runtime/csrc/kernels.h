@@ -48,12 +48,14 @@ struct ElementRun {
   uint32_t rows, count;
 };
 
+constexpr int kElementAhead = 4;  // rows that are prefetched
+
 // Weights of up to 2^16 outputs within one block of at most 2^16 inputs, `tall` outputs (as many as the
 // kernel's tile has) by one input at a time.
 struct ElementView {
   const ElementRun* runs;
   int64_t run_count;
-  const uint16_t* row;    // each row's local outputs divided by `tall`, in run order
+  const uint16_t* row;    // each row's local outputs divided by `tall`, in run order; kElementAhead of slack
   const uint16_t* index;  // local input of each unit of `tall` weights
   const float* value;     // [units][tall]
 };

@@ -117,6 +117,7 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
     chunk_start.push_back(placed * tall);
   }
   shares = Shares(chunk_start.data(), chunks, height);
+  row.insert(row.end(), kElementAhead, 0);
   row_ = aligned(row);
 }
 

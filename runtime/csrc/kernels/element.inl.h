@@ -23,6 +23,19 @@ SPARSECC_INLINE void element_direct(const ElementJob& job, int64_t output, F16 (
   }
 }
 
+// Rows come in the order of their lengths, so that nobody but this asks in time for what planes hold for them.
+template <int Tall, int Wide>
+SPARSECC_INLINE void element_prefetch(const ElementJob& job, int64_t output) {
+  for (int t = 0; t < Tall; ++t) {
+    const int64_t at = (output + t) * job.target.output_stride;
+    SPARSECC_UNROLL
+    for (int v = 0; v < Wide; ++v) {
+      if (job.bias != nullptr && job.added != nullptr) __builtin_prefetch(job.added + at + v * kGroup, 0);
+      if (job.direct) __builtin_prefetch(job.target.y + at + v * kGroup, 1);
+    }
+  }
+}
+
 // Where the sums of one output start.
 template <int Wide>
 SPARSECC_INLINE void element_start(const ElementJob& job, int64_t output, F16 (&sum)[Wide]) {
@@ -42,6 +55,7 @@ static void element_wide(const ElementJob& job) {
   constexpr int64_t stride = Wide * kGroup;
   constexpr int chains = kElementChains<Tall, Wide>;
   const ElementView& w = job.weight;
+  const bool planes = job.direct || job.added != nullptr;
   const uint16_t* row = w.row;
   const uint16_t* index = w.index;
   const float* value = w.value;
@@ -49,6 +63,7 @@ static void element_wide(const ElementJob& job) {
     const uint32_t count = w.runs[run].count;
     for (uint32_t r = 0; r < w.runs[run].rows; ++r) {
       const int64_t output = *row++ * Tall;
+      if (planes) element_prefetch<Tall, Wide>(job, row[kElementAhead - 1] * Tall);
       float* sums = job.sums + output * stride;
       F16 sum[chains][Tall][Wide];
       SPARSECC_UNROLL
