@@ -153,6 +153,22 @@ def test_other_sums_stay(change: tuple[str, str]) -> None:
     assert verify.worst_rel_l2(verify.compare(dense, model, inputs)) <= 1e-6
 
 
+@pytest.mark.parametrize("stored", [onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16])
+def test_weight_in_16_bits_with_a_cast_is_lowered(stored: int) -> None:
+    """Kept in half the bytes in the file, computed with in float32: what ``tidy`` folds is a site like others."""
+    text = CHAIN.replace("[fc1] h = MatMul(x, w1)", "[wide] w = Cast<to = 1>(w1) [fc1] h = MatMul(x, w)")
+    proto = build(text, SHAPES).to_proto()
+    (weight,) = (item for item in proto.graph.initializer if item.name == "w1")
+    array = numpy_helper.to_array(weight)
+    weight.CopyFrom(onnx.helper.make_tensor("w1", stored, array.shape, array.ravel()))
+    dense = Model.from_proto(proto)
+    model = dense.copy()
+    run(model, "tidy,choose-layout{layout=unstructured},lower-sparse")
+    emit.finalize(model)
+    assert operators(model) == ["SparseMatMulRelu", "SparseMatMul"]
+    assert verify.worst_rel_l2(verify.compare(dense, model, verify.make_inputs(dense))) <= 1e-6
+
+
 def test_graph_output_in_the_middle_is_kept() -> None:
     text = CHAIN.replace("float[batch, 16] y)", "float[batch, 16] y, float[batch, 64] hb)")
     dense = build(text, SHAPES)
