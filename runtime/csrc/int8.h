@@ -25,7 +25,7 @@ struct ByteKernel {
   double cost;  // of a block, in blocks of neighbours; measured on Zen 5
 };
 
-// Those of an instruction set that run on this machine, for neighbouring inputs first. `wanted` as in
+// Those of an instruction set that run on this machine, by width. `wanted` as in
 // choose_byte_isa, or the name of one kernel. Throws Failure if there is none.
 std::vector<ByteKernel> byte_kernels(const char* wanted);
 // One line per kernel that this machine can run: name, instruction set, tile.

@@ -96,10 +96,10 @@ std::pair<ByteKernel, QuadPack> best_form(const Weight& weight, const sparsecc_i
   const auto cost = [](const ByteKernel& kernel, const QuadPack& form) {
     return static_cast<double>(form.blocks()) * kernel.cost;
   };
-  for (size_t i = 1; i < kernels.size(); ++i) {
-    QuadPack form = pack(kernels[i]);
-    if (cost(kernels[i], form) < cost(best.first, best.second)) best = {kernels[i], std::move(form)};
-  }
+  if (kernels.size() == 1) return best;
+  const ByteKernel& widest = kernels.back();  // its blocks are the fullest, and cost least
+  QuadPack form = pack(widest);
+  if (cost(widest, form) < cost(best.first, best.second)) return {widest, std::move(form)};
   return best;
 }
 
