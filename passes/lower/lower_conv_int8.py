@@ -76,6 +76,7 @@ class LowerConvInt8(Pass):
         if chosen:
             rewrite(work.onnx, [step for region in chosen for step in region])
             model.onnx = work.onnx
+            ctx.quantization = None  # what it wrote is gone: no site can go back to float32 alone
         return report
 
     def _regions(self, model: Model, report: PassReport | None) -> list[list[Step]]:

@@ -66,6 +66,8 @@ def input_shapes_of_sites(model: Model, inputs: Inputs) -> dict[str, tuple[int, 
     The model is run once with the shapes of the sites' inputs as extra outputs. Of several nodes with one weight
     the first that runs counts; left out are sites of which none does, and those in functions.
     """
+    model = model.copy()
+    emit.finalize(model)  # an earlier pass may have made sparse operators, which onnxruntime runs by their functions
     readers = {
         site.name: [value for node in site.nodes if (value := data_input(node)) is not None]
         for site in model.sites()
