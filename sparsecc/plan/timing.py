@@ -67,7 +67,8 @@ def input_shapes_of_sites(model: Model, inputs: Inputs) -> dict[str, tuple[int, 
     the first that runs counts; left out are sites of which none does, and those in functions.
     """
     model = model.copy()
-    emit.finalize(model)  # an earlier pass may have made sparse operators, which onnxruntime runs by their functions
+    # An earlier pass may have made sparse operators, which onnxruntime runs by their functions.
+    emit.finalize(model)
     readers = {
         site.name: [value for node in site.nodes if (value := data_input(node)) is not None]
         for site in model.sites()
