@@ -289,13 +289,16 @@ def _masked_scores(value: ir.Value) -> tuple[ir.Node, ir.Value | None, float]:
 
 
 def _check_mask(mask: ir.Value, wanted: list[int | str | None]) -> None:
-    """Raise unless the mask is known to broadcast to ``wanted``, the shape of the scores."""
+    """Raise unless the mask is known to broadcast to ``wanted``, the shape of the scores.
+
+    Of the keys nothing need be known: if the mask made more of them, the product with the values would fail.
+    """
     shape = dims(mask)
     if shape is None or mask.dtype != ir.DataType.FLOAT:
         raise Refusal("the shape of its mask is not known")
     if len(shape) > len(wanted):
         raise Refusal("its mask has more than four dimensions")
-    for dim, want in zip(reversed(shape), reversed(wanted), strict=False):
+    for dim, want in zip(reversed(shape[:-1]), reversed(wanted[:-1]), strict=False):
         if dim != 1 and not _same(dim, want):
             raise Refusal(f"its mask {shape} may be larger than the scores {wanted}")
 

@@ -165,14 +165,17 @@ def attention_model(
     return lowered(text_model(text, **constants))
 
 
-@pytest.mark.parametrize("mask", ["B,1,1,S", "S", "1,2,S,S", "1,1,1,1", "B,2,S,S"])
+@pytest.mark.parametrize("mask", ["B,1,1,S", "S", "T", "B,1,1,T", "1,2,S,S", "1,1,1,1", "B,2,S,S"])
 def test_attention_scaled_before_it_is_cut(mask: str) -> None:
     before = attention_model(mask)
     after = before.copy()
     fuse(after)
     assert op_types(after) == ["BlockSparseMatMul", "PackedAttentionMask"]
     check_same(
-        before, after, x=(2, 5, 8), m=tuple({"B": 2, "S": 5}.get(d) or int(d) for d in mask.split(","))
+        before,
+        after,
+        x=(2, 5, 8),
+        m=tuple({"B": 2, "S": 5, "T": 5}.get(d) or int(d) for d in mask.split(",")),
     )
 
 
@@ -180,6 +183,7 @@ def test_attention_scaled_before_it_is_cut(mask: str) -> None:
     ("options", "reason"),
     [
         ({"mask": "Z,1,1,S"}, "may be larger"),
+        ({"mask": "B,1,T,S"}, "may be larger"),
         ({"mask": "1,B,1,1,S"}, "more than four"),
         ({"axis": 1}, "not over the keys"),
         ({"k_perm": "[0,2,3,1]"}, "not made of heads"),
