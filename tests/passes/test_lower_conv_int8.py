@@ -16,6 +16,7 @@ from sparsecc import emit, verify
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.packed import packed_sites
+from sparsecc.plan.timing import input_shapes_of_sites
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Pattern, keep_mask
 
@@ -332,3 +333,11 @@ def test_two_regions_with_something_else_between() -> None:
     run(only, "lower-conv-int8{keep-slower=true match=second}")
     assert operators(only)["Conv"] == 1
     assert distance(model, only, library=True) < 0.02
+
+
+def test_other_sites_can_be_timed_beside_a_region() -> None:
+    """The model is run without the library then: its operators on quad planes need their bodies."""
+    model = network().model()
+    run(model)
+    shapes = input_shapes_of_sites(model, feeds(model))
+    assert list(shapes.values()) == [(2, 24)]
