@@ -5,7 +5,7 @@
 Each layer runs in two sessions of one process, on one thread and on several, in turns. The clock is wall time, so a
 busy machine makes the several threads look worse than they are, never better: the ratio is that of the smallest times
 of many short slices, in which the other cores were most likely free. The same of dense onnxruntime stands beside it.
-"balance" is the largest part of the work over the mean part when the operator is cut for that many parts.
+How evenly the work itself is cut is in ``bench/balance.py``.
 """
 
 from __future__ import annotations
