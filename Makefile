@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 
-.PHONY: help demo test build lint types format wheel-test docs clean
+.PHONY: help demo test build lint types format wheel-test arm64 test-arm64 docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,14 @@ format: build  ## rewrite the sources in the house style
 
 wheel-test: build  ## build the wheel and test it installed, away from the checkout; then one built without a compiler
 	$(BIN)/python tests/wheel_check.py
+
+arm64: build  ## cross-compile the operator library for 64-bit ARM
+	$(BIN)/python -m pip install --quiet cmake ninja
+	$(BIN)/python tests/arm64/check.py --build-only
+
+test-arm64: build  ## the same, then kernel tests and whole models on an emulated ARM machine
+	$(BIN)/python -m pip install --quiet cmake ninja
+	$(BIN)/python tests/arm64/check.py
 
 docs: build  ## regenerate the pages made from code
 	$(BIN)/python docs/generate.py

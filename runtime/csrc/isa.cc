@@ -8,6 +8,8 @@
 #include "common.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace sparsecc {
@@ -15,6 +17,7 @@ namespace {
 
 struct Cpu {
   bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false;
+  bool neon = false, dotprod = false, i8mm = false;
 };
 
 #if defined(__x86_64__)
@@ -43,6 +46,17 @@ Cpu detect() {
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.avxvnni = cpu.avx2 && (a >> 4 & 1) != 0;
   return cpu;
 }
+#elif defined(__aarch64__) && defined(__linux__)
+Cpu detect() {
+  // The kernel's names for these bits are younger than some C libraries.
+  constexpr unsigned long kAsimd = 1ul << 1, kAsimdDotprod = 1ul << 20, kI8mm = 1ul << 13;
+  const unsigned long first = getauxval(AT_HWCAP), second = getauxval(AT_HWCAP2);
+  Cpu cpu;
+  cpu.neon = (first & kAsimd) != 0;
+  cpu.dotprod = cpu.neon && (first & kAsimdDotprod) != 0;
+  cpu.i8mm = cpu.dotprod && (second & kI8mm) != 0;
+  return cpu;
+}
 #else
 Cpu detect() { return {}; }
 #endif
@@ -52,9 +66,10 @@ const Cpu& cpu() {
   return detected;
 }
 
-constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kGeneric};
-constexpr ByteIsa kBytesBestFirst[] = {ByteIsa::kAvx512Vnni, ByteIsa::kAvxVnni, ByteIsa::kAvx512,
-                                       ByteIsa::kAvx2, ByteIsa::kGeneric};
+constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kGeneric};
+constexpr ByteIsa kBytesBestFirst[] = {ByteIsa::kAvx512Vnni, ByteIsa::kAvxVnni,     ByteIsa::kAvx512,
+                                       ByteIsa::kAvx2,       ByteIsa::kNeonI8mm,    ByteIsa::kNeonDotprod,
+                                       ByteIsa::kNeon,       ByteIsa::kGeneric};
 
 Isa extended_by(ByteIsa isa) {
   switch (isa) {
@@ -64,6 +79,10 @@ Isa extended_by(ByteIsa isa) {
     case ByteIsa::kAvxVnni:
     case ByteIsa::kAvx2:
       return Isa::kAvx2;
+    case ByteIsa::kNeonI8mm:
+    case ByteIsa::kNeonDotprod:
+    case ByteIsa::kNeon:
+      return Isa::kNeon;
     case ByteIsa::kGeneric:
       break;
   }
@@ -108,6 +127,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::kAvx2:
       return "avx2";
+    case Isa::kNeon:
+      return "neon";
     case Isa::kGeneric:
       break;
   }
@@ -120,6 +141,8 @@ bool isa_usable(Isa isa) {
       return cpu().avx512;
     case Isa::kAvx2:
       return cpu().avx2;
+    case Isa::kNeon:
+      return cpu().neon;
     case Isa::kGeneric:
       break;
   }
@@ -132,6 +155,10 @@ const char* isa_name(ByteIsa isa) {
       return "avx512vnni";
     case ByteIsa::kAvxVnni:
       return "avxvnni";
+    case ByteIsa::kNeonI8mm:
+      return "neon_i8mm";
+    case ByteIsa::kNeonDotprod:
+      return "neon_dotprod";
     default:
       return isa_name(extended_by(isa));
   }
@@ -143,6 +170,10 @@ bool isa_usable(ByteIsa isa) {
       return cpu().avx512vnni;
     case ByteIsa::kAvxVnni:
       return cpu().avxvnni;
+    case ByteIsa::kNeonI8mm:
+      return cpu().i8mm;
+    case ByteIsa::kNeonDotprod:
+      return cpu().dotprod;
     default:
       return isa_usable(extended_by(isa));
   }

@@ -4,7 +4,11 @@
 
 namespace sparsecc {
 
-enum class Isa { kGeneric, kAvx2, kAvx512 };
+enum class Isa { kGeneric, kAvx2, kAvx512, kNeon };
+
+// As the tables of kernels name them.
+constexpr Isa kIsa_generic = Isa::kGeneric, kIsa_avx2 = Isa::kAvx2, kIsa_avx512 = Isa::kAvx512,
+              kIsa_neon = Isa::kNeon;
 
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
@@ -14,9 +18,15 @@ Isa choose_isa(const char* wanted);
 // Usable names, best first, separated by spaces.
 const char* isa_list();
 
-// The same for products of bytes: some sets have a variant with dot products of bytes (VNNI) on top. The
-// plain name forces the plain variant; for everything else a variant counts as the set it extends.
-enum class ByteIsa { kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni };
+// The same for products of bytes: some sets have a variants with dot products (VNNI, dotprod) or matrix
+// products (i8mm) of bytes on top. The plain name forces the plain variant; for everything else a variant counts
+// as the set it extends.
+enum class ByteIsa { kGeneric, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kNeon, kNeonDotprod, kNeonI8mm };
+
+constexpr ByteIsa kByteIsa_generic = ByteIsa::kGeneric, kByteIsa_avx2 = ByteIsa::kAvx2,
+                  kByteIsa_avxvnni = ByteIsa::kAvxVnni, kByteIsa_avx512 = ByteIsa::kAvx512,
+                  kByteIsa_avx512vnni = ByteIsa::kAvx512Vnni, kByteIsa_neon = ByteIsa::kNeon,
+                  kByteIsa_neon_dotprod = ByteIsa::kNeonDotprod, kByteIsa_neon_i8mm = ByteIsa::kNeonI8mm;
 
 const char* isa_name(ByteIsa isa);
 bool isa_usable(ByteIsa isa);

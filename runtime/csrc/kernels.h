@@ -160,6 +160,10 @@ extern const Helpers kHelpers;
 namespace avx512 {
 extern const Helpers kHelpers;
 }
+#elif defined(__aarch64__)
+namespace neon {
+extern const Helpers kHelpers;
+}
 #endif
 
 }  // namespace sparsecc

@@ -16,11 +16,19 @@ constexpr int kQuantizeStep = kGroup * kQuad;  // inputs that are quantised at a
 enum class QuadOrder {
   kOutputs,  // [16 outputs][4 inputs], x as bytes: for dot products of four bytes
   kPairs,    // [2][16 outputs][2 inputs], x as 16-bit integers: for dot products of two of those
-  kInputs    // [4 inputs][16 outputs, those four apart side by side], x likewise: for machines with neither
+  // [16 outputs][2 blocks][4 inputs] of two blocks, x as bytes: for products of two by eight with eight by two
+  // bytes. Groups have an even number of blocks.
+  kBlockPairs,
+  // As kPairs, but x as bytes too, and no weight is -128 (it becomes -127 and, in one more block, -1): the sum of two
+  // products with signed bytes fits 16 bits.
+  kSmallPairs,
+  kInputs  // [4 inputs][16 outputs, those four apart side by side], x likewise: for machines with neither
 };
 
 // Bytes of four values of x in a panel.
-constexpr int quad_bytes(QuadOrder order) { return order == QuadOrder::kOutputs ? kQuad : 2 * kQuad; }
+constexpr int quad_bytes(QuadOrder order) {
+  return order == QuadOrder::kPairs || order == QuadOrder::kInputs ? 2 * kQuad : kQuad;
+}
 
 // How the inputs that a block of weights is multiplied with are found.
 enum class Picks {

@@ -15,11 +15,12 @@ constexpr int kUnit = 16;        // pixels that are worked on at a time
 
 // How the weights of one output by one quad are stored.
 enum class TapForm {
-  kBytes,  // four int8
-  kPairs   // four int16: of channels 0, 2, 1, 3
+  kBytes,        // four int8
+  kSignedBytes,  // the same, for kernels that take 128 off each byte of x
+  kPairs         // four int16: of channels 0, 2, 1, 3
 };
 
-constexpr int tap_bytes(TapForm form) { return form == TapForm::kBytes ? 4 : 8; }
+constexpr int tap_bytes(TapForm form) { return form == TapForm::kPairs ? 8 : 4; }
 
 // Sixteen consecutive pixels of the input plane. Some may belong to no output pixel (they lie in the padding
 // between two rows); those that do belong to consecutive ones.

@@ -15,11 +15,21 @@ constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
 constexpr int64_t kPackedAtOnce = 1 << 14;    // floats, at least, that are worth a task of their own
 
-// Rows of x up to which slots beat single weights, measured on Zen 5: they read every weight once per tile
-// of rows, but where every slot is full and one permute picks from its 16 inputs they still pay then.
+// Rows of x up to which slots beat single weights, measured on Zen 5 (NEON: by counted instructions): they read
+// every weight once per tile of rows, but where every slot is full and one permute picks from its 16 inputs they
+// still pay then.
 int64_t most_slice_rows(Isa isa, SliceView::Form form) {
-  if (isa == Isa::kAvx512) return form == SliceView::kUniform ? 24 : 8;
-  return isa == Isa::kAvx2 ? 4 : 1;
+  switch (isa) {
+    case Isa::kAvx512:
+      return form == SliceView::kUniform ? 24 : 8;
+    case Isa::kNeon:
+      return form == SliceView::kUniform ? 6 : 4;
+    case Isa::kAvx2:
+      return 4;
+    case Isa::kGeneric:
+      break;
+  }
+  return 1;
 }
 
 // Rows up to which blocks of 16 or 32 outputs in the lanes beat the same weights with rows in the lanes, which

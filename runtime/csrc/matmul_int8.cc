@@ -19,25 +19,27 @@ constexpr int64_t kScanned = 1 << 15;         // floats, at least, that are wort
 
 // Windows of each kernel.
 constexpr int kWidth_quads = 0;
-#if defined(__x86_64__)
 constexpr int kWidth_windows16 = kNarrow, kWidth_windows64 = kWide;
-#endif
 
 bool usable(int width) { return width != kWide || vbmi_usable(); }
 
+// Of a block whose inputs are picked, where one of neighbours costs 1. NEON: by counted instructions.
 double block_cost(ByteIsa isa, int width) {
   if (width == 0) return 1;
   if (width == kWide) return 1.25;
-  return isa == ByteIsa::kAvx512 ? 1.1 : 1.65;
+  switch (isa) {
+    case ByteIsa::kAvx512:
+      return 1.1;
+    case ByteIsa::kNeon:
+      return 1.4;
+    case ByteIsa::kNeonDotprod:
+      return 2.3;
+    case ByteIsa::kNeonI8mm:
+      return 3.2;
+    default:
+      return 1.65;
+  }
 }
-
-constexpr ByteIsa kIsa_generic = ByteIsa::kGeneric;
-#if defined(__x86_64__)
-constexpr ByteIsa kIsa_avx2 = ByteIsa::kAvx2;
-constexpr ByteIsa kIsa_avxvnni = ByteIsa::kAvxVnni;
-constexpr ByteIsa kIsa_avx512 = ByteIsa::kAvx512;
-constexpr ByteIsa kIsa_avx512vnni = ByteIsa::kAvx512Vnni;
-#endif
 
 // As DynamicQuantizeLinear: the range always holds 0, and the zero point is rounded to even.
 ByteScale byte_scale(float low, float high) {
@@ -54,11 +56,11 @@ std::vector<ByteKernel> byte_kernels(const char* wanted) {
   const ByteIsa isa = one ? ByteIsa::kGeneric : choose_byte_isa(wanted);
   std::vector<ByteKernel> kernels;
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)                                        \
-  if (isa_usable(kIsa_##isa_of_row) && usable(kWidth_##kernel) &&                                   \
-      (one ? std::strcmp(wanted, #kernel "-" #isa_of_row) == 0 : isa == kIsa_##isa_of_row))         \
+  if (isa_usable(kByteIsa_##isa_of_row) && usable(kWidth_##kernel) &&                                   \
+      (one ? std::strcmp(wanted, #kernel "-" #isa_of_row) == 0 : isa == kByteIsa_##isa_of_row))         \
     kernels.push_back({#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel,      \
                        &isa_of_row::kByteHelpers, kWidth_##kernel,                                  \
-                       block_cost(kIsa_##isa_of_row, kWidth_##kernel)});
+                       block_cost(kByteIsa_##isa_of_row, kWidth_##kernel)});
 #include "kernels_int8.inc"
 #undef SPARSECC_KERNEL
   if (kernels.empty())
@@ -71,7 +73,7 @@ const char* byte_kernel_table() {
   static const std::string table = [] {
     std::string text;
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
-  if (isa_usable(kIsa_##isa) && usable(kWidth_##kernel)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
+  if (isa_usable(kByteIsa_##isa) && usable(kWidth_##kernel)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
 #include "kernels_int8.inc"
 #undef SPARSECC_KERNEL
     return text;

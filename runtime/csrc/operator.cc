@@ -6,12 +6,6 @@
 namespace sparsecc {
 namespace {
 
-constexpr Isa kIsa_generic = Isa::kGeneric;
-#if defined(__x86_64__)
-constexpr Isa kIsa_avx2 = Isa::kAvx2;
-constexpr Isa kIsa_avx512 = Isa::kAvx512;
-#endif
-
 // The row of the table with this name. Rows exist for every kernel that is asked for.
 template <class Job>
 Kernel<Job> find(Isa isa, const char* wanted) {
@@ -45,6 +39,8 @@ const Helpers& helpers(Isa isa) {
 #if defined(__x86_64__)
   if (isa == Isa::kAvx512) return avx512::kHelpers;
   if (isa == Isa::kAvx2) return avx2::kHelpers;
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return neon::kHelpers;
 #endif
   (void)isa;
   return generic::kHelpers;

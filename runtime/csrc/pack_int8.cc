@@ -23,14 +23,26 @@ Buffer<T> aligned(const std::vector<T>& from) {
 int64_t place(QuadOrder order, int64_t output, int64_t input) {
   switch (order) {
     case QuadOrder::kOutputs:
+    case QuadOrder::kBlockPairs:  // of single blocks, as those with picks are
       return output * kQuad + input;
     case QuadOrder::kPairs:
+    case QuadOrder::kSmallPairs:
       return input / 2 * (2 * kGroup) + output * 2 + input % 2;
     case QuadOrder::kInputs:
       break;
   }
   return input * kGroup + output % 4 * 4 + output / 4;
 }
+
+// The same among the bytes of all blocks of neighbours.
+int64_t place(QuadOrder order, int64_t block, int64_t output, int64_t input) {
+  if (order == QuadOrder::kBlockPairs)
+    return block / 2 * (2 * kQuadValues) + output * (2 * kQuad) + block % 2 * kQuad + input;
+  return block * kQuadValues + place(order, output, input);
+}
+
+// Whether a block can hold this weight; what is left of one that is too small goes to one more block.
+bool fits(QuadOrder order, int8_t value) { return order != QuadOrder::kSmallPairs || value != -128; }
 
 // Calls take(output, input, value) for every non-zero weight of a group of 16 outputs.
 template <class Take>
@@ -101,26 +113,31 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
 
 void QuadPack::pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order) {
   std::vector<uint32_t> index;
-  std::vector<int64_t> block_of(at(ceil_div(weight.inputs, kQuad)), -1);
+  std::vector<int64_t> block_of(at(ceil_div(weight.inputs, kQuad)));
+  std::vector<uint8_t> blocks_at(block_of.size());  // in this group, of these four inputs
   for (int64_t group = 0; group < groups; ++group) {
-    const int64_t before = static_cast<int64_t>(index.size());
-    visit_group(weight, values, group, [&](int64_t, int64_t input, int8_t) {
-      int64_t& block = block_of[at(input / kQuad)];
-      if (block < before) {
-        block = before;  // marked; the number comes with the order
-        index.push_back(static_cast<uint32_t>(input / kQuad));
-      }
+    std::fill(blocks_at.begin(), blocks_at.end(), uint8_t{0});
+    visit_group(weight, values, group, [&](int64_t, int64_t input, int8_t value) {
+      uint8_t& count = blocks_at[at(input / kQuad)];
+      count = std::max<uint8_t>(count, fits(order, value) ? 1 : 2);
     });
-    std::sort(index.begin() + before, index.end());
+    for (size_t quad = 0; quad < blocks_at.size(); ++quad)
+      index.insert(index.end(), blocks_at[quad], static_cast<uint32_t>(quad));
+    if (order == QuadOrder::kBlockPairs && index.size() % 2 != 0) index.push_back(index.back());
     start[group + 1] = static_cast<int64_t>(index.size());
   }
   index_ = aligned(index);
   values_ = Buffer<int8_t>(blocks() * kQuadValues);
   for (int64_t group = 0; group < groups; ++group) {
-    for (int64_t block = start[group]; block < start[group + 1]; ++block) block_of[index_[block]] = block;
+    for (int64_t block = start[group + 1] - 1; block >= start[group]; --block) block_of[index_[block]] = block;
     visit_group(weight, values, group, [&](int64_t output, int64_t input, int8_t value) {
       const int64_t block = block_of[at(input / kQuad)];
-      values_[block * kQuadValues + place(order, output % kGroup, input % kQuad)] = value;
+      int8_t& stored = values_[place(order, block, output % kGroup, input % kQuad)];
+      stored = value;
+      if (!fits(order, value)) {
+        ++stored;
+        values_[place(order, block + 1, output % kGroup, input % kQuad)] = -1;
+      }
     });
   }
 }
@@ -140,8 +157,17 @@ struct Pickers {
   int places() const { return count * picks; }
 };
 
-// Where byte `i` of four lies in the order that suits products of pairs; its own inverse.
-int turned(QuadOrder order, int i) { return order == QuadOrder::kPairs && (i == 1 || i == 2) ? 3 - i : i; }
+// Where an output's input, one of four, lies among 64 bytes that were picked.
+int64_t picked_place(QuadOrder order, int64_t output, int64_t input) {
+  switch (order) {
+    case QuadOrder::kPairs:  // even bytes are widened apart from odd ones
+      return output * kQuad + input % 2 * 2 + input / 2;
+    case QuadOrder::kSmallPairs:
+      return place(order, output, input);
+    default:
+      return output * kQuad + input;
+  }
+}
 
 struct Entry {
   int64_t input;
@@ -163,27 +189,35 @@ struct Queue {
 void QuadPack::pack_windows(const Weight& weight, const int8_t* values, QuadOrder order, int width) {
   const Pickers pickers(weight.layout);
   const int64_t half = width / 2;
+  const bool own = pickers.places() == kQuadValues;
   std::vector<uint32_t> index;
   std::vector<int8_t> placed;
   std::vector<uint8_t> places;
   std::vector<Queue> queues(at(pickers.count));
   const auto take = [&](Queue& queue, int64_t picker, int64_t begin) {
     int8_t* const to = placed.data() + placed.size() - kQuadValues;
-    uint8_t* const picked = places.data() + places.size() - pickers.places() + picker * pickers.picks;
+    uint8_t* const picked = places.data() + places.size() - pickers.places();
     for (int pick = 0; pick < pickers.picks && !queue.empty(); ++pick) {
       const int64_t input = queue.front(pickers.inputs);
       if (input + pickers.inputs > begin + width) return;
-      picked[turned(order, pick)] = static_cast<uint8_t>(input - begin);
+      // What is left of a weight that did not fit goes to another pick of the same input.
       for (; !queue.empty() && queue.front(pickers.inputs) == input; ++queue.next) {
         const Entry& entry = queue.entries[queue.next];
-        to[place(order, entry.output, pick + entry.input - input)] = entry.value;
+        int8_t& stored = to[place(order, entry.output, pick + entry.input - input)];
+        if (stored != 0) break;
+        stored = entry.value;
       }
+      const int64_t to_place = own ? picked_place(order, picker, pick) : picker * pickers.picks + pick;
+      picked[to_place] = static_cast<uint8_t>(input - begin);
     }
   };
   for (int64_t group = 0; group < groups; ++group) {
     for (Queue& queue : queues) queue = {};
     visit_group(weight, values, group, [&](int64_t output, int64_t input, int8_t value) {
-      queues[at(output % kGroup / pickers.outputs)].entries.push_back({input, output % kGroup, value});
+      const bool fitting = fits(order, value);
+      auto& entries = queues[at(output % kGroup / pickers.outputs)].entries;
+      entries.push_back({input, output % kGroup, fitting ? value : static_cast<int8_t>(value + 1)});
+      if (!fitting) entries.push_back({input, output % kGroup, -1});
     });
     for (Queue& queue : queues)
       std::stable_sort(queue.entries.begin(), queue.entries.end(),
@@ -204,15 +238,15 @@ void QuadPack::pack_windows(const Weight& weight, const int8_t* values, QuadOrde
   index_ = aligned(index);
   values_ = aligned(placed);
   places_ = aligned(places);
-  picks_ = pickers.places() == kQuadValues ? Picks::kOwn : Picks::kShared;
+  picks_ = own ? Picks::kOwn : Picks::kShared;
   spread_ = Buffer<uint8_t>(kQuadValues);
   added_ = Buffer<uint8_t>(kQuadValues);
   for (int output = 0; output < kGroup; ++output)
     for (int i = 0; i < kQuad; ++i) {
-      const int cell = turned(order, i), to = output * kQuad + i;
+      const int64_t to = picked_place(order, output, i);
       spread_[to] = static_cast<uint8_t>(output / pickers.outputs * pickers.picks +
                                          (pickers.inputs == 1 ? i : 0));
-      added_[to] = static_cast<uint8_t>(pickers.inputs == 1 ? 0 : cell);
+      added_[to] = static_cast<uint8_t>(pickers.inputs == 1 ? 0 : i);
     }
 }
 

@@ -21,20 +21,12 @@ namespace {
 constexpr int64_t kCachedBytes = 256 * 1024;  // of x that stays in a second-level cache
 constexpr int64_t kMaxPixels = int64_t{1} << 40;
 
-constexpr ByteIsa kIsa_generic = ByteIsa::kGeneric;
-#if defined(__x86_64__)
-constexpr ByteIsa kIsa_avx2 = ByteIsa::kAvx2;
-constexpr ByteIsa kIsa_avxvnni = ByteIsa::kAvxVnni;
-constexpr ByteIsa kIsa_avx512 = ByteIsa::kAvx512;
-constexpr ByteIsa kIsa_avx512vnni = ByteIsa::kAvx512Vnni;
-#endif
-
 }  // namespace
 
 PlaneKernel plane_kernel(ByteIsa isa, int tall) {
   const char* wanted = tall == 8 ? "planes8" : "planes4";
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)       \
-  if (isa == kIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
+  if (isa == kByteIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
     return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel};
 #include "kernels_planes.inc"
 #undef SPARSECC_KERNEL
@@ -43,7 +35,7 @@ PlaneKernel plane_kernel(ByteIsa isa, int tall) {
 
 const PlaneHelpers& plane_helpers(ByteIsa isa) {
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide) \
-  if (isa == kIsa_##isa_of_row) return isa_of_row::kPlaneHelpers;
+  if (isa == kByteIsa_##isa_of_row) return isa_of_row::kPlaneHelpers;
 #include "kernels_planes.inc"
 #undef SPARSECC_KERNEL
   throw Failure{std::string("no kernels for quad planes on ") + isa_name(isa)};
@@ -53,7 +45,7 @@ const char* plane_kernel_table() {
   static const std::string table = [] {
     std::string text;
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \
-  if (isa_usable(kIsa_##isa)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
+  if (isa_usable(kByteIsa_##isa)) text += #kernel "-" #isa " " #isa " " #rows "x" #wide "\n";
 #include "kernels_planes.inc"
 #undef SPARSECC_KERNEL
     return text;
@@ -244,8 +236,9 @@ sparsecc_plane_conv::sparsecc_plane_conv(const sparsecc_int8_weight_desc& desc,
   const int64_t taps = geometry.kernel[0] * geometry.kernel[1];
   x_quads_ = ceil_div(weight.inputs / taps * geometry.groups, kLanesOfQuad);
   const double residual = has_residual_ ? double{to.residual_scale} / to.y_scale : 0.0;
+  const uint32_t less = to.x_zero_point - (help_.form == TapForm::kSignedBytes ? 128u : 0u);
   for (int64_t n = 0; n < desc.outputs; ++n) {
-    start_[n] = static_cast<int32_t>(0u - weight_.sums[static_cast<size_t>(n)] * to.x_zero_point);
+    start_[n] = static_cast<int32_t>(0u - weight_.sums[static_cast<size_t>(n)] * less);
     const double bias = desc.bias == nullptr ? 0.0 : double{desc.bias[n]} / to.y_scale;
     scale_[n] = static_cast<float>(double{to.x_scale} * desc.scales[n] / to.y_scale);
     bias_[n] = static_cast<float>(bias - residual * to.residual_zero_point);

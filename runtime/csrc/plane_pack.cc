@@ -81,7 +81,7 @@ struct Keys {
 };
 
 void put(int8_t* quad, int64_t lane, int8_t value, TapForm form) {
-  if (form == TapForm::kBytes) {
+  if (form != TapForm::kPairs) {
     quad[lane] = value;
     return;
   }

@@ -9,12 +9,6 @@
 namespace sparsecc {
 namespace {
 
-constexpr Isa kIsa_generic = Isa::kGeneric;
-#if defined(__x86_64__)
-constexpr Isa kIsa_avx2 = Isa::kAvx2;
-constexpr Isa kIsa_avx512 = Isa::kAvx512;
-#endif
-
 constexpr int64_t kMostHidden = int64_t{1} << 20;
 constexpr int64_t kPartBytes = int64_t{1} << 20;  // of x W^T that is made at once: stays in cache
 constexpr int64_t kPartRows = 64;                 // but never fewer rows: products want some

@@ -17,12 +17,6 @@ constexpr int64_t kScoreBytes = 24 * 1024;  // of a block of queries, so that th
 constexpr int64_t kLargest = int64_t{1} << 40;
 constexpr int64_t kRowTask = 1 << 13;  // floats, at least, that are worth a task of their own
 
-constexpr Isa kIsa_generic = Isa::kGeneric;
-#if defined(__x86_64__)
-constexpr Isa kIsa_avx2 = Isa::kAvx2;
-constexpr Isa kIsa_avx512 = Isa::kAvx512;
-#endif
-
 const TransformerHelpers& transformer(Isa isa) {
 #define SPARSECC_KERNEL(isa_of_row, rows, wide) \
   if (isa == kIsa_##isa_of_row) return isa_of_row::kTransformer;

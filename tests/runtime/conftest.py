@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable
 
 import numpy as np
@@ -46,3 +48,21 @@ def packed() -> Callable[..., SparseTensor]:
 @pytest.fixture(scope="session")
 def session() -> Callable[..., onnxruntime.InferenceSession]:
     return _session
+
+
+#: Where the auxiliary vector of a process says what an ARM processor can do: kind of entry, bit.
+_ARM_BITS = {"asimd": (16, 1), "asimddp": (16, 20), "i8mm": (26, 13)}
+
+
+@pytest.fixture(scope="session")
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the names of /proc/cpuinfo; under an emulator that file is the host's."""
+    if platform.machine() == "aarch64":
+        entry = ctypes.CDLL(None).getauxval
+        entry.restype, entry.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+        return frozenset(flag for flag, (kind, bit) in _ARM_BITS.items() if entry(kind) >> bit & 1)
+    with open("/proc/cpuinfo") as info:
+        for line in info:
+            if line.startswith("flags"):
+                return frozenset(line.split(":")[1].split())
+    pytest.skip("/proc/cpuinfo has no flags")

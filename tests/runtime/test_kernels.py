@@ -289,18 +289,11 @@ def test_every_isa_and_kernel_is_exercised(monkeypatch: pytest.MonkeyPatch) -> N
     assert ISAS[-1] == "generic"
 
 
-def test_isas_match_the_machine() -> None:
-    flags = set()
-    with open("/proc/cpuinfo") as info:
-        for line in info:
-            if line.startswith("flags"):
-                flags = set(line.split(":")[1].split())
-                break
-    if not flags:
-        pytest.skip("no x86 flags in /proc/cpuinfo")
-    assert ("avx2" in ISAS) == ({"avx2", "fma", "bmi2"} <= flags)
+def test_isas_match_the_machine(cpu_flags: frozenset[str]) -> None:
+    assert ("avx2" in ISAS) == ({"avx2", "fma", "bmi2"} <= cpu_flags)
     wide = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-    assert ("avx512" in ISAS) == (wide | {"avx2", "fma", "bmi2"} <= flags)
+    assert ("avx512" in ISAS) == (wide | {"avx2", "fma", "bmi2"} <= cpu_flags)
+    assert ("neon" in ISAS) == ("asimd" in cpu_flags)
 
 
 def test_isa_can_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:

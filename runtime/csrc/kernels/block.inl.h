@@ -22,11 +22,12 @@ SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* 
   const auto one = [&](int c) __attribute__((always_inline)) {
     const float* x = panel + (int64_t)w.index[i + c] * stride;
     __asm__("" : "+r"(x));  // one address per block, not one per row
+    const Singles<Rows> of_rows = singles<Rows>(x);
     SPARSECC_UNROLL
     for (int v = 0; v < Wide; ++v) {
       const F16 weight = load(values + (c * Wide + v) * kGroup);
       SPARSECC_UNROLL
-      for (int r = 0; r < Rows; ++r) part[c][r][v] = multiply_add(part[c][r][v], broadcast(x[r]), weight);
+      for (int r = 0; r < Rows; ++r) part[c][r][v] = multiply_add(part[c][r][v], of_rows, r, weight);
     }
   };
   for (; i + chains <= end; i += chains, values += chains * Wide * kGroup) SPARSECC_UNROLL

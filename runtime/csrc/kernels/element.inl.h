@@ -90,12 +90,10 @@ static void element_wide(const ElementJob& job) {
           F16 from[Wide];
           SPARSECC_UNROLL
           for (int v = 0; v < Wide; ++v) from[v] = load(x + v * kGroup);
+          const Singles<Tall> weights = singles<Tall>(value + i * Tall);
           SPARSECC_UNROLL
-          for (int t = 0; t < Tall; ++t) {
-            const F16 weight = broadcast(value[i * Tall + t]);
-            SPARSECC_UNROLL
-            for (int v = 0; v < Wide; ++v) sum[c][t][v] = multiply_add(sum[c][t][v], weight, from[v]);
-          }
+          for (int t = 0; t < Tall; ++t) SPARSECC_UNROLL
+          for (int v = 0; v < Wide; ++v) sum[c][t][v] = multiply_add(sum[c][t][v], weights, t, from[v]);
         }
       };
       uint32_t i = 0;

@@ -1,6 +1,7 @@
 // All kernels for products of bytes for one instruction set; see kernels.inl.h for the macros and the rule
-// about headers. SPARSECC_VNNI: the set has dot products of four bytes that do not saturate. SPARSECC_VBMI: permutes of
-// 64 bytes on top; then there are only the kernels that need those.
+// about headers. Further macros: SPARSECC_VNNI, SPARSECC_DOTPROD (the set has dot products of four bytes that do not
+// saturate, on x86 and ARM), SPARSECC_I8MM (it multiplies matrices of bytes too) and SPARSECC_VBMI (permutes of 64 bytes
+// on top; then there are only the kernels that need those).
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,8 +22,9 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "activation.inl.h"
 #include "transpose.inl.h"
 
+#include "dot.inl.h"
 #include "quads.inl.h"
-#if SPARSECC_AVX2 || SPARSECC_AVX512
+#if SPARSECC_AVX2 || SPARSECC_AVX512 || SPARSECC_NEON
 #include "windows.inl.h"
 #endif
 #if !SPARSECC_VBMI
@@ -35,7 +37,7 @@ constexpr int kLanes = SPARSECC_LANES;
 void windows64(const QuadJob* job) { window_tiles<kWide, windows64_tile.rows>(*job); }
 #else
 void quads(const QuadJob* job) { quad_tiles<Neighbours, quads_tile.rows>(*job); }
-#if SPARSECC_AVX2 || SPARSECC_AVX512
+#if SPARSECC_AVX2 || SPARSECC_AVX512 || SPARSECC_NEON
 void windows16(const QuadJob* job) { window_tiles<kNarrow, windows16_tile.rows>(*job); }
 #endif
 

@@ -1,5 +1,9 @@
-// The compiler's intrinsics, where the including file is compiled for an x86 instruction set that needs them.
+// The compiler's intrinsics, where the including file is compiled for an instruction set that needs them.
 #pragma once
+
+#ifndef SPARSECC_NEON
+#define SPARSECC_NEON 0
+#endif
 
 #if SPARSECC_AVX2 || SPARSECC_AVX512
 #if defined(__clang__)
@@ -12,4 +16,6 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif
+#elif SPARSECC_NEON
+#include <arm_neon.h>
 #endif

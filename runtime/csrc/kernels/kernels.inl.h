@@ -1,6 +1,6 @@
 // All kernels for one instruction set. The including file sets the macros
-//   SPARSECC_NAMESPACE, SPARSECC_LANES (floats in a register), SPARSECC_AVX2, SPARSECC_AVX512
-// and is compiled with the flags of that set. No standard C++ header may be included here: an inline
+//   SPARSECC_NAMESPACE, SPARSECC_LANES (floats in a register), SPARSECC_AVX2, SPARSECC_AVX512, SPARSECC_NEON
+// (one that is not defined counts as 0) and is compiled with the flags of that set. No standard C++ header may be included here: an inline
 // function of one would be compiled with these flags and might then be linked into the generic path.
 #include <stddef.h>
 #include <stdint.h>

@@ -63,6 +63,8 @@ SPARSECC_INLINE VecInt rounded(Vec z) {
   return (VecInt)_mm512_cvtps_epi32((__m512)z);
 #elif SPARSECC_AVX2
   return (VecInt)_mm256_cvtps_epi32((__m256)z);
+#elif SPARSECC_NEON
+  return (VecInt)vcvtnq_s32_f32((float32x4_t)z);
 #else
   const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   z = z > splat(-1e6f) ? z : splat(-1e6f);

@@ -22,6 +22,34 @@ SPARSECC_INLINE void dot(I16& sum, const XUnit& x, const TapVec& w) {
     sum.part[p] = (VecInt)_mm256_dpbusd_avx_epi32((__m256i)sum.part[p], (__m256i)x.part[p], (__m256i)w.all);
 #endif
 }
+#elif SPARSECC_NEON && SPARSECC_DOTPROD
+typedef I16 XUnit;
+typedef int32_t __attribute__((may_alias)) Taps;
+
+#if SPARSECC_I8MM
+constexpr TapForm kForm = TapForm::kBytes;
+
+SPARSECC_INLINE XUnit widen(const I16& quads) { return quads; }
+
+template <int Lane>
+SPARSECC_INLINE VecInt dot_lane(VecInt sum, VecInt x, int8x16_t taps) {
+  return (VecInt)vusdotq_laneq_s32((int32x4_t)sum, (uint8x16_t)x, taps, Lane);
+}
+#else
+constexpr TapForm kForm = TapForm::kSignedBytes;
+
+SPARSECC_INLINE XUnit widen(const I16& quads) {
+  XUnit x;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) x.part[p] = (VecInt)((VecUint)quads.part[p] ^ 0x80808080u);
+  return x;
+}
+
+template <int Lane>
+SPARSECC_INLINE VecInt dot_lane(VecInt sum, VecInt x, int8x16_t taps) {
+  return (VecInt)vdotq_laneq_s32((int32x4_t)sum, (int8x16_t)x, taps, Lane);
+}
+#endif
 #else
 // Channels 0 and 2 of a pixel as 16-bit integers side by side, and channels 1 and 3.
 constexpr TapForm kForm = TapForm::kPairs;
@@ -60,10 +88,25 @@ SPARSECC_INLINE VecInt pair_products(VecInt x, VecInt w) {
 #endif
 }
 
+#if SPARSECC_NEON
+// Both products of pairs in 32 bits, then the sum of neighbours.
+SPARSECC_INLINE VecInt four_products(VecInt even, VecInt odd, VecInt w_even, VecInt w_odd) {
+  const int16x8_t x[2] = {(int16x8_t)even, (int16x8_t)odd}, w[2] = {(int16x8_t)w_even, (int16x8_t)w_odd};
+  const int32x4_t low = vmlal_s16(vmull_s16(vget_low_s16(x[0]), vget_low_s16(w[0])), vget_low_s16(x[1]),
+                                  vget_low_s16(w[1]));
+  const int32x4_t high = vmlal_high_s16(vmull_high_s16(x[0], w[0]), x[1], w[1]);
+  return (VecInt)vpaddq_s32(low, high);
+}
+#endif
+
 SPARSECC_INLINE void dot(I16& sum, const XUnit& x, const TapVec& w) {
   SPARSECC_UNROLL
   for (int p = 0; p < kParts; ++p)
+#if SPARSECC_NEON
+    sum.part[p] += four_products(x.even.part[p], x.odd.part[p], w.even, w.odd);
+#else
     sum.part[p] += pair_products(x.even.part[p], w.even) + pair_products(x.odd.part[p], w.odd);
+#endif
 }
 #endif
 static_assert(sizeof(Taps) == tap_bytes(kForm));
@@ -72,6 +115,36 @@ template <int Rows, int Units>
 struct PlaneSums {
   I16 at[Rows][Units];
 };
+
+// The products of one quad of inputs.
+#if SPARSECC_NEON && SPARSECC_DOTPROD
+// A register has the weights of four outputs.
+template <int Rows, int Units, int Row = 0>
+SPARSECC_INLINE void plane_products(PlaneSums<Rows, Units>& sum, const XUnit (&x)[Units], const Taps* taps) {
+  int8x16_t four = vld1q_s8((const int8_t*)(taps + Row));
+  __asm__("" : "+w"(four));  // by one load, not lane by lane
+  SPARSECC_UNROLL
+  for (int u = 0; u < Units; ++u) SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    const VecInt bytes = x[u].part[p];
+    sum.at[Row][u].part[p] = dot_lane<0>(sum.at[Row][u].part[p], bytes, four);
+    sum.at[Row + 1][u].part[p] = dot_lane<1>(sum.at[Row + 1][u].part[p], bytes, four);
+    sum.at[Row + 2][u].part[p] = dot_lane<2>(sum.at[Row + 2][u].part[p], bytes, four);
+    sum.at[Row + 3][u].part[p] = dot_lane<3>(sum.at[Row + 3][u].part[p], bytes, four);
+  }
+  if constexpr (Row + 4 < Rows) plane_products<Rows, Units, Row + 4>(sum, x, taps);
+}
+#else
+template <int Rows, int Units>
+SPARSECC_INLINE void plane_products(PlaneSums<Rows, Units>& sum, const XUnit (&x)[Units], const Taps* taps) {
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const TapVec w = spread(taps[r]);
+    SPARSECC_UNROLL
+    for (int u = 0; u < Units; ++u) dot(sum.at[r][u], x[u], w);
+  }
+}
+#endif
 
 template <int Rows, int Units>
 SPARSECC_INLINE void plane_sums(const PlaneJob& job, int64_t begin, int64_t end, const Taps* taps,
@@ -90,12 +163,7 @@ SPARSECC_INLINE void plane_sums(const PlaneJob& job, int64_t begin, int64_t end,
     XUnit x[Units];
     SPARSECC_UNROLL
     for (int u = 0; u < Units; ++u) x[u] = widen(load_unit(base[u] + offset));
-    SPARSECC_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      const TapVec w = spread(taps[r]);
-      SPARSECC_UNROLL
-      for (int u = 0; u < Units; ++u) dot(sum.at[r][u], x[u], w);
-    }
+    plane_products<Rows, Units>(sum, x, taps);
   }
 }
 

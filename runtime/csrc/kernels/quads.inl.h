@@ -1,116 +1,5 @@
-// Blocks of 16 outputs by 4 inputs of bytes: outputs in the lanes, a tile of rows of x in registers. Sums are
-// 32-bit integers modulo 2^32, exactly those of MatMulInteger: nothing saturates on the way. The plain
-// AVX2 instruction for bytes (vpmaddubsw) does, so weights are widened to 16 bits there.
+// Blocks of 16 outputs by 4 inputs of bytes: outputs in the lanes, a tile of rows of x in registers.
 #pragma once
-
-// Sixteen 32-bit sums; unsigned, for they may wrap.
-struct I16 {
-  VecUint part[kParts];
-};
-
-// The four values of x that meet one block, and the 64 weights of the block in registers.
-#if SPARSECC_VNNI && SPARSECC_AVX512
-constexpr QuadOrder kOrder = QuadOrder::kOutputs;
-typedef uint32_t __attribute__((may_alias)) XQuad;
-typedef __m512i QuadWeights;
-
-SPARSECC_INLINE QuadWeights load_weights(const int8_t* from) { return _mm512_load_si512(from); }
-
-SPARSECC_INLINE I16 dot(I16 sum, XQuad x, QuadWeights w) {
-  return {{(VecUint)_mm512_dpbusd_epi32((__m512i)sum.part[0], _mm512_set1_epi32((int)x), w)}};
-}
-#elif SPARSECC_VNNI
-constexpr QuadOrder kOrder = QuadOrder::kOutputs;
-typedef uint32_t __attribute__((may_alias)) XQuad;
-struct QuadWeights {
-  __m256i part[2];
-};
-
-SPARSECC_INLINE QuadWeights load_weights(const int8_t* from) {
-  return {{_mm256_load_si256((const __m256i*)from), _mm256_load_si256((const __m256i*)(from + 32))}};
-}
-
-SPARSECC_INLINE I16 dot(I16 sum, XQuad x, const QuadWeights& w) {
-  const __m256i four = _mm256_set1_epi32((int)x);
-  for (int p = 0; p < 2; ++p)
-    sum.part[p] = (VecUint)_mm256_dpbusd_avx_epi32((__m256i)sum.part[p], four, w.part[p]);
-  return sum;
-}
-#elif SPARSECC_AVX512
-constexpr QuadOrder kOrder = QuadOrder::kPairs;
-typedef uint64_t __attribute__((may_alias)) XQuad;
-struct QuadWeights {
-  __m512i pair[2];
-};
-
-SPARSECC_INLINE QuadWeights load_weights(const int8_t* from) {
-  return {{_mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i*)from)),
-           _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i*)(from + 32)))}};
-}
-
-SPARSECC_INLINE I16 dot(I16 sum, const XQuad& x, const QuadWeights& w) {
-  const __m512i first = _mm512_madd_epi16(_mm512_set1_epi32((int)x), w.pair[0]);
-  const __m512i second = _mm512_madd_epi16(_mm512_set1_epi32((int)(x >> 32)), w.pair[1]);
-  sum.part[0] += (VecUint)first + (VecUint)second;
-  return sum;
-}
-#elif SPARSECC_AVX2
-constexpr QuadOrder kOrder = QuadOrder::kPairs;
-typedef uint64_t __attribute__((may_alias)) XQuad;
-struct QuadWeights {
-  __m256i pair[2][2];
-};
-
-SPARSECC_INLINE QuadWeights load_weights(const int8_t* from) {
-  QuadWeights w;
-  for (int i = 0; i < 4; ++i)
-    w.pair[i / 2][i % 2] = _mm256_cvtepi8_epi16(_mm_load_si128((const __m128i*)(from + 16 * i)));
-  return w;
-}
-
-SPARSECC_INLINE I16 dot(I16 sum, const XQuad& x, const QuadWeights& w) {
-  const __m256i first = _mm256_set1_epi32((int)x), second = _mm256_set1_epi32((int)(x >> 32));
-  for (int p = 0; p < 2; ++p)
-    sum.part[p] +=
-        (VecUint)_mm256_madd_epi16(first, w.pair[0][p]) + (VecUint)_mm256_madd_epi16(second, w.pair[1][p]);
-  return sum;
-}
-#else
-constexpr QuadOrder kOrder = QuadOrder::kInputs;
-typedef int16_t Short8 __attribute__((vector_size(16)));
-typedef int16_t Short8Loose __attribute__((vector_size(16), may_alias));
-struct __attribute__((may_alias)) XQuad {
-  int16_t value[kQuad];
-};
-struct QuadWeights {
-  Short8 even[kQuad], odd[kQuad];  // of the 16 bytes of an input
-};
-
-SPARSECC_INLINE QuadWeights load_weights(const int8_t* from) {
-  QuadWeights w;
-  SPARSECC_UNROLL
-  for (int i = 0; i < kQuad; ++i) {
-    const Short8 both = *(const Short8Loose*)(from + i * kGroup);
-    w.even[i] = (both << 8) >> 8;
-    w.odd[i] = both >> 8;
-  }
-  return w;
-}
-
-// Products fit 16 bits: |255 * -128| < 2^15. Two of them in each 32-bit lane are told apart by shifts.
-SPARSECC_INLINE I16 dot(I16 sum, const XQuad& x, const QuadWeights& w) {
-  SPARSECC_UNROLL
-  for (int i = 0; i < kQuad; ++i) {
-    const VecInt even = (VecInt)(w.even[i] * x.value[i]), odd = (VecInt)(w.odd[i] * x.value[i]);
-    sum.part[0] += (VecUint)((even << 16) >> 16);
-    sum.part[1] += (VecUint)((odd << 16) >> 16);
-    sum.part[2] += (VecUint)(even >> 16);
-    sum.part[3] += (VecUint)(odd >> 16);
-  }
-  return sum;
-}
-#endif
-static_assert(sizeof(XQuad) == quad_bytes(kOrder));
 
 // Few rows would wait for their own results: several blocks go to separate sums.
 template <int Rows>
@@ -118,34 +7,34 @@ constexpr int kQuadChains = Rows >= 8   ? 1
                             : Rows >= 4 ? 2
                                         : 4;
 
-// Few rows are bound by the stream of weights.
+// Few rows are bound by the stream of weights. Measured on x86 only.
 template <int Rows>
 SPARSECC_INLINE void fetch_ahead(const void* from) {
   constexpr int kAhead = 2048;
-  if constexpr (Rows <= 4) __builtin_prefetch((const char*)from + kAhead);
+  if constexpr (Rows <= 4 && !SPARSECC_NEON) __builtin_prefetch((const char*)from + kAhead);
 }
 
-// Sums over the blocks of a group; block(i, part) adds block i to one sum for each row.
-template <int Rows, class Block>
+// Sums over the blocks of a group; block(i, part) adds the products of the blocks i..i + Step - 1.
+template <int Rows, class Sums, int Step, class Block>
 SPARSECC_INLINE void sum_blocks(const QuadView& w, int64_t group, I16 (&sum)[Rows], Block block) {
-  constexpr int chains = kParts == 1 ? kQuadChains<Rows> : 1;
-  I16 part[chains][Rows] = {};
+  constexpr int chains = kParts == 1 ? kQuadChains<Rows> : SPARSECC_NEON && Rows * Step == 1 ? 2 : 1;
+  Sums part[chains] = {};
   int64_t i = w.start[group];
   const int64_t end = w.start[group + 1];
-  for (; i + chains <= end; i += chains) SPARSECC_UNROLL
-  for (int c = 0; c < chains; ++c) block(i + c, part[c]);
-  for (; i < end; ++i) block(i, part[0]);
+  for (; i + chains * Step <= end; i += chains * Step) SPARSECC_UNROLL
+  for (int c = 0; c < chains; ++c) block(i + c * Step, part[c]);
+  for (; i < end; i += Step) block(i, part[0]);
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    sum[r] = part[0][r];
+    sum[r] = row_of(part[0], r);
     SPARSECC_UNROLL
     for (int c = 1; c < chains; ++c) SPARSECC_UNROLL
-    for (int p = 0; p < kParts; ++p) sum[r].part[p] += part[c][r].part[p];
+    for (int p = 0; p < kParts; ++p) sum[r].part[p] += row_of(part[c], r).part[p];
   }
 }
 
 SPARSECC_INLINE void quad_scale(const QuadJob& job, int64_t output, I16 sum, F16& z) {
-  const uint32_t zero_point = (uint32_t)job.x.zero_point;
+  const uint32_t zero_point = (uint32_t)(job.x.zero_point - kStoredLess);
   const F16 bias = load(job.epilogue->bias + output), scale = load(job.weight->scales + output);
   SPARSECC_UNROLL
   for (int p = 0; p < kParts; ++p) {
@@ -178,19 +67,22 @@ SPARSECC_INLINE void quad_store(const QuadJob& job, int64_t group, int64_t first
 }
 
 struct Neighbours {
+  static constexpr int kRowStep = kTileStep;
   template <int Rows>
   SPARSECC_INLINE void sum(const QuadJob& job, int64_t group, int64_t first_row, I16 (&sum)[Rows]) {
     const QuadView& w = *job.weight;
     const XQuad* panel = (const XQuad*)job.panel + first_row;
-    const auto block = [&](int64_t i, I16 (&part)[Rows]) __attribute__((always_inline)) {
-      const XQuad* x = panel + (int64_t)w.index[i] * job.rows;
-      __asm__("" : "+r"(x));  // one address per block, not one per row
-      fetch_ahead<Rows>(w.values + i * kQuadValues);
-      const QuadWeights weights = load_weights(w.values + i * kQuadValues);
+    const auto block = [&](int64_t i, QuadSums<Rows>& part) __attribute__((always_inline)) {
+      const XQuad* x[kBlockStep];
       SPARSECC_UNROLL
-      for (int r = 0; r < Rows; ++r) part[r] = dot(part[r], x[r], weights);
+      for (int b = 0; b < kBlockStep; ++b) {
+        x[b] = panel + (int64_t)w.index[i + b] * job.rows;
+        __asm__("" : "+r"(x[b]));  // one address per block, not one per row
+      }
+      fetch_ahead<Rows>(w.values + i * kQuadValues);
+      add_blocks<Rows>(part, x, w.values + i * kQuadValues);
     };
-    sum_blocks<Rows>(w, group, sum, block);
+    sum_blocks<Rows, QuadSums<Rows>, kBlockStep>(w, group, sum, block);
   }
 };
 
@@ -215,7 +107,9 @@ static void quad_tiles(const QuadJob& job) {
   const int tiles = (job.rows + Most - 1) / Most;
   int first = 0;
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
-    const int rows = (job.rows - first + tiles - t - 1) / (tiles - t);
+    const int left = job.rows - first, even = (left + tiles - t - 1) / (tiles - t);
+    const int whole = (even + Form::kRowStep - 1) / Form::kRowStep * Form::kRowStep;
+    const int rows = whole < left ? whole : left;
     quad_tile_of<Form, Most>(job, first, rows);
     first += rows;
   }

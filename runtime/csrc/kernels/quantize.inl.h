@@ -54,7 +54,7 @@ struct Quantizer {
 SPARSECC_INLINE Quantizer quantizer(ByteScale to) {
   const float zero_point = (float)to.zero_point;
   return {splat(to.scale), splat(1.0f / to.scale), splat(-zero_point), splat(255.0f - zero_point),
-          to.zero_point - VecInt{}};
+          to.zero_point - kStoredLess - VecInt{}};
 }
 
 // NaN becomes the least.
@@ -111,6 +111,33 @@ SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to)
     _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(mixed, order));
   }
 }
+#elif SPARSECC_NEON
+SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
+  for (int quarter = 0; quarter < 4; ++quarter, x += 16, to += 16) {
+    int32x4_t rounded[4];
+    uint32x4_t sure = vdupq_n_u32(0xffffffffu);
+    SPARSECC_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const float32x4_t product = vmulq_f32(vld1q_f32(x + 4 * i), (float32x4_t)q.reciprocal);
+      rounded[i] = vcvtnq_s32_f32(product);
+      const float32x4_t rest = vabdq_f32(product, vcvtq_f32_s32(rounded[i]));
+      sure = vandq_u32(sure, vcltq_f32(rest, vdupq_n_f32(kSurelyRounded)));
+    }
+    if (__builtin_expect(vminvq_u32(sure) == 0, 0)) {
+      for (int i = 0; i < 4; ++i)
+        rounded[i] = vcvtnq_s32_f32((float32x4_t)exact_quotient(q, (Vec)vld1q_f32(x + 4 * i)));
+    }
+    SPARSECC_UNROLL
+    for (int i = 0; i < 4; ++i) rounded[i] = vqaddq_s32(rounded[i], (int32x4_t)q.zero_point);
+    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(rounded[0]), rounded[1]);
+    const int16x8_t high = vqmovn_high_s32(vqmovn_s32(rounded[2]), rounded[3]);
+    if constexpr (kStoredLess == 0) {
+      vst1q_u8(to, vqmovun_high_s16(vqmovun_s16(low), high));
+    } else {
+      vst1q_s8((int8_t*)to, vqmovn_high_s16(vqmovn_s16(low), high));
+    }
+  }
+}
 #else
 SPARSECC_INLINE void quantize64(const Quantizer& q, const float* x, uint8_t* to) {
   const Vec shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -140,7 +167,10 @@ SPARSECC_INLINE void lay_quads(const float* bytes, int rows, XQuad* panel) {
 SPARSECC_INLINE void bytes64(const Quantizer& q, const QuantizeJob& job, int r, int64_t k, uint8_t* to) {
   const int64_t from = r * job.row_stride + k, left = job.inputs - k;
   if (job.bytes != nullptr) {
-    __builtin_memcpy(to, job.bytes + from, (size_t)(left < kQuantizeStep ? left : kQuantizeStep));
+    const int64_t n = left < kQuantizeStep ? left : kQuantizeStep;
+    __builtin_memcpy(to, job.bytes + from, (size_t)n);
+    if constexpr (kStoredLess != 0)
+      for (int64_t i = 0; i < n; ++i) to[i] = (uint8_t)(to[i] - kStoredLess);
   } else if (left < kQuantizeStep) {
     float last[kQuantizeStep] = {};
     for (int64_t i = 0; i < left; ++i) last[i] = job.x[from + i];

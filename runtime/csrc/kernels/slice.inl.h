@@ -49,6 +49,33 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
     }
   }
 }
+#elif SPARSECC_NEON
+// A table of 64 bytes holds a slice; what lies beyond its end reads as zero.
+template <int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+                                int64_t row_stride, F16 (&sum)[Rows]) {
+  const uint8x8_t packed = vld1_u8(w.positions + 8 * slot);
+  // Where each input starts in the table: of outputs 0 4 8 12, 1 5 9 13, 2 6 10 14, 3 7 11 15.
+  const uint8x16_t starts =
+      vandq_u8(vcombine_u8(vshl_n_u8(packed, 2), vshr_n_u8(packed, 2)), vdupq_n_u8(15 * sizeof(float)));
+  const uint8x16_t lanes = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+  const uint8x16_t bytes = {0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3};
+  const F16 weight = load(values);
+  uint8x16_t where[kParts];
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    const uint8x16_t at = vorrq_u8(vqtbl1q_u8(starts, vaddq_u8(lanes, vdupq_n_u8((uint8_t)p))), bytes);
+    where[p] = vorrq_u8(at, (uint8x16_t)vceqzq_f32((float32x4_t)weight.part[p]));
+  }
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const uint8x16x4_t slice = vld1q_u8_x4((const uint8_t*)(x + r * row_stride));
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p)
+      sum[r].part[p] += (Vec)vqtbl4q_u8(slice, where[p]) * weight.part[p];
+  }
+  values += kGroup;
+}
 #else
 SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
   F16 picked;

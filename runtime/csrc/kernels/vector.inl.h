@@ -51,6 +51,60 @@ SPARSECC_INLINE F16 multiply_add(F16 sum, F16 a, F16 b) {
   return sum;
 }
 
+// Numbers that stand side by side in memory, each to be multiplied with whole vectors.
+#if SPARSECC_NEON
+// In registers: a multiplication takes any lane of one, so that four numbers need one load.
+template <int Count>
+struct Singles {
+  Vec four[(Count + 3) / 4];
+};
+
+// The first 1 to 4 lanes from memory, the others zero.
+template <int Count>
+SPARSECC_INLINE Vec load_lanes(const float* from) {
+  typedef float PairLoose __attribute__((vector_size(8), aligned(4), may_alias));
+  typedef float One __attribute__((may_alias));
+  if constexpr (Count >= 4) return *(const VecLoose*)from;
+  if constexpr (Count == 1) return (Vec)vsetq_lane_f32(*(const One*)from, vdupq_n_f32(0.0f), 0);
+  const Vec pair = (Vec)vcombine_f32((float32x2_t)*(const PairLoose*)from, vdup_n_f32(0.0f));
+  if constexpr (Count == 2) return pair;
+  return (Vec)vsetq_lane_f32(((const One*)from)[2], (float32x4_t)pair, 2);
+}
+
+template <int Count>
+SPARSECC_INLINE Singles<Count> singles(const float* from) {
+  Singles<Count> s;
+  SPARSECC_UNROLL
+  for (int i = 0; i < Count / 4; ++i) s.four[i] = *(const VecLoose*)(from + 4 * i);
+  if constexpr (Count % 4 != 0) s.four[Count / 4] = load_lanes<Count % 4>(from + Count / 4 * 4);
+  return s;
+}
+
+template <int Count>
+SPARSECC_INLINE F16 multiply_add(F16 sum, const Singles<Count>& s, int i, F16 b) {
+  const Vec one = splat(s.four[i / 4][i % 4]);
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) sum.part[p] += one * b.part[p];
+  return sum;
+}
+#else
+// In memory: a multiplication takes one from there, or a load spreads it over a register.
+template <int Count>
+struct Singles {
+  const float* from;
+};
+
+template <int Count>
+SPARSECC_INLINE Singles<Count> singles(const float* from) {
+  return {from};
+}
+
+template <int Count>
+SPARSECC_INLINE F16 multiply_add(F16 sum, const Singles<Count>& s, int i, F16 b) {
+  return multiply_add(sum, broadcast(s.from[i]), b);
+}
+#endif
+
 // The first n of 16 (1 <= n <= 16); the others are neither written nor, when loading, read.
 SPARSECC_INLINE void store_first(float* to, F16 v, int64_t n) {
 #if SPARSECC_AVX512

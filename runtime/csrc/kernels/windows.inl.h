@@ -23,6 +23,35 @@ SPARSECC_INLINE PickedBytes pick(const uint8_t* x, const PickedBytes& places) {
 #endif
   return {{_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)x)), places.part[0])}};
 }
+#elif SPARSECC_NEON
+struct PickedBytes {
+  uint8x16_t part[kParts];
+};
+
+template <Picks Kind>
+SPARSECC_INLINE PickedBytes load_places(const QuadView& w, int64_t block) {
+  PickedBytes places;
+  if constexpr (Kind == Picks::kOwn) {
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p) places.part[p] = vld1q_u8(w.places + block * kQuadValues + 16 * p);
+    return places;
+  }
+  const uint8x16_t sixteen = vld1q_u8(w.places + block * kGroup);
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    places.part[p] = vaddq_u8(vqtbl1q_u8(sixteen, vld1q_u8(w.spread + 16 * p)), vld1q_u8(w.added + 16 * p));
+  return places;
+}
+
+template <int Width>
+SPARSECC_INLINE PickedBytes pick(const uint8_t* x, const PickedBytes& places) {
+  static_assert(Width == 16);
+  const uint8x16_t window = vld1q_u8(x);
+  PickedBytes picked;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) picked.part[p] = vqtbl1q_u8(window, places.part[p]);
+  return picked;
+}
 #else
 struct PickedBytes {
   __m256i part[2];
@@ -63,6 +92,21 @@ SPARSECC_INLINE I16 dot_picked(I16 sum, const PickedBytes& x, const QuadWeights&
   const __m512i odd = _mm512_srli_epi16(x.part[0], 8);
   sum.part[0] += (VecUint)_mm512_madd_epi16(even, w.pair[0]) + (VecUint)_mm512_madd_epi16(odd, w.pair[1]);
   return sum;
+#elif SPARSECC_I8MM
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    sum.part[p] = (VecUint)vusdotq_s32((int32x4_t)sum.part[p], x.part[p], w.part[p]);
+  return sum;
+#elif SPARSECC_NEON && SPARSECC_DOTPROD
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    sum.part[p] = (VecUint)vdotq_s32((int32x4_t)sum.part[p], (int8x16_t)x.part[p], w.part[p]);
+  return sum;
+#elif SPARSECC_NEON
+  SPARSECC_UNROLL
+  for (int h = 0; h < 2; ++h)
+    add_pairs(sum, h, (int8x16_t)x.part[h], (int8x16_t)x.part[2 + h], w);
+  return sum;
 #else
   SPARSECC_UNROLL
   for (int p = 0; p < 2; ++p) {
@@ -81,11 +125,12 @@ SPARSECC_INLINE I16 dot_picked(I16 sum, const PickedBytes& x, const QuadWeights&
 
 template <int Width, Picks Kind>
 struct Windows {
+  static constexpr int kRowStep = 1;
   template <int Rows>
   SPARSECC_INLINE void sum(const QuadJob& job, int64_t group, int64_t first_row, I16 (&sum)[Rows]) {
     const QuadView& w = *job.weight;
     const uint8_t* panel = (const uint8_t*)job.panel + first_row * Width;
-    const auto block = [&](int64_t i, I16 (&part)[Rows]) __attribute__((always_inline)) {
+    const auto block = [&](int64_t i, RowSums<Rows>& part) __attribute__((always_inline)) {
       const uint8_t* x = panel + (int64_t)w.index[i] * job.rows * Width;
       __asm__("" : "+r"(x));
       fetch_ahead<Rows>(w.values + i * kQuadValues);
@@ -93,9 +138,10 @@ struct Windows {
       const PickedBytes places = load_places<Kind>(w, i);
       const QuadWeights weights = load_weights(w.values + i * kQuadValues);
       SPARSECC_UNROLL
-      for (int r = 0; r < Rows; ++r) part[r] = dot_picked(part[r], pick<Width>(x + r * Width, places), weights);
+      for (int r = 0; r < Rows; ++r)
+        part.row[r] = dot_picked(part.row[r], pick<Width>(x + r * Width, places), weights);
     };
-    sum_blocks<Rows>(w, group, sum, block);
+    sum_blocks<Rows, RowSums<Rows>, 1>(w, group, sum, block);
   }
 };
 

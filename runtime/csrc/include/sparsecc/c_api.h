@@ -71,7 +71,7 @@ typedef struct {
   const float* bias; /* [outputs] or NULL */
   sparsecc_activation activation;
   float alpha, beta;
-  const char* isa; /* "generic" | "avx2" | "avx512" | NULL: $SPARSECC_ISA, else the best here */
+  const char* isa; /* one of sparsecc_isas(), or NULL: $SPARSECC_ISA, else the best here */
 } sparsecc_weight_desc;
 
 typedef struct {
@@ -158,8 +158,8 @@ SPARSECC_API int sparsecc_int8_matmul_run_bytes(const sparsecc_int8_matmul* op, 
                                                 size_t error_size);
 SPARSECC_API void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op);
 
-/* Instruction sets for products of bytes; "avx512vnni" and "avxvnni" have dot products of bytes, the plain
- * names do without. For all other operators each counts as the plain set it extends. */
+/* Instruction sets for products of bytes; "avx512vnni", "avxvnni", "neon_dotprod" and "neon_i8mm" have dot
+ * or matrix products of bytes, the plain names do without. For all other operators each counts as the plain set it extends. */
 SPARSECC_API const char* sparsecc_int8_isas(void);
 SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op);
 SPARSECC_API const char* sparsecc_int8_kernel_table(void); /* as sparsecc_kernel_table */
