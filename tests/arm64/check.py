@@ -94,7 +94,10 @@ def run_models(library: Path, folder: Path) -> bool:
                 agreed &= process.returncode == 0
                 if process.returncode:
                     print(text)
-                print(f"{name} {kind} {' '.join(layouts)}, SPARSECC_ISA={isa}: {text.strip().splitlines()[-1]}", flush=True)
+                print(
+                    f"{name} {kind} {' '.join(layouts)}, SPARSECC_ISA={isa}: {text.strip().splitlines()[-1]}",
+                    flush=True,
+                )
     return agreed
 
 

@@ -26,7 +26,12 @@ TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64-static"
 PACKAGES = ("python3", "libstdc++6")
 #: What the tests import there. Newer versions of onnxruntime crash under qemu 7.
 WHEELS = ("numpy", "onnx", "onnx-ir", "onnxruntime>=1.18,<=1.24.4", "pytest", "click", "rich", "networkx")
-PLATFORMS = ("manylinux2014_aarch64", "manylinux_2_17_aarch64", "manylinux_2_27_aarch64", "manylinux_2_28_aarch64")
+PLATFORMS = (
+    "manylinux2014_aarch64",
+    "manylinux_2_17_aarch64",
+    "manylinux_2_27_aarch64",
+    "manylinux_2_28_aarch64",
+)
 
 
 class MissingError(Exception):
@@ -138,7 +143,9 @@ def prepare() -> None:
     stamp.write_text(wanted)
 
 
-def python(arguments: Sequence[str | Path], *, cpu: str, library: Path, **variables: str) -> subprocess.Popen[str]:
+def python(
+    arguments: Sequence[str | Path], *, cpu: str, library: Path, **variables: str
+) -> subprocess.Popen[str]:
     """Start Python on the machine, with the checkout and the library to use, on a kind of processor."""
     path = os.pathsep.join(str(part) for part in (ROOT, WORK / "site"))
     environment = {
