@@ -1,7 +1,8 @@
-"""Accuracy of pruned models on real data, without any fine-tuning.
+"""Accuracy of pruned and of quantised models on real data, without any fine-tuning.
 
 Prunes the CIFAR-10 ResNet, two MobileNets and a MiniLM sentence encoder with every method and pattern of the
-table, measures the task metric of each and writes a JSON file and a table::
+table, quantises them (MiniLM with dynamic, the others with static activations) beside onnxruntime's own
+quantiser, measures the task metric of each and writes a JSON file and a table::
 
     python bench/accuracy.py --data FOLDER
 
@@ -42,6 +43,12 @@ VARIANTS = {
     "4:8 Wanda": "tidy,prune-wanda{pattern=4:8}",
     "2:4 magnitude": "tidy,prune-magnitude{pattern=2:4}",
     "2:4 Wanda": "tidy,prune-wanda{pattern=2:4}",
+    "int8": "tidy,quantize{activations=ACTIVATIONS}",
+    "int8 min-max": "tidy,quantize{activations=ACTIVATIONS method=absmax}",
+    "int8 onnxruntime": "onnxruntime",
+    "50 % Wanda int8": "tidy,prune-wanda{sparsity=0.5},quantize{activations=ACTIVATIONS}",
+    "4x1 50 % Wanda int8": "tidy,prune-wanda{pattern=4x1 sparsity=0.5},quantize{activations=ACTIVATIONS}",
+    "16x4 50 % Wanda int8": "tidy,prune-wanda{pattern=16x4 sparsity=0.5},quantize{activations=ACTIVATIONS}",
 }
 
 Batch = dict[str, NDArray[Any]]
@@ -58,6 +65,7 @@ class Task:
         measure: gives the figure and the number of samples it was taken on.
         calibration: inputs, disjoint from the samples measured on.
         calibration_samples: how many samples they hold.
+        activations: how its activations are quantised.
     """
 
     path: Path
@@ -65,6 +73,7 @@ class Task:
     measure: Callable[[Run], tuple[float, int]]
     calibration: Sequence[Batch]
     calibration_samples: int
+    activations: str = "static"
 
 
 def load_evaluation(data: Path) -> ModuleType:
@@ -134,7 +143,7 @@ def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 128) ->
     ids = np.concatenate([tokens["ids_a"][-held:], tokens["ids_b"][-held:]])
     lengths = np.concatenate([tokens["len_a"][-held:], tokens["len_b"][-held:]])
     path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
-    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held)
+    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held, "dynamic")
 
 
 def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
@@ -161,7 +170,11 @@ def tasks(data: Path, folder: Path) -> dict[str, Task]:
 def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str, Any]:
     """Run the pipeline on ``model`` and say what it did to its sites."""
     context = PassContext(calibration=Calibration.from_batches(task.calibration, model, threads=threads))
-    report = Pipeline.parse(pipeline).run(model, context)[-1]
+    reports = Pipeline.parse(pipeline).run(model, context)
+    quantised = len(reports[-1].changed) if reports[-1].pass_name == "quantize" else 0
+    report = next((item for item in reports if item.pass_name.startswith("prune-")), None)
+    if report is None:
+        return {"pipeline": pipeline, "sites_quantized": quantised}
     pruned = {change.site for change in report.changed}
     sites = [site for site in model.sites() if site.name in pruned]
     weights = sum(site.shape[0] * site.shape[1] for site in sites)
@@ -170,6 +183,7 @@ def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str,
         "pipeline": pipeline,
         "sites_pruned": len(sites),
         "sites_left": len(report.skipped),
+        "sites_quantized": quantised,
         "weights_pruned_in": weights,
         "density": round(kept / weights, 6) if weights else 1.0,
     }
@@ -177,11 +191,37 @@ def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str,
 
 def measure_variant(task: Task, pipeline: str, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
-    model = ir.Model.load(task.path)
-    row = prune(model, task, pipeline, threads) if pipeline else {"pipeline": ""}
+    pipeline = pipeline.replace("ACTIVATIONS", task.activations)
+    if pipeline == "onnxruntime":
+        model, row = onnxruntime_quantized(task), {"pipeline": f"onnxruntime's quantize_{task.activations}"}
+    else:
+        model = ir.Model.load(task.path)
+        row = prune(model, task, pipeline, threads) if pipeline else {"pipeline": ""}
     runnable = verify.session(model, threads=threads)
     value, count = task.measure(lambda feed: list(runnable.run(feed).values()))
     return {**row, "value": value, "samples": count, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def onnxruntime_quantized(task: Task) -> ir.Model:
+    """The model as onnxruntime's own tool quantises it: int8 weights, one scale per output, QDQ if static."""
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(task.calibration)
+
+        def get_next(self) -> Batch | None:
+            return next(self.batches, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, path = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        quantization.shape_inference.quant_pre_process(task.path, prepared)
+        if task.activations == "dynamic":
+            weight = quantization.QuantType.QInt8
+            quantization.quantize_dynamic(prepared, path, per_channel=True, weight_type=weight)
+        else:
+            quantization.quantize_static(prepared, path, Reader(), per_channel=True)
+        return ir.Model.from_proto(ir.Model.load(path).to_proto())
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -201,6 +241,7 @@ def table(results: Mapping[str, Any]) -> str:
     help="Folder of models and labelled data (default: SPARSECC_TEST_DATA).",
 )
 @click.option("--only", multiple=True, help="Measure only this model; may be repeated.")
+@click.option("--variant", "variants", multiple=True, type=click.Choice(list(VARIANTS)), help="Only this.")
 @click.option("--threads", default=1, show_default=True, help="Threads of every session.")
 @click.option(
     "--output",
@@ -208,20 +249,25 @@ def table(results: Mapping[str, Any]) -> str:
     default=ROOT / "bench" / "results" / "accuracy.json",
     help="JSON file.",
 )
-def main(data: Path, only: tuple[str, ...], threads: int, output: Path) -> None:
-    """Measure every variant of every model, write OUTPUT and print the table."""
-    results: dict[str, Any] = {}
+def main(data: Path, only: tuple[str, ...], variants: tuple[str, ...], threads: int, output: Path) -> None:
+    """Measure every variant of every model, write OUTPUT and print the table.
+
+    What OUTPUT has of other models and variants stays.
+    """
+    results: dict[str, Any] = json.loads(output.read_text())["models"] if output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, task in tasks(data, Path(folder)).items():
             if only and name not in only:
                 continue
-            rows = {}
+            rows = results.get(name, {}).get("variants", {})
             for variant, pipeline in VARIANTS.items():
+                if variants and variant not in variants:
+                    continue
                 rows[variant] = measure_variant(task, pipeline, threads)
                 click.echo(f"{name}: {variant} {rows[variant]['value']:.4f}", err=True)
             results[name] = {
                 "metric": task.metric,
-                "samples": rows["dense"]["samples"],
+                "samples": next(iter(rows.values()))["samples"],
                 "calibration_samples": task.calibration_samples,
                 "variants": rows,
             }
