@@ -44,7 +44,7 @@ VARIANTS = {
     "2:4 magnitude": "tidy,prune-magnitude{pattern=2:4}",
     "2:4 Wanda": "tidy,prune-wanda{pattern=2:4}",
     "int8": "tidy,quantize{activations=ACTIVATIONS}",
-    "int8 min-max": "tidy,quantize{activations=ACTIVATIONS method=absmax}",
+    "int8 least squares": "tidy,quantize{activations=ACTIVATIONS method=mse}",
     "int8 onnxruntime": "onnxruntime",
     "50 % Wanda int8": "tidy,prune-wanda{sparsity=0.5},quantize{activations=ACTIVATIONS}",
     "4x1 50 % Wanda int8": "tidy,prune-wanda{pattern=4x1 sparsity=0.5},quantize{activations=ACTIVATIONS}",
