@@ -215,11 +215,11 @@ def onnxruntime_quantized(task: Task) -> ir.Model:
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, path = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        quantization.shape_inference.quant_pre_process(task.path, prepared)
         if task.activations == "dynamic":
             weight = quantization.QuantType.QInt8
-            quantization.quantize_dynamic(prepared, path, per_channel=True, weight_type=weight)
+            quantization.quantize_dynamic(task.path, path, per_channel=True, weight_type=weight)
         else:
+            quantization.shape_inference.quant_pre_process(task.path, prepared)
             quantization.quantize_static(prepared, path, Reader(), per_channel=True)
         return ir.Model.from_proto(ir.Model.load(path).to_proto())
 
