@@ -115,12 +115,24 @@ def _fuse_norm(match: NormMatch, name: str) -> str:
         _replace(match.output, node, node.outputs[0], last)
         return f"{node.op_type} instead of onnxruntime's"
     add, x, residual = added
+    _before(add, match.gain, match.shift)
     used = not set(match.source.consumers()) <= match.readers or match.source.is_graph_output()
     node = norm_node(x, residual, match.gain, match.shift, epsilon=match.epsilon, with_sum=used, name=name)
     _replace(match.output, node, node.outputs[0], add)
     if used:
         _take_over(match.source, node.outputs[1])
     return f"{node.op_type}: the sum before it fused"
+
+
+def _before(node: ir.Node, *constants: ir.Value | None) -> None:
+    """Move the Constant nodes of ``constants`` in front of ``node``."""
+    graph = node.graph
+    assert graph is not None, "the nodes of a model belong to a graph"
+    for value in constants:
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            graph.remove(producer)
+            graph.insert_before(node, producer)
 
 
 # ---- attention --------------------------------------------------------------------------------------
@@ -266,6 +278,9 @@ def fuse_gates(model: Model) -> Outcome:
     """Compute both halves of a gated unit by one product, and the unit by one node."""
     outcome = Outcome()
     for node, gate, up, operator in list(_gates(model)):
+        if packed_weight(gate).shape[0] != packed_weight(up).shape[0]:
+            outcome.refused.append((str(node.name), "its halves are not equally wide"))
+            continue
         bare = _without_activation(gate, up.op_type)
         try:
             stacked = _stack(model, [bare, up])

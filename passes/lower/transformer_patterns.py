@@ -64,8 +64,11 @@ def _made_by(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def _single(value: ir.Value | None) -> float | None:
+    """The number of a one-element constant that leaves every tensor the rank it has."""
     array = constant_array(value)
-    return None if array is None or array.size != 1 or array.dtype.kind != "f" else float(array.reshape(()))
+    if array is None or array.size != 1 or array.ndim > 1 or array.dtype.kind != "f":
+        return None
+    return float(array.reshape(()))
 
 
 def dims(value: ir.Value | None) -> list[int | str | None] | None:
@@ -303,18 +306,19 @@ def _check_mask(mask: ir.Value, wanted: list[int | str | None]) -> None:
             raise Refusal(f"its mask {shape} may be larger than the scores {wanted}")
 
 
-def _joined_rows(context: ir.Value, width: int | str | None) -> ir.Value:
-    """``[B, S, W]`` made of the heads of ``context``."""
+def _joined_rows(context: ir.Value, shape: list[int | str | None]) -> ir.Value:
+    """The rows made of the heads of ``context``, of the ``shape`` ``[B, S, W]`` of the queries."""
     turn = _only_reader(context, "Transpose")
     join = None if turn is None else _only_reader(turn.outputs[0], "Reshape")
     if turn is None or join is None or _permutation(turn) != _HEADS_BEFORE_ROWS:
         raise Refusal("its heads are not joined to rows again")
     target, joined = constant_array(join.inputs[1]), dims(join.outputs[0])
-    wanted = None if target is None else [int(dim) for dim in target]
-    rows = 3
-    if (wanted is None or len(wanted) != rows or wanted[2] not in (-1, width)) and (
-        joined is None or len(joined) != rows or not _same(joined[2], width)
-    ):
+    if target is not None:
+        wanted = [int(dim) for dim in target]
+        kept = len(wanted) == len(shape) and wanted[-1] in (-1, shape[-1]) and _keeps_rows(shape, wanted)
+    else:
+        kept = joined is not None and len(joined) == len(shape) and all(map(_same, joined, shape))
+    if not kept:
         raise Refusal("its heads are not joined to rows again")
     return join.outputs[0]
 
@@ -346,5 +350,5 @@ def match_attention(node: ir.Node) -> AttentionMatch | None:
         raise Refusal("queries, keys and values do not fit together")
     if mask is not None:
         _check_mask(mask, [shape[0], heads, shape[1], k_shape[1]])
-    output = _joined_rows(weigh.outputs[0], shape[2])
+    output = _joined_rows(weigh.outputs[0], shape)
     return AttentionMatch((q, k, v), mask, heads, scale * q_factor * k_factor, output)

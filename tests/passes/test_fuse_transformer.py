@@ -155,11 +155,15 @@ ATTENTION = """g (float[B,S,8] x, float[{mask}] m) => (float[B,S,8] y) {{
 
 
 def attention_model(
-    mask: str = "B,1,1,S", cut: Sequence[int] = (0, 0, 2, 4), axis: int = -1, k_perm: str = "[0,2,1,3]"
+    mask: str = "B,1,1,S",
+    cut: Sequence[int] = (0, 0, 2, 4),
+    axis: int = -1,
+    k_perm: str = "[0,2,1,3]",
+    join: Sequence[int] = (0, 0, 8),
 ) -> Model:
     text = ATTENTION.format(mask=mask, q_scaled="qs", axis=axis, k_perm=k_perm)
     constants = {
-        "factor": np.array(0.25, np.float32), "cut": np.array(cut), "join": np.array([0, 0, 8]),
+        "factor": np.array(0.25, np.float32), "cut": np.array(cut), "join": np.array(join),
         **{name: weight(8, 8, seed) for seed, name in enumerate(("wq", "wk", "wv"))},
     }  # fmt: skip
     return lowered(text_model(text, **constants))
@@ -190,6 +194,9 @@ def test_attention_scaled_before_it_is_cut(mask: str) -> None:
         ({"cut": (-1, 0, 2, 4)}, None),
         ({"cut": (0, -1, 2, 4)}, None),
         ({"cut": (-1, 1, 2, 4)}, "may move rows"),
+        ({"join": (0, -1, 8)}, None),
+        ({"join": (1, -1, 8)}, "not joined to rows"),
+        ({"join": (5, 2, -1)}, "not joined to rows"),
     ],
 )
 def test_attention_refused_with_the_reason(options: dict, reason: str | None) -> None:
@@ -248,6 +255,39 @@ def test_norm_whose_parameters_are_computed_is_left_alone() -> None:
     }"""
     report = fuse(lowered(text_model(text, w=weight(8, 8), shift=np.ones(8, np.float32))))
     assert "not one constant per column" in report.skipped[0].reason
+
+
+def test_norm_whose_constants_are_nodes_behind_the_sum() -> None:
+    text = """g (float[B,8] x) => (float[B,8] y) {
+        m = MatMul(x, w)
+        a = Add(m, x)
+        gain = Constant<value_floats = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]>()
+        y = LayerNormalization(a, gain, shift)
+    }"""
+    constants = {"w": weight(8, 8), "shift": np.arange(8, dtype=np.float32)}
+    before = lowered(text_model(text, **constants), LOWER.removeprefix("tidy,"))
+    after = before.copy()
+    fuse(after)
+    assert op_types(after) == ["BlockSparseMatMul", "Constant", "AddLayerNorm"]
+    check_same(before, after, x=(3, 8))
+
+
+def test_gate_that_is_broadcast_is_left_alone() -> None:
+    text = """g (float[B,8] x) => (float[B,12] y) {
+        g = MatMul(x, wg)
+        u = MatMul(x, wu)
+        s = Sigmoid(g)
+        h = Mul(g, s)
+        y = Mul(h, u)
+    }"""
+    before = lowered(
+        text_model(text, wg=weight(1, 8).T, wu=weight(8, 12)),
+        "tidy,choose-layout{layout=unstructured},lower-sparse",
+    )
+    after = before.copy()
+    (skip,) = fuse(after).skipped
+    assert "equally wide" in skip.reason
+    check_same(before, after, x=(3, 8))
 
 
 def test_gates_of_different_kinds() -> None:
