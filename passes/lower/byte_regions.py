@@ -140,6 +140,8 @@ class _Finder:
             window = _window(node)
             if sources[0].scale != target.scale:
                 raise Refusal("its input and its output have different scales")
+            if bounds != _BOUNDS:
+                raise Refusal("the operator has no bounds for the activation behind it")
         return Step(node, sources, target, bounds, window=window)
 
     def _target(self, node: onnx_ir.Node) -> tuple[Stored, tuple[int, int]]:

@@ -341,3 +341,17 @@ def test_other_sites_can_be_timed_beside_a_region() -> None:
     run(model)
     shapes = input_shapes_of_sites(model, feeds(model))
     assert list(shapes.values()) == [(2, 24)]
+
+
+def test_activation_behind_a_pool_is_not_lost() -> None:
+    g = Qdq(2, 3, 9, 9)
+    x = g.stored(g.conv(g.stored("x"), 8))
+    y = g.stored(g.same("Relu", g.same("MaxPool", x, kernel_shape=[2, 2])))
+    g.output(g.stored(g.conv(y, 8)))
+    before = g.model()
+    after = before.copy()
+    Pipeline.parse("lower-conv-int8{keep-slower=true}").run(after, PassContext())
+    assert "MaxPool" in [node.op_type for node in after.onnx.graph]
+    emit.finalize(after)
+    inputs = verify.make_inputs(before, None, 0, None)
+    assert verify.worst_rel_l2(verify.compare(before, after, inputs, library=(False, True))) < 1e-2
