@@ -17,7 +17,7 @@ import onnx_ir
 
 from sparsecc.ir import Model, Site
 from sparsecc.ir.names import free_name, value_names
-from sparsecc.passes.quantize.weights import Int8Weights
+from sparsecc.passes.quantize.weights import Int8Weights, name_of
 from sparsecc.passes.tidy.graph import add_constant, float_attribute
 
 __all__ = ["DynamicWriter", "dynamic_refusal"]
@@ -60,7 +60,7 @@ class DynamicWriter:
         )
         scale = add_constant(holder, f"{site.weight_name}.scale", weights.scales, self._taken)
         for node in site.nodes:
-            self._replace(node, node.name or site.name, codes, scale)
+            self._replace(node, name_of(site, node), codes, scale)
 
     def _replace(self, node: onnx_ir.Node, name: str, codes: onnx_ir.Value, scale: onnx_ir.Value) -> None:
         graph, x = node.graph, node.inputs[0]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sparsecc.ir import Model, Site
 from sparsecc.ir.names import free_name, value_names
 from sparsecc.passes.quantize.ranges import ActivationScale
-from sparsecc.passes.quantize.weights import Int8Weights
+from sparsecc.passes.quantize.weights import Int8Weights, name_of
 from sparsecc.passes.tidy.graph import (
     add_constant,
     constant_of,
@@ -178,12 +178,15 @@ class StaticWriter:
 
     def write_site(self, site: Site, weights: Int8Weights) -> Int8Weights:
         """Give the nodes of ``site`` int8 weights and int32 biases; return the weights as written."""
-        nodes = [self._as_gemm(node) if node.op_type == "MatMul" else node for node in site.nodes]
+        for node in site.nodes:
+            node.name = name_of(site, node)
+        nodes = [
+            self._as_gemm(node, site.shape[0]) if node.op_type == "MatMul" else node for node in site.nodes
+        ]
         scales = [self._input_scales[value] for node in nodes if (value := node.inputs[0]) is not None]
         weights = _with_room_for_bias(nodes, weights, min(scales))
         constants: dict[int, list[onnx_ir.Value]] = {}
         for node, x_scale in zip(nodes, scales, strict=True):
-            node.name = node.name or site.name
             axis = _output_axis(node)
             if axis not in constants:
                 array = weights.codes.reshape(site.weight_shape) if site.op == "Conv" else weights.codes
@@ -209,7 +212,7 @@ class StaticWriter:
             add_constant(graph, f"{name}.zero_point", zeros, self._taken),
         ]
 
-    def _as_gemm(self, node: onnx_ir.Node) -> onnx_ir.Node:
+    def _as_gemm(self, node: onnx_ir.Node, outputs: int) -> onnx_ir.Node:
         """Return a MatMul of matrices and the bias behind it as one Gemm, else the node itself.
 
         onnxruntime makes a Gemm of the two before it looks for int8, and takes that only with an int32 bias.
@@ -220,10 +223,10 @@ class StaticWriter:
             return node
         bias = next((value for value in add.inputs if value is not product), None)
         constant = float_constant(bias)
-        if constant is None or constant.ndim != 1 or constant.size == 1:
+        if constant is None or constant.shape != (outputs,) or outputs == 1:
             return node
-        gemm = self._node("Gemm", [x, node.inputs[1], bias], str(node.name or product.name))
-        gemm.name = node.name or str(product.name)
+        gemm = self._node("Gemm", [x, node.inputs[1], bias], str(node.name))
+        gemm.name = node.name
         onnx_ir.convenience.replace_nodes_and_values(
             self.model.graph, add, [add, node], [gemm], add.outputs, gemm.outputs
         )

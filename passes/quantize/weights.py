@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
 
+from sparsecc.ir import Site
 from sparsecc.sparse import ScaleMethod, quantize_rows
 
-__all__ = ["Int8Weights", "WeightCache"]
+__all__ = ["Int8Weights", "WeightCache", "name_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,16 @@ class WeightCache:
 def _quantize(weight: NDArray[np.float32], method: ScaleMethod) -> Int8Weights:
     outputs = weight.shape[0]
     codes, scales = quantize_rows(weight, np.arange(outputs), outputs, method)
-    error = np.linalg.norm(codes * scales[:, None] - weight)
-    norm = np.linalg.norm(weight)
+    exact = weight.astype(np.float64)  # squares of large float32 overflow
+    error = np.linalg.norm(codes * scales[:, None].astype(np.float64) - exact)
+    norm = np.linalg.norm(exact)
     return Int8Weights(codes, scales, float(error / norm) if norm else 0.0)
+
+
+def name_of(site: Site, node: onnx_ir.Node) -> str:
+    """Return the name of a node of ``site``, for one without a name one that no other node of it has.
+
+    onnxruntime refuses models in which two nodes have the same name.
+    """
+    first = node is site.nodes[0]
+    return node.name or (site.name if first else "") or node.outputs[0].name or site.name

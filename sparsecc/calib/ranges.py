@@ -80,7 +80,8 @@ def histograms(
             for name, array in tapped.run(batch).items():
                 values = array[np.isfinite(array)]
                 zeros[name] += values.size - int(np.count_nonzero(values))
-                counts[name] += np.histogram(values, _BINS, _widened(*limits[name]))[0]
+                # float32 does not tell the edges of narrow bins apart
+                counts[name] += np.histogram(values.astype(np.float64), _BINS, _widened(*limits[name]))[0]
             done += 1
             progress("measuring ranges", done, total)
         found |= {name: Histogram(*limits[name], counts[name], zeros[name]) for name in group}
@@ -89,4 +90,4 @@ def histograms(
 
 def _widened(low: float, high: float) -> tuple[float, float]:
     """Limits that numpy takes: all values in one bin if they are equal."""
-    return (low, high) if low < high else (low, np.nextafter(np.float32(low), np.float32(np.inf)).item())
+    return (low, high) if low < high else (low, low + max(1.0, abs(low)))

@@ -275,3 +275,59 @@ def test_products_of_bytes_are_lowered(library: bool) -> None:
     first, second = verify.compare(model, lowered, inputs(model), library=(False, library))
     assert first.rel_l2 < 1e-6
     assert second.rel_l2 < 1e-2  # a rounding of the first can be another byte
+
+
+@pytest.mark.parametrize(
+    ("operator", "activations"), [("MatMul", "dynamic"), ("MatMul", "static"), ("Conv", "static")]
+)
+def test_nodes_without_names_that_share_a_weight(operator: str, activations: str) -> None:
+    shape = (16, 16, 1, 1) if operator == "Conv" else (16, 16)
+    size = "n, 16, 3, 3" if operator == "Conv" else "n, 16"
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[{size}] x) => (float[{size}] y) {{
+        a = {operator}(x, w)
+        b = Relu(a)
+        y = {operator}(b, w)
+    }}"""
+    model = build(text.replace("w)", "shared)"), shared=normal(*shape))
+    dense = model.copy()
+    run(model, f"quantize{{activations={activations}}}")
+    names = [node.name for node in model.onnx.graph if node.name]
+    assert len(set(names)) == len(names)
+    difference = verify.compare(dense, model, inputs(model), library=(False, False))
+    assert 0 < verify.worst_rel_l2(difference) < 0.05
+
+
+def test_bias_that_is_wider_than_the_product_stays_an_addition() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16] x) => (float[n, 5] y) {
+        a = MatMul(x, narrow)
+        y = Add(a, wide)
+    }"""
+    model = build(text, narrow=normal(16, 1), wide=normal(5))
+    dense = model.copy()
+    run(model, STATIC)
+    assert [node.op_type for node in model.onnx.graph][-1] == "Add"
+    difference = verify.compare(dense, model, inputs(model), library=(False, False))
+    assert verify.worst_rel_l2(difference) < 0.05
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e38])
+def test_tensor_whose_values_are_all_equal(value: float) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16] x) => (float[n, 8] y) {
+        zero = Sub(x, x)
+        same = Add(zero, value)
+        y = MatMul(same, one)
+    }"""
+    model = build(text.replace("one)", "matrix)"), matrix=normal(16, 8), value=np.float32(value))
+    (report,) = run(model, "quantize{activations=static}")
+    assert len(report.changed) == 1
+
+
+def test_error_of_large_weights_is_a_number() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, large) }"""
+    model = build(text, large=normal(16, 8) * np.float32(1e37))
+    (report,) = run(model, "quantize")
+    assert 0 < report.changed[0].numbers["relative_error"] < 0.05
