@@ -257,6 +257,14 @@ def _int8_weight(site: Site) -> Int8Weight:
     return Int8Weight(codes.astype(np.int8), scales)
 
 
+def _times(weight: Int8Weight, factor: np.float32) -> Int8Weight:
+    """``weight`` times a factor, which its scales take over."""
+    scales = weight.scales * factor
+    if not ((scales > 0) & np.isfinite(scales)).all():
+        raise Refusal(f"its alpha, {factor:g}, leaves no positive scales of its integers")
+    return Int8Weight(weight.codes, scales)
+
+
 def _adder(value: onnx_ir.Value) -> onnx_ir.Node | None:
     """The Add node, the only reader of ``value``, whose other operand has surely the same shape, or ``None``.
 
@@ -298,9 +306,11 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node, *, adds: bool = Fa
     bias = np.zeros(outputs, np.float32)
     axis = 1  # of the output channels, counted from the end
     core = _core(site, node)
-    own_bias = core.bias
+    own_bias, int8 = core.bias, core.int8
     if node.op_type == "Gemm":
-        weight = weight * np.float32(float_attribute(node, "alpha", 1.0))
+        alpha = np.float32(float_attribute(node, "alpha", 1.0))
+        weight = weight * alpha
+        int8 = None if int8 is None else _times(int8, alpha)
         scale = np.float32(float_attribute(node, "beta", 1.0))
     else:
         scale = np.float32(1)
@@ -337,7 +347,7 @@ def linear_form(model: Model, site: Site, node: onnx_ir.Node, *, adds: bool = Fa
         tuple(absorbed),
         output,
         conv,
-        core.int8,
+        int8,
         adder,
         core.dequantize,
     )

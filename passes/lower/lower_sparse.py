@@ -59,7 +59,11 @@ def lower_node(
     node, graph = form.node, form.node.graph
     assert graph is not None
     source, scale, zero_point = form.source, None, None
-    if form.dequantize is not None:
+    if form.dequantize is not None and not isinstance(packed, QuantizedTensor):
+        real = node.inputs[0]
+        assert real is not None  # what form.dequantize makes
+        source = real
+    elif form.dequantize is not None:
         scale, zero_point = form.dequantize.inputs[1:3]
         source.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
     sparse = sparse_op_node(

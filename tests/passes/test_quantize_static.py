@@ -14,6 +14,7 @@ from sparsecc.calib import Calibration
 from sparsecc.calib.ranges import Histogram
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
+from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.quantize.ranges import activation_scale, choose_range
 from sparsecc.pm import PassContext, PassReport, Pipeline
 
@@ -331,3 +332,46 @@ def test_error_of_large_weights_is_a_number() -> None:
     model = build(text, large=normal(16, 8) * np.float32(1e37))
     (report,) = run(model, "quantize")
     assert 0 < report.changed[0].numbers["relative_error"] < 0.05
+
+
+@pytest.mark.parametrize(("alpha", "operator"), [(0.5, "SparseMatMulInt8Bytes"), (-2.0, "Gemm")])
+def test_factor_of_a_quantised_gemm_is_kept(alpha: float, operator: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16] x) => (float[n, 8] y) {{
+        q = QuantizeLinear(x, x_scale, x_zero)
+        d = DequantizeLinear(q, x_scale, x_zero)
+        w = DequantizeLinear<axis = 1>( codes, scales)
+        y = Gemm<alpha = {alpha}, beta = 2.0>(d, w, bias)
+    }}"""
+    codes = RNG.integers(-127, 128, (16, 8)) * (RNG.random((16, 8)) < 0.5)
+    model = build(
+        text, codes=codes.astype(np.int8), bias=normal(8), x_scale=np.float32(0.03), x_zero=np.uint8(128),
+        scales=np.linspace(0.01, 0.02, 8, dtype=np.float32),
+    )  # fmt: skip
+    before = model.copy()
+    (site,) = model.sites()
+    site.node.metadata_props[LAYOUT_KEY] = "int8 unstructured"
+    run(model, "lower-sparse")
+    assert operator in [node.op_type for node in model.onnx.graph]
+    emit.finalize(model)
+    difference = verify.compare(before, model, inputs(before), library=(False, True))
+    assert verify.worst_rel_l2(difference) < 1e-2
+
+
+def test_float32_layout_of_a_site_with_fixed_ranges_reads_floats() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 16] x) => (float[n, 8] y) { y = MatMul(x, zeros) }"""
+    model = build(text, zeros=normal(16, 8) * (RNG.random((16, 8)) < 0.3).astype(np.float32))
+    run(model, STATIC)
+    before = model.copy()
+    (site,) = model.sites()
+    site.node.metadata_props[LAYOUT_KEY] = "unstructured"
+    run(model, "lower-sparse")
+    assert [node.op_type for node in model.onnx.graph] == [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "SparseMatMul",
+    ]
+    emit.finalize(model)
+    difference = verify.compare(before, model, inputs(before), library=(False, True))
+    assert verify.worst_rel_l2(difference) < 1e-2
