@@ -49,11 +49,18 @@ import zoo  # noqa: E402
 
 from sparsecc import calib, errors, ir, verify  # noqa: E402
 from sparsecc.api import optimize  # noqa: E402
+from sparsecc.passes.prune.magnitude import PruneMagnitude  # noqa: E402
 from sparsecc.plan import machine_facts  # noqa: E402
+from sparsecc.pm import PassContext  # noqa: E402
+from sparsecc.sparse import Pattern  # noqa: E402
 from sparsecc.verify.timing import time_interleaved  # noqa: E402
 
 #: What is asked of `optimize`, by the name of the engine that runs the result.
 OURS: dict[str, dict[str, Any]] = {"sparsecc fp32": {}, "sparsecc int8": {"quantize": "int8"}}
+
+
+#: Sites that are pruned in the zoo: neither stems nor depthwise convolutions nor classifiers.
+PRUNED = r"re:^(?!.*(stem|depthwise|classifier))"
 
 
 @dataclass(frozen=True)
@@ -145,19 +152,34 @@ def build_cases(
             implied = pattern == "dense" or ":" in pattern
             for sparsity in [None] if implied else sparsities:
                 path = folder / f"{name}.onnx"
-                onnx.save(zoo.build(name, pattern=pattern, sparsity=sparsity or 0.0, **shape), path)
+                write_model(path, name, pattern, sparsity or 0.0, shape)
                 yield Case(name, pattern, sparsity, path)
                 path.unlink()
+
+
+def write_model(path: Path, name: str, pattern: str, sparsity: float, shape: Mapping[str, int]) -> None:
+    """Write a zoo model; blocks of several inputs are of several channels, as products of bytes want them."""
+    parsed = Pattern.parse(pattern)
+    if parsed.kind != "block" or parsed.cols == 1:
+        onnx.save(zoo.build(name, pattern=pattern, sparsity=sparsity, **shape), path)
+        return
+    model = ir.Model.from_proto(zoo.build(name, pattern="dense", sparsity=0.0, **shape))
+    PruneMagnitude(pattern=parsed, sparsity=sparsity, by_channel=True, match=PRUNED).run(model, PassContext())
+    model.save(path)
 
 
 def our_engines(
     case: Case, threads: int, folder: Path, inputs: Inputs, options: Mapping[str, Any]
 ) -> Iterator[tuple[Engine, dict[str, int]]]:
     """Yield what `optimize` makes of a file, with float weights and with bytes, and the sites by layout."""
-    for name, extra in OURS.items():
+    for name, asked in OURS.items():
+        extra = dict(asked)
+        if "quantize" in asked and any(site.op == "Conv" for site in ir.Model.load(case.path).sites()):
+            np.savez(folder / "calibration.npz", **inputs)
+            extra |= {"activations": "static", "calibration_data": folder / "calibration.npz"}
         output = folder / f"{name.replace(' ', '_')}.onnx"
         costs = folder / "costs.json"
-        result = optimize(case.path, output, threads=threads, costs=costs, **options, **extra)
+        result = optimize(case.path, output, threads=threads, costs=costs, **{**options, **extra})
         engine = onnxruntime_engine(name, output, inputs, threads)
         yield engine, dict(Counter(site.layout for site in result.sites))
 
