@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
+
+with contextlib.suppress(ImportError):  # the emulated ARM machine has no hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("no deadline", deadline=None)  # a busy machine is no fault
+    settings.load_profile("no deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPARSECC_TEST_DATA", ROOT.parent / "shared" / "data"))

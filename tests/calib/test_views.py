@@ -69,7 +69,7 @@ def convolutions(draw: st.DrawFn) -> tuple[Patches, np.ndarray]:
     return view, rng.standard_normal((draw(st.integers(1, 2)), channels, *sizes)).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(convolutions(), st.sampled_from(["mean", "mean_square", "gram"]))
 def test_patches(case: tuple[Patches, np.ndarray], statistic: Statistic) -> None:
     view, x = case

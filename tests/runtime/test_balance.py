@@ -53,7 +53,7 @@ def block_op(mask: Mask) -> NativeMatMul:
     return NativeMatMul("16x1", tensor.shape, tensor.values, tensor.indices)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 300), st.integers(1, 400), st.sampled_from(KINDS), st.integers(0, 2**32 - 1))
 def test_no_part_has_much_more_than_its_share(groups: int, inputs: int, kind: str, seed: int) -> None:
     """A part exceeds the mean by less than one unit; fewer parts are unions, so they are no worse."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -34,7 +34,6 @@ def test_unstructured_follows_the_rule(score, sparsity, scope):
     assert np.array_equal(keep_mask(score, UNSTRUCTURED, sparsity, scope), np.reshape(expected, score.shape))
 
 
-@settings(deadline=None)
 @given(matrices, groups)
 def test_groups_follow_the_rule(score, pattern):
     mask = keep_mask(score, pattern)

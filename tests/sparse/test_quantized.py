@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,6 @@ def pruned(weight, pattern, sparsity):
     return np.where(kept, weight, np.float32(0))
 
 
-@settings(deadline=None)
 @given(matrices, patterns, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from(METHODS))
 def test_what_comes_back(weight, pattern, sparsity, method):
     weight = pruned(weight, pattern, sparsity)
@@ -48,7 +47,6 @@ def test_what_comes_back(weight, pattern, sparsity, method):
         assert (np.abs(back - weight) <= half * (1 + 1e-5)).all()
 
 
-@settings(deadline=None)
 @given(matrices, patterns)
 def test_least_squares_is_never_worse(weight, pattern):
     weight = pruned(weight, pattern, 0.3)
@@ -71,7 +69,6 @@ def test_least_squares_clips_an_outlier():
     assert error["mse"] < 0.9 * error["absmax"]
 
 
-@settings(deadline=None)
 @given(matrices, patterns)
 def test_the_stream_is_that_of_float_weights(weight, pattern):
     """Where nothing is rounded away."""
@@ -142,7 +139,6 @@ def test_malformed_tensors_are_refused(change, message):
         bad.decode()
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 12), st.integers(0, 12), st.integers(0, 9), patterns)
 def test_random_bytes_never_escape(data, rows, cols, count, pattern):
     unit = (pattern.rows, pattern.cols) if pattern.kind == "block" else ()

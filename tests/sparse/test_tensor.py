@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -75,7 +75,6 @@ def test_stream_wants_bytes_and_increasing_positions():
             pack_gaps(np.array(bad))
 
 
-@settings(deadline=None)
 @given(matrices, patterns, st.sampled_from([0.0, 0.5, 0.9, 1.0]))
 def test_decode_inverts_encode_on_the_pattern(weight, pattern, sparsity):
     weight = np.where(keep_mask(np.abs(weight), pattern, sparsity), weight, 0)
@@ -156,7 +155,6 @@ def test_malformed_tensors_are_refused(tensor, change, message):
         bad.decode()
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 12), st.integers(0, 12), st.integers(0, 9), patterns)
 def test_random_bytes_never_escape(data, rows, cols, count, pattern):
     tail = (pattern.rows, pattern.cols) if pattern.kind == "block" else ()
