@@ -11,6 +11,7 @@ Calibration samples are never among the samples measured on; both counts are in 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -213,13 +214,15 @@ def onnxruntime_quantized(task: Task) -> ir.Model:
         def get_next(self) -> Batch | None:
             return next(self.batches, None)
 
+    source = task.path.resolve()
     with tempfile.TemporaryDirectory() as folder:
         prepared, path = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         if task.activations == "dynamic":
             weight = quantization.QuantType.QInt8
             quantization.quantize_dynamic(task.path, path, per_channel=True, weight_type=weight)
         else:
-            quantization.shape_inference.quant_pre_process(task.path, prepared)
+            with contextlib.chdir(folder):  # it leaves files where it runs
+                quantization.shape_inference.quant_pre_process(source, prepared)
             quantization.quantize_static(prepared, path, Reader(), per_channel=True)
         return ir.Model.from_proto(ir.Model.load(path).to_proto())
 

@@ -46,7 +46,7 @@ def preset(
     steps: list[Pass] = [_pass("tidy")]
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
-        steps.append(_prune_step(pattern, sparsity, method, match, calibrated))
+        steps.append(_prune_step(pattern, sparsity, method, match, calibrated, activations == "static"))
     if activations is not None and quantize is None:
         raise UsageError("--activations is an option of --quantize: give --quantize int8 too")
     if quantize is not None:
@@ -88,12 +88,17 @@ def _quantize_step(weights: str, activations: str | None, match: str) -> Pass:
 
 
 def _prune_step(
-    pattern: str | None, sparsity: float | None, method: str | None, match: str, calibrated: bool
+    pattern: str | None,
+    sparsity: float | None,
+    method: str | None,
+    match: str,
+    calibrated: bool,
+    bytes_of_channels: bool,
 ) -> Pass:
     wanted = Pattern.parse(pattern or "unstructured")
     if wanted.kind == "dense":
         raise SpecError("--pattern dense prunes nothing; leave it out")
-    amount: dict[str, float] = {}
+    amount: dict[str, object] = {}
     if wanted.kind != "nm":
         amount = {} if sparsity is None else {"sparsity": sparsity}
     elif sparsity is not None and abs(1 - sparsity - wanted.n / wanted.m) > 1e-9:
@@ -101,6 +106,8 @@ def _prune_step(
             f"--pattern {wanted} keeps {wanted.n} of {wanted.m}, which is sparsity {1 - wanted.n / wanted.m:g}; "
             f"leave out --sparsity {sparsity:g}"
         )
+    if bytes_of_channels and wanted.kind == "block" and wanted.cols > 1:
+        amount["by_channel"] = True  # what the kernels of quantised convolutions multiply at a time
     chosen = method or ("wanda" if calibrated else "magnitude")
     if chosen not in METHODS:
         raise UsageError(f"unknown method '{chosen}'; known: {', '.join(METHODS)}")

@@ -25,6 +25,11 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
         ({"pattern": "8x1", "standard_ops_only": True}, "tidy,prune-magnitude{pattern=8x1}"),
         ({"pattern": "2:4", "keep_slower": True}, "tidy,prune-magnitude{pattern=2:4},"
          "lower-conv-int8{keep-slower=true},choose-layout{keep-slower=true layout=2:4},lower-sparse"),
+        ({"pattern": "8x4", "quantize": "int8", "activations": "static", "calibrated": True},
+         "tidy,prune-wanda{pattern=8x4 by-channel=true},quantize{activations=static},"
+         f"{PRUNED}"),
+        ({"pattern": "8x1", "quantize": "int8", "activations": "static", "calibrated": True},
+         f"tidy,prune-wanda{{pattern=8x1}},quantize{{activations=static}},{PRUNED}"),
         ({"keep_slower": True},
          "tidy,lower-conv-int8{keep-slower=true},choose-layout{keep-slower=true},lower-sparse"),
         ({"match": "re:.*mlp.*"},
