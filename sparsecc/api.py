@@ -13,7 +13,7 @@ import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
 from sparsecc.errors import RuntimeMissingError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
-from sparsecc.ir.packed import PackedSite, packed_sites
+from sparsecc.ir.packed import packed_sites
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
@@ -27,7 +27,7 @@ from sparsecc.pm import (
     VerifyEachInstrument,
     no_progress,
 )
-from sparsecc.sparse import INT8_DENSE, QuantizedTensor, density
+from sparsecc.sparse import INT8_DENSE, density
 from sparsecc.target import Target
 
 #: More threads than this only stand in each other's way while models are timed.
@@ -409,9 +409,7 @@ class _Snapshots(Instrument):
 def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
     """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
     lowered = {
-        name: _layout_text(packed)
-        for packed in packed_sites(result)
-        for name in packed.members or (packed.name,)
+        name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
     }
     reasons = _reasons(reports)
     return [
@@ -430,15 +428,11 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
             packed.op,
             packed.tensor.shape,
             packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
-            _layout_text(packed),
-            "it was sparse already",
+            packed.layout,
+            reasons.get(packed.name, "it was sparse already"),
         )
         for packed in packed_sites(dense)
     ]
-
-
-def _layout_text(packed: PackedSite) -> str:
-    return ("int8 " if isinstance(packed.tensor, QuantizedTensor) else "") + str(packed.tensor.pattern)
 
 
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def inspect_model(path: str) -> dict[str, Any]:
     from sparsecc import ir
     from sparsecc.ir.files import file_bytes
     from sparsecc.ir.packed import packed_sites
-    from sparsecc.sparse import density, detect
+    from sparsecc.sparse import INT8_DENSE, density, detect
 
     model = ir.Model.load(path)
     sites: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ def inspect_model(path: str) -> dict[str, Any]:
                 "name": site.name,
                 "op": site.op,
                 "shape": list(site.shape),
-                "layout": "dense",
+                "layout": "dense" if site.quantization is None else str(INT8_DENSE),
                 "pattern": str(patterns[0]) if patterns else "dense",
                 "density": density(weight),
                 "nbytes": int(weight.nbytes),
@@ -73,7 +73,7 @@ def inspect_model(path: str) -> dict[str, Any]:
                 "name": packed.name,
                 "op": packed.op,
                 "shape": list(packed.tensor.shape),
-                "layout": str(packed.tensor.pattern),
+                "layout": packed.layout,
                 "pattern": str(packed.tensor.pattern),
                 "density": packed.tensor.nnz / size if size else 0.0,
                 "nbytes": packed.tensor.nbytes,

@@ -39,6 +39,11 @@ class PackedSite:
     tensor: SparseTensor | QuantizedTensor
     members: tuple[str, ...] = ()
 
+    @property
+    def layout(self) -> str:
+        """How the weight is stored: its pattern, after ``int8`` where it is bytes."""
+        return ("int8 " if isinstance(self.tensor, QuantizedTensor) else "") + str(self.tensor.pattern)
+
 
 def packed_sites(model: Model) -> list[PackedSite]:
     """The packed weights of the sparse operators of ``model`` in graph order, subgraphs included.

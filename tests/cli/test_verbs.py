@@ -166,6 +166,35 @@ def test_dump_and_stop(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
     assert any("prune-magnitude" in path.name for path in dump.iterdir())
 
 
+def test_quantised_convolutions_say_how_they_are_stored(sparsecc: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array((0.2 * rng.standard_normal(shape)).astype(np.float32), name)
+        for name, shape in (("w1", (16, 16, 3, 3)), ("w2", (64, 16, 1, 1)))
+    ]
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 16, 8, 8] x) => (float[1, 64, 8, 8] y) {
+            a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1)
+            b = Relu (a)
+            y = Conv <kernel_shape = [1, 1]> (b, w2)
+        }"""
+    )
+    model.graph.initializer.extend(weights)
+    onnx.save(model, tmp_path / "cnn.onnx")
+    np.savez(tmp_path / "data.npz", x=rng.standard_normal((1, 16, 8, 8)).astype(np.float32))
+    out = tmp_path / "out.onnx"
+    result = sparsecc("optimize", tmp_path / "cnn.onnx", "-o", out, "--quantize", "int8", "--activations", "static",
+                      "--calibration-data", tmp_path / "data.npz", "--pattern", "8x4", "--sparsity", 0.5,
+                      "--keep-slower", "--json")  # fmt: skip
+    assert result.code == 0, result.err
+    sites = json.loads(result.out)["sites"]
+    assert [site["layout"] for site in sites] == ["int8 8x4", "int8 8x4"]
+    assert all("already" not in site["reason"] for site in sites)
+    inspected = json.loads(sparsecc("inspect", out, "--json").out)["sites"]
+    assert [(site["layout"], site["pattern"]) for site in inspected] == [("int8 8x4", "8x4")] * 2
+
+
 def test_inspect_shows_packed_sites(sparsecc: Run, mlp: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     assert sparsecc("optimize", mlp, "-o", out, "--pattern", "2:4", "--keep-slower").code == 0
