@@ -124,9 +124,14 @@ def open_library(path: str) -> ctypes.CDLL:
 
 
 def declare(library: ctypes.CDLL, signatures: Signatures) -> None:
-    """Tell ctypes the result and argument types of functions of ``library``."""
+    """Tell ctypes the result and argument types of functions of ``library``; raises ``RuntimeMissingError``."""
     for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise RuntimeMissingError(
+                f"the operator library {library._name} is older than this package, it has no {name}: "
+                "rebuild with `make build`"
+            )
         function.restype, function.argtypes = result, arguments
 
 

@@ -200,3 +200,13 @@ def test_a_scalar_is_no_row_of_inputs(packed) -> None:
     matmul = runtime.NativeMatMul("unstructured", (4, 1), weight.values, weight.indices)
     with matmul, pytest.raises(UsageError, match="last dimension of 1"):
         matmul(np.float32(3))
+
+
+def test_a_library_of_another_release_is_named() -> None:
+    from sparsecc.runtime.capi import declare, open_library
+
+    library = open_library(runtime.get_library_path())
+    with pytest.raises(
+        RuntimeMissingError, match=r"libsparsecc_ops.so is older .* no sparsecc_of_tomorrow: rebuild"
+    ):
+        declare(library, {"sparsecc_of_tomorrow": (None, ())})
