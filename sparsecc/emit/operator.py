@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,33 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-__all__ = ["OLDEST_OPSET", "Attribute", "Dim", "Input", "Operator", "Output"]
+__all__ = [
+    "OLDEST_OPSET",
+    "Attribute",
+    "Attributes",
+    "Constants",
+    "Dim",
+    "Input",
+    "Operator",
+    "Output",
+    "Shapes",
+    "window_sizes",
+]
 
 OLDEST_OPSET = 11
 """Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
 
 Dim = int | str | None
 """One dimension: a number, a symbol, or unknown."""
+
+Shapes = Sequence[Sequence[Dim] | None]
+"""Shapes of several tensors, ``None`` where unknown."""
+
+Constants = Mapping[str, "NDArray[Any]"]
+"""Values of constant inputs by name."""
+
+Attributes = Mapping[str, Any]
+"""Values of attributes by name, as on a node."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +85,9 @@ class Operator(ABC):
         """The operator's type, for instance ``BlockSparseConvRelu``."""
 
     @property
-    @abstractmethod
     def family(self) -> str:
         """The name without the fused activation; the documentation has one section a family."""
+        return self.name
 
     @property
     @abstractmethod
@@ -80,17 +100,12 @@ class Operator(ABC):
         """All outputs, in order."""
 
     @property
-    @abstractmethod
     def attributes(self) -> tuple[Attribute, ...]:
-        """All attributes."""
+        """All attributes; none, unless an operator has some."""
+        return ()
 
     @abstractmethod
-    def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
-    ) -> Sequence[Sequence[Dim] | None]:
+    def output_shapes(self, inputs: Shapes, constants: Constants, attributes: Attributes) -> Shapes:
         """Return the shape of every output, ``None`` where it cannot be told.
 
         Args:
@@ -121,6 +136,10 @@ class Operator(ABC):
             ModelError: the constants are malformed.
         """
 
+    def by_name(self, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return arrays in the order of ``inputs`` by the names of the inputs."""
+        return {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+
     @property
     def oldest_opset(self) -> int:
         """Lowest version of the default domain that the body can be written in."""
@@ -149,3 +168,21 @@ class Operator(ABC):
         outputs = ", ".join(item.name for item in self.outputs)
         head = f"{self.name} <{attributes}>" if attributes else self.name
         return f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{head} ({inputs}) => ({outputs})\n{{{body}}}\n'
+
+
+def window_sizes(sizes: Sequence[Dim], kernel: Sequence[int], attributes: Attributes) -> Iterator[Dim]:
+    """Yield how many windows fit along each axis of sizes ``sizes``: the rule of Conv and of pooling.
+
+    Args:
+        sizes: of the padded thing, without its padding.
+        kernel: the window's own sizes.
+        attributes: ``strides``, ``pads`` (all starts, then all ends) and ``dilations``.
+    """
+    axes = len(kernel)
+    for axis, size in enumerate(sizes):
+        span = attributes["dilations"][axis] * (kernel[axis] - 1)
+        pad, stride = attributes["pads"][axis] + attributes["pads"][axes + axis], attributes["strides"][axis]
+        if isinstance(size, int):
+            yield (size + pad - span - 1) // stride + 1
+        else:
+            yield size if stride == 1 and pad == span else None

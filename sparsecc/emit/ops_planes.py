@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
-from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
-from sparsecc.emit.reference import convolve
-from sparsecc.errors import ModelError
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor
+from sparsecc.emit.operator import (
+    Attribute,
+    Attributes,
+    Constants,
+    Dim,
+    Input,
+    Operator,
+    Output,
+    Shapes,
+    window_sizes,
+)
+from sparsecc.emit.reference import check_version, convolve
+from sparsecc.sparse import Pattern, QuantizedTensor
 
 __all__ = ["QuadsOp", "plane_operators"]
 
@@ -32,19 +41,9 @@ class QuadsOp(Operator):
     """One operator on quad planes; all of them are their own family."""
 
     @property
-    def family(self) -> str:
-        """The operator's name."""
-        return self.name
-
-    @property
     def oldest_opset(self) -> int:
         """DequantizeLinear, and Clip and Pad of bytes."""
         return 13
-
-    @property
-    def attributes(self) -> tuple[Attribute, ...]:
-        """None, unless a subclass has some."""
-        return ()
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -95,16 +94,13 @@ class ConvQuads(QuadsOp):
         )
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where x and the weight's own shape are known."""
         x, shape = inputs[0], constants.get("shape")
         if x is None or shape is None or len(x) != len(shape) + 1:
             return (None,)
-        sides = _window_sides(x[2:-1], [int(side) for side in shape[1:-1]], attributes)
+        sides = window_sizes(x[2:-1], [int(side) for side in shape[1:-1]], attributes)
         return ((x[0], -(-int(shape[0]) // _LANES), *sides, _LANES),)
 
     def function_text(self, opset: int) -> str:
@@ -139,9 +135,8 @@ class ConvQuads(QuadsOp):
         Raises:
             ModelError: the packed weight is malformed.
         """
-        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
-        if attributes["layout_version"] != LAYOUT_VERSION:
-            raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
+        arrays = self.by_name(inputs)
+        check_version(attributes)
         shape = [int(side) for side in arrays["shape"]]
         weight = QuantizedTensor(
             Pattern.parse(str(attributes["layout"])),
@@ -181,10 +176,7 @@ class AddQuads(QuadsOp):
         return (*summands, *_quantization(3), _bounds())
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[Sequence[Dim] | None]:
         """Return the shape of x."""
         return (inputs[0],)
@@ -192,7 +184,8 @@ class AddQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form; the order of channels does not matter here."""
         body = (
-            _ONE_BY_ONE
+            CONSTANTS
+            + _MORE_CONSTANTS
             + _dequantize("x", 0)
             + _dequantize("residual", 2)
             + "  z = Add (x_floats, residual_floats)\n"
@@ -205,7 +198,7 @@ class AddQuads(QuadsOp):
         self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
     ) -> tuple[Bytes]:
         """Return y computed by NumPy, in double precision before it is stored."""
-        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        arrays = self.by_name(inputs)
         z = _real(arrays, "x", 0) + _real(arrays, "residual", 2)
         return (_stored(z, arrays).astype(np.uint8),)
 
@@ -230,21 +223,18 @@ class MaxPoolQuads(QuadsOp):
         return (Attribute("kernel_shape", "ints", "as in MaxPool, pads smaller than it"), *_geometry())
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where that of x is known."""
         x, kernel = inputs[0], attributes["kernel_shape"]
         if x is None or len(x) != len(kernel) + 3:
             return (None,)
-        return ((*x[:2], *_window_sides(x[2:-1], kernel, attributes), _LANES),)
+        return ((*x[:2], *window_sizes(x[2:-1], kernel, attributes), _LANES),)
 
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            _PLAIN_CONSTANTS
+            CONSTANTS
             + _MORE_CONSTANTS
             + _planes_first("x", "x")
             + """
@@ -286,10 +276,7 @@ class GlobalAveragePoolQuads(QuadsOp):
         return (Input("x", "uint8", _QUADS, "the activations"), *_quantization(2), _bounds())
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where that of x is known."""
         x = inputs[0]
@@ -298,7 +285,7 @@ class GlobalAveragePoolQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            _PLAIN_CONSTANTS
+            CONSTANTS
             + _MORE_CONSTANTS
             + _dequantize("x", 0)
             + _planes_first("x", "x_floats")
@@ -312,7 +299,7 @@ class GlobalAveragePoolQuads(QuadsOp):
         self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
     ) -> tuple[Bytes]:
         """Return y computed by NumPy, in double precision before it is stored."""
-        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        arrays = self.by_name(inputs)
         real = _real(arrays, "x", 0)
         mean = real.mean(tuple(range(2, real.ndim - 1)), keepdims=True)
         return (_stored(mean, arrays).astype(np.uint8),)
@@ -333,10 +320,7 @@ class QuantizeQuads(QuadsOp):
         return (Input("x", "float32", "[B,C,H,W] or [B,C,L]", "the activations"), *_quantization(1, "y"))
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where that of x is known."""
         x = inputs[0]
@@ -347,7 +331,7 @@ class QuantizeQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            _PLAIN_CONSTANTS
+            CONSTANTS
             + _MORE_CONSTANTS
             + """
   y_scale = Gather <axis = 0> (steps, first_axis)
@@ -392,10 +376,7 @@ class DequantizeQuads(QuadsOp):
         return (Attribute("channels", "int", "C"),)
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where that of x is known."""
         x = inputs[0]
@@ -404,7 +385,7 @@ class DequantizeQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            _PLAIN_CONSTANTS
+            CONSTANTS
             + _MORE_CONSTANTS
             + """
   channel_count = Constant <value_int: int = @channels> ()
@@ -453,19 +434,6 @@ def _geometry() -> tuple[Attribute, ...]:
     )
 
 
-def _window_sides(
-    sizes: Sequence[Dim], kernel: Sequence[int], attributes: Mapping[str, Any]
-) -> Iterator[Dim]:
-    axes = len(kernel)
-    for axis, size in enumerate(sizes):
-        span = attributes["dilations"][axis] * (kernel[axis] - 1)
-        pad, stride = attributes["pads"][axis] + attributes["pads"][axes + axis], attributes["strides"][axis]
-        if isinstance(size, int):
-            yield (size + pad - span - 1) // stride + 1
-        else:
-            yield size if stride == 1 and pad == span else None
-
-
 def planes_to_nchw(x: NDArray[Any], channels: int) -> Array:
     """Return quad planes as float64 ``[B, channels, space...]``."""
     planes = np.moveaxis(x, -1, 2).astype(np.float64)
@@ -492,23 +460,8 @@ def _stored(z: Array, arrays: Mapping[str, NDArray[Any]]) -> Array:
 
 # ---- function bodies: the rules of ``sparsecc.emit.decoding`` hold here too -----------------------------
 
-_PLAIN_CONSTANTS = """
-  minus_one = Constant <value = int64[1] {-1}> ()
-  zero = Constant <value = int64[1] {0}> ()
-  one = Constant <value = int64[1] {1}> ()
-  two = Constant <value = int64[1] {2}> ()
-  three = Constant <value = int64[1] {3}> ()
-  first_axis = Constant <value = int64 {0}> ()
-"""
-
 _MORE_CONSTANTS = """
   four = Constant <value = int64[1] {4}> ()
-  index_1 = Constant <value = int64 {1}> ()
-  index_2 = Constant <value = int64 {2}> ()
-"""
-
-_ONE_BY_ONE = """
-  first_axis = Constant <value = int64 {0}> ()
   index_1 = Constant <value = int64 {1}> ()
   index_2 = Constant <value = int64 {2}> ()
 """

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.emit.decoding import CONSTANTS, packed_matrix
-from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
-from sparsecc.errors import ModelError
+from sparsecc.emit.operator import Attribute, Attributes, Constants, Dim, Input, Operator, Output, Shapes
+from sparsecc.emit.reference import check_version
 from sparsecc.ir.ops_recurrent import GATES, RecurrentVariant
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, SparseTensor
+from sparsecc.sparse import Pattern, SparseTensor
 
 __all__ = ["RecurrentOp", "recurrent_operators"]
 
@@ -91,10 +91,7 @@ class RecurrentOp(Operator):
         )
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None, ...]:
         """Return the shapes of all outputs, where the rank of x is known."""
         hidden, x = int(attributes["hidden_size"]), inputs[0]
@@ -138,9 +135,8 @@ class RecurrentOp(Operator):
         Raises:
             ModelError: a packed weight is malformed.
         """
-        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
-        if attributes["layout_version"] != LAYOUT_VERSION:
-            raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
+        arrays = self.by_name(inputs)
+        check_version(attributes)
         x = arrays["x"].astype(np.float64)
         b = arrays["bias"].astype(np.float64)
         count, batch, hidden = len(b), x.shape[1], cast(int, attributes["hidden_size"])

@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.emit import reference
 from sparsecc.emit.activations import ACTIVATION_BODIES
-from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.operator import Attribute, Attributes, Constants, Dim, Input, Operator, Output, Shapes
 from sparsecc.ir.ops_transformer import ATTENTIONS, GATES, NORMS, AttentionVariant, NormVariant
 
 __all__ = ["AttentionOp", "GateOp", "NormOp", "TransformerOp", "transformer_operators"]
@@ -42,11 +42,6 @@ class AttentionOp(TransformerOp):
     """``softmax(scale q k^T + mask) v`` for every head, on rows as the matrix products make them."""
 
     variant: AttentionVariant
-
-    @property
-    def family(self) -> str:
-        """``Attention`` or ``PackedAttention``, with or without ``Mask``."""
-        return self.variant.name
 
     @property
     def name(self) -> str:
@@ -79,10 +74,7 @@ class AttentionOp(TransformerOp):
         )
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where that of the first input is known."""
         x = inputs[0]
@@ -120,11 +112,6 @@ class NormOp(TransformerOp):
     """Normalisation over the last axis, of a sum where there is a residual."""
 
     variant: NormVariant
-
-    @property
-    def family(self) -> str:
-        """The name: each form has its own inputs."""
-        return self.variant.name
 
     @property
     def name(self) -> str:
@@ -165,10 +152,7 @@ class NormOp(TransformerOp):
         return (Attribute("epsilon", "float", "added under the root"),)
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None, ...]:
         """Return the shape of x for every output."""
         shape = None if inputs[0] is None else tuple(inputs[0])
@@ -209,9 +193,7 @@ class NormOp(TransformerOp):
         self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
     ) -> tuple[Array, ...]:
         """Return all outputs in double precision."""
-        arrays = {
-            item.name: array.astype(np.float64) for item, array in zip(self.inputs, inputs, strict=True)
-        }
+        arrays = {name: array.astype(np.float64) for name, array in self.by_name(inputs).items()}
         z = arrays["x"] + arrays.get("residual", 0.0)
         centred = z - z.mean(axis=-1, keepdims=True) if self.variant.centred else z
         variance = np.mean(centred**2, axis=-1, keepdims=True)
@@ -225,11 +207,6 @@ class GateOp(TransformerOp):
     """A gated unit: half of every row, activated, times the other half."""
 
     operator: str
-
-    @property
-    def family(self) -> str:
-        """The name."""
-        return self.operator
 
     @property
     def name(self) -> str:
@@ -246,16 +223,8 @@ class GateOp(TransformerOp):
         """The result alone."""
         return (Output("y", "float32", "[...,N]", f"{GATES[self.operator]}(gates) times the rest"),)
 
-    @property
-    def attributes(self) -> tuple[Attribute, ...]:
-        """None."""
-        return ()
-
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of x with half its last dimension."""
         x = inputs[0]

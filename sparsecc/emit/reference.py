@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError
 from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
-__all__ = ["activated", "convolve", "evaluate", "evaluate_int8", "quantize_linear", "to_bytes"]
+__all__ = [
+    "activated",
+    "check_version",
+    "convolve",
+    "evaluate",
+    "evaluate_int8",
+    "quantize_linear",
+    "to_bytes",
+]
 
 Array = NDArray[np.float64]
 
@@ -66,7 +74,7 @@ def evaluate_int8(
     Raises:
         ModelError: the packed weight is malformed.
     """
-    _check_version(attributes)
+    check_version(attributes)
     outputs, columns = (int(side) for side in inputs["shape"])
     weight = QuantizedTensor(
         Pattern.parse(str(attributes["layout"])),
@@ -102,13 +110,14 @@ def to_bytes(x: NDArray[np.float32], scale: np.float32, zero_point: int) -> NDAr
     return np.where(np.isnan(stored), 0, stored).astype(np.uint8)
 
 
-def _check_version(attributes: Mapping[str, object]) -> None:
+def check_version(attributes: Mapping[str, object]) -> None:
+    """Refuse the attributes of a node whose weight is packed in another version's way (``ModelError``)."""
     if attributes["layout_version"] != LAYOUT_VERSION:
         raise ModelError(f"layout_version {attributes['layout_version']} is not {LAYOUT_VERSION}")
 
 
 def _dense_weight(inputs: Mapping[str, NDArray[Any]], attributes: Mapping[str, object]) -> Array:
-    _check_version(attributes)
+    check_version(attributes)
     shape = [int(side) for side in inputs["shape"]]
     packed = SparseTensor(
         Pattern.parse(str(attributes["layout"])),

@@ -15,12 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sparsecc.emit import reference
 from sparsecc.emit.activations import ACTIVATION_BODIES
 from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS, GRID_OF_ELEMENTS
-from sparsecc.emit.operator import Attribute, Dim, Input, Operator, Output
+from sparsecc.emit.operator import (
+    Attribute,
+    Attributes,
+    Constants,
+    Dim,
+    Input,
+    Operator,
+    Output,
+    Shapes,
+    window_sizes,
+)
 from sparsecc.emit.ops_planes import plane_operators
 from sparsecc.emit.ops_recurrent import recurrent_operators
 from sparsecc.emit.ops_transformer import transformer_operators
@@ -136,24 +146,10 @@ class LinearOp(Operator):
         """
         if not self.conv:
             return (*x[:-1], weight[0])
-        axes = len(weight) - 2
-        extents = (
-            _conv_extent(
-                x[2 + axis],
-                weight[2 + axis],
-                attributes["strides"][axis],
-                attributes["pads"][axis] + attributes["pads"][axes + axis],
-                attributes["dilations"][axis],
-            )
-            for axis in range(axes)
-        )
-        return (x[0], weight[0], *extents)
+        return (x[0], weight[0], *window_sizes(x[2:], weight[2:], attributes))
 
     def output_shapes(
-        self,
-        inputs: Sequence[Sequence[Dim] | None],
-        constants: Mapping[str, NDArray[Any]],
-        attributes: Mapping[str, Any],
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[tuple[Dim, ...] | None]:
         """Return the shape of y, where the weight's own shape and (convolutions: at best) that of x are known."""
         x, shape = inputs[0], constants.get("shape")
@@ -193,7 +189,7 @@ class LinearOp(Operator):
         Raises:
             ModelError: the packed weight is malformed.
         """
-        arrays = {item.name: array for item, array in zip(self.inputs, inputs, strict=True)}
+        arrays = self.by_name(inputs)
         if self.int8:
             return (reference.evaluate_int8(arrays, attributes, self.activation),)
         return (reference.evaluate(arrays, attributes, self.activation, conv=self.conv),)
@@ -210,13 +206,6 @@ def operators() -> Mapping[str, Operator]:
         *transformer_operators(),
     )
     return {op.name: op for op in ops}
-
-
-def _conv_extent(size: Dim, kernel: int, stride: int, pad: int, dilation: int) -> Dim:
-    span = dilation * (kernel - 1)
-    if isinstance(size, int):
-        return (size + pad - span - 1) // stride + 1
-    return size if stride == 1 and pad == span else None
 
 
 # ---- function bodies ------------------------------------------------------------------------------------
