@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -226,38 +226,35 @@ class MeasuredCosts:
             return 1.0
         marks = {site.name: site.nodes[0].metadata_props.get(LAYOUT_KEY, "") for site in model.sites()}
         chosen = json.dumps(sorted((name, marks[name]) for name in sites))
-        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
-        digest = _digest(model.fingerprint().encode(), chosen.encode(), shapes.encode())
-        key = f"model {digest} sites={len(sites)} threads={self._threads}"
-        return self.table.get_or_measure(
-            key, ["relative"], lambda: self._time_model(model, sites, quantization)
-        )["relative"]
+        digest = _digest(model.fingerprint().encode(), chosen.encode(), self._input_shapes())
+        return self._relative_time(
+            f"model {digest} sites={len(sites)}",
+            lambda: [lowered_copy(model, (), quantization), lowered_copy(model, sites, quantization)],
+        )
 
     def relative_time_of(self, model: Model, candidate: Model) -> float:
         """Time of ``candidate`` / time of ``model``, both with the operators in them as they are."""
         ready = [other.copy() for other in (model, candidate)]
         for other in ready:
             emit.finalize(other)
-        shapes = json.dumps({name: list(array.shape) for name, array in sorted(self._inputs.items())})
-        digest = _digest(*(other.fingerprint().encode() for other in ready), shapes.encode())
+        digest = _digest(*(other.fingerprint().encode() for other in ready), self._input_shapes())
+        return self._relative_time(f"models {digest}", lambda: ready)
+
+    def _input_shapes(self) -> bytes:
+        shapes = {name: list(array.shape) for name, array in sorted(self._inputs.items())}
+        return json.dumps(shapes).encode()
+
+    def _relative_time(self, key: str, variants: Callable[[], Sequence[Model]]) -> float:
+        """Time of the second of two whole models / time of the first, from the table or measured."""
 
         def measure() -> dict[str, float]:
-            result = verify.benchmark(ready, self._inputs, threads=self._threads, max_seconds=_MODEL_SECONDS)
+            result = verify.benchmark(
+                variants(), self._inputs, threads=self._threads, max_seconds=_MODEL_SECONDS
+            )
             return {"relative": 1 / result.ratio_to_first[1]}
 
-        key = f"models {digest} threads={self._threads}"
+        key += f" threads={self._threads}"
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
-
-    def _time_model(
-        self, model: Model, sites: frozenset[str], quantization: Requantizer | None
-    ) -> dict[str, float]:
-        result = verify.benchmark(
-            [lowered_copy(model, (), quantization), lowered_copy(model, sites, quantization)],
-            self._inputs,
-            threads=self._threads,
-            max_seconds=_MODEL_SECONDS,
-        )
-        return {"relative": 1 / result.ratio_to_first[1]}
 
 
 def _form_before(base: Model, name: str) -> LinearForm | None:
