@@ -11,7 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from sparsecc import runtime
+from sparsecc import emit, runtime
+from sparsecc.ir import Model
 from sparsecc.sparse import Pattern, SparseTensor, keep_mask
 
 
@@ -48,6 +49,38 @@ def packed() -> Callable[..., SparseTensor]:
 @pytest.fixture(scope="session")
 def session() -> Callable[..., onnxruntime.InferenceSession]:
     return _session
+
+
+def _single_op_reference(model: Model, x: np.ndarray) -> np.ndarray:
+    node = next(iter(model.onnx.graph))
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    constants = [value.const_value.numpy() for value in node.inputs[1:]]
+    (y,) = emit.operators()[node.op_type].reference([x, *constants], attributes)
+    return y
+
+
+def _check_single_op(model: Model, x: np.ndarray, tolerance: float) -> None:
+    proto = model.to_proto()
+    onnx.checker.check_model(proto, full_check=True)
+    expected = _single_op_reference(model, x)
+    for library in (True, False):
+        y = _session(proto, library=library).run(None, {"x": x})[0]
+        assert y.dtype == np.float32
+        assert y.shape == expected.shape
+        error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
+        assert error <= tolerance, f"library={library}: relative L2 {error}"
+
+
+@pytest.fixture(scope="session")
+def single_op_reference() -> Callable[[Model, np.ndarray], np.ndarray]:
+    """Gives the result of a model of one linear operator as NumPy computes it."""
+    return _single_op_reference
+
+
+@pytest.fixture(scope="session")
+def check_single_op() -> Callable[[Model, np.ndarray, float], None]:
+    """Compares a model of one linear operator, with and without the library, with NumPy."""
+    return _check_single_op
 
 
 #: Where the auxiliary vector of a process says what an ARM processor can do: kind of entry, bit.

@@ -58,41 +58,21 @@ def _model(
     )
 
 
-def _expected(model: Model, x: np.ndarray) -> np.ndarray:
-    node = next(iter(model.onnx.graph))
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    (y,) = emit.operators()[node.op_type].reference([x, *constants], attributes)
-    return y
-
-
-def _check(session, model: Model, x: np.ndarray) -> None:
-    proto = model.to_proto()
-    onnx.checker.check_model(proto, full_check=True)
-    expected = _expected(model, x)
-    for library in (True, False):
-        y = session(proto, library=library).run(None, {"x": x})[0]
-        assert y.dtype == np.float32
-        assert y.shape == expected.shape
-        error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
-        assert error <= TOLERANCE, f"library={library}: relative L2 {error}"
-
-
 def _input(kind: str) -> np.ndarray:
     return np.random.default_rng(2).standard_normal(KINDS[kind][2]).astype(np.float32)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_layout_at_every_opset(session, packed, kind: str, pattern: str) -> None:
+def test_every_layout_at_every_opset(check_single_op, packed, kind: str, pattern: str) -> None:
     for opset in OPSETS:
-        _check(session, _model(packed, kind, pattern, opset), _input(kind))
+        check_single_op(_model(packed, kind, pattern, opset), _input(kind), TOLERANCE)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_operator(session, packed, activation: str) -> None:
+def test_every_operator(check_single_op, packed, activation: str) -> None:
     for kind, pattern in itertools.product(("2-D", "conv2d"), ("unstructured", "16x1")):
-        _check(session, _model(packed, kind, pattern, activation=activation), _input(kind))
+        check_single_op(_model(packed, kind, pattern, activation=activation), _input(kind), TOLERANCE)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -152,29 +132,33 @@ def test_empty_batch_and_empty_sequence(session, packed, pattern: str, library: 
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "16x1"])
-def test_one_session_takes_any_batch(session, packed, pattern: str) -> None:
+def test_one_session_takes_any_batch(single_op_reference, session, packed, pattern: str) -> None:
     model = _model(packed, "3-D", pattern)
     running = session(model.to_proto(), library=True)
     for batch in (1, 5, 2):
         x = np.random.default_rng(batch).standard_normal((batch, 4, 45)).astype(np.float32)
-        np.testing.assert_allclose(running.run(None, {"x": x})[0], _expected(model, x), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            running.run(None, {"x": x})[0], single_op_reference(model, x), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_weight_without_a_kept_entry(session, packed, pattern: str) -> None:
-    _check(session, _model(packed, "2-D", pattern, sparsity=1.0), _input("2-D"))
+def test_weight_without_a_kept_entry(check_single_op, packed, pattern: str) -> None:
+    check_single_op(_model(packed, "2-D", pattern, sparsity=1.0), _input("2-D"), TOLERANCE)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("kind", ["3-D", "conv2d"])
-def test_threads_change_at_most_the_rounding(session, packed, kind: str, pattern: str) -> None:
+def test_threads_change_at_most_the_rounding(
+    single_op_reference, session, packed, kind: str, pattern: str
+) -> None:
     """The work is cut for the threads of the session; 0 is onnxruntime's choice, found out while running."""
     model = _model(packed, kind, pattern)
     proto = model.to_proto()
     rng = np.random.default_rng(3)
     shape = (40, *KINDS[kind][2][1:])
     x = rng.standard_normal(shape).astype(np.float32)
-    expected = _expected(model, x)
+    expected = single_op_reference(model, x)
     for threads in (0, 1, 2, 7):
         y = session(proto, library=True, threads=threads).run(None, {"x": x})[0]
         assert np.linalg.norm(y - expected) <= TOLERANCE * np.linalg.norm(expected)
@@ -190,12 +174,12 @@ def test_the_same_session_gives_the_same_bits(session, packed, pattern: str, thr
         np.testing.assert_array_equal(running.run(None, {"x": x})[0], first)
 
 
-def test_threads_not_told_are_found_out(session, packed) -> None:
+def test_threads_not_told_are_found_out(single_op_reference, session, packed) -> None:
     """After enough runs without company a node cuts for one thread, and now and then looks again."""
     model = _model(packed, "3-D", "unstructured")
     running = session(model.to_proto(), library=True, threads=0)
     x = np.random.default_rng(3).standard_normal((40, 3, 45)).astype(np.float32)
-    expected = _expected(model, x)
+    expected = single_op_reference(model, x)
     for _ in range(60):
         np.testing.assert_allclose(running.run(None, {"x": x})[0], expected, rtol=1e-4, atol=1e-5)
 
