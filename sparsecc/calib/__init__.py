@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsecc.calib.calibration import Calibration
 from sparsecc.calib.engine import Arrays, ModelLike, Session, open_session, run_error
+from sparsecc.calib.sequential import Moments
 from sparsecc.calib.synthetic import synthetic_inputs
 from sparsecc.calib.tap import tap, tensor_shapes, value_shapes
 
@@ -11,6 +12,7 @@ __all__ = [
     "Arrays",
     "Calibration",
     "ModelLike",
+    "Moments",
     "Session",
     "open_session",
     "run_error",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sparsecc.calib.check import fit_batch
 from sparsecc.calib.collect import Reading, Readings, UnavailableError, collect
 from sparsecc.calib.ranges import Histogram, histograms
+from sparsecc.calib.sequential import Moments, walk
 from sparsecc.calib.source import Batch, Batches, open_source, synthetic
 from sparsecc.calib.views import InBody, Statistic, Sums
 from sparsecc.errors import UsageError
@@ -22,6 +23,9 @@ __all__ = ["Calibration"]
 
 #: Default bytes of activations that one run may return.
 BYTE_BUDGET = 256 << 20
+
+#: Default bytes of the matrices that one step of a walk gives.
+MOMENT_BUDGET = 512 << 20
 
 
 class Calibration:
@@ -207,6 +211,48 @@ class Calibration:
         Errors as there.
         """
         return self._statistics(model, sites, "gram")
+
+    def walk(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        reference: Model | None = None,
+        *,
+        moment_budget: int = MOMENT_BUDGET,
+    ) -> Iterator[dict[str, Moments]]:
+        """Measure ``sites`` front to back, in steps, on the model as it is when a step starts.
+
+        Yields the moments of the sites of a step by name. Whoever takes them may change the weights of these
+        sites, and biases that are initializers, before the next step: it then measures what the changed front
+        gives. No site of a step reads what another one of it computes, unless weights are tied or in one body.
+        Each part of the model runs once in all; tensors that later parts read are kept, in files beyond the
+        byte budget. ``mean of X^T X`` takes 128 seeded positions of each picture, as for :meth:`gram`.
+
+        Args:
+            model: its nodes and names must stay as they are until the end.
+            sites: of ``model``. Those that cannot be measured are left out and explained in ``unavailable``.
+            reference: a model with the same nodes and names, such as a copy from before the changes; its inputs
+                are compared row by row with those of ``model``. Default: none, ``cross`` being ``gram``.
+            moment_budget: bytes of the matrices of one step; a single larger one is a step alone.
+
+        Raises:
+            UsageError: the inputs do not fit.
+            ModelError: onnxruntime refuses the model.
+        """
+        self.unavailable = {}
+        return walk(
+            model,
+            reference,
+            sites,
+            self._start,
+            count=self.batches,
+            seed=self._seed,
+            byte_budget=self._byte_budget,
+            moment_budget=moment_budget,
+            threads=self._threads,
+            progress=self.progress,
+            unavailable=self.unavailable,
+        )
 
     def histograms(self, model: Model, names: Sequence[str]) -> dict[str, Histogram]:
         """Return by name how the values of tensors of the main graph of ``model`` are distributed.

@@ -16,9 +16,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["InBody", "Patches", "Rows", "States", "Statistic", "Sums", "View"]
+__all__ = ["InBody", "Patches", "RowBlock", "Rows", "States", "Statistic", "Sums", "View", "outer"]
 
 Statistic = Literal["mean", "mean_square", "gram"]
+
+#: Rows of ``X`` in float64, ``[groups, n, K]``: a Conv of several groups has one ``X`` for each.
+RowBlock = NDArray[np.float64]
 
 #: Index of all pictures and channels, which those of the spatial axes follow.
 _EVERY: tuple[Any, ...] = (slice(None), slice(None))
@@ -44,6 +47,12 @@ class View(Protocol):
     def sums(self, x: NDArray[Any], statistic: Statistic, rng: np.random.Generator) -> Sums:
         """Return the sum of rows (``mean``), of their squares, or of their outer products (``gram``)."""
 
+    def rows(self, x: NDArray[Any], rng: np.random.Generator) -> Iterator[RowBlock]:
+        """Yield the rows that ``gram`` sums over, some at a time.
+
+        Two arrays of one shape and two generators of one state give the same rows, in the same blocks.
+        """
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -56,6 +65,10 @@ class Rows:
         """Sums of shape ``[K]``, or ``[K, K]`` for the Gram matrix."""
         matrix = x.reshape(-1, x.shape[-1])
         return Sums(_row_sums(matrix, statistic), len(matrix))
+
+    def rows(self, x: NDArray[Any], rng: np.random.Generator) -> Iterator[RowBlock]:
+        """All rows, as one group."""
+        return (block[None] for block in _chunks(x.reshape(-1, x.shape[-1])))
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,11 @@ class InBody:
             total = total + self.view.sums(inside, statistic, rng)
         return total
 
+    def rows(self, x: NDArray[Any], rng: np.random.Generator) -> Iterator[RowBlock]:
+        """The rows of ``view``, round by round."""
+        for inside in x.reshape(-1, *x.shape[self.stacked :]):
+            yield from self.view.rows(inside, rng)
+
 
 @dataclass(frozen=True)
 class States:
@@ -97,13 +115,20 @@ class States:
 
     def sums(self, x: NDArray[Any], statistic: Statistic, rng: np.random.Generator) -> Sums:
         """Sums of shape ``[H]``, or ``[H, H]`` for the Gram matrix."""
-        steps, count, batch, width = x.shape
-        kept = [
-            x[1:, number] if direction == "reverse" else x[:-1, number]
+        steps, count, batch, _ = x.shape
+        total = np.sum([_row_sums(part, statistic) for part in self._met(x)], axis=0)
+        return Sums(total, (steps if self.from_zero else steps - 1) * count * batch)
+
+    def rows(self, x: NDArray[Any], rng: np.random.Generator) -> Iterator[RowBlock]:
+        """The states of all directions, as one group; zero states that a sequence starts from add nothing."""
+        return (block[None] for part in self._met(x) for block in _chunks(part))
+
+    def _met(self, x: NDArray[Any]) -> list[NDArray[Any]]:
+        """Per direction the states ``[(T - 1) * B, H]`` that are multiplied."""
+        return [
+            (x[1:, number] if direction == "reverse" else x[:-1, number]).reshape(-1, x.shape[-1])
             for number, direction in enumerate(self.directions)
         ]
-        total = np.sum([_row_sums(part.reshape(-1, width), statistic) for part in kept], axis=0)
-        return Sums(total, (steps if self.from_zero else steps - 1) * count * batch)
 
 
 @dataclass(frozen=True)
@@ -134,9 +159,31 @@ class Patches:
 
     def sums(self, x: NDArray[Any], statistic: Statistic, rng: np.random.Generator) -> Sums:
         """Sums of shape ``[K]`` or ``[K, K]``, with a leading axis ``groups`` where that is above 1."""
-        padded = np.pad(x, [(0, 0), (0, 0), *self._pads(x.shape[2:])])
-        total, rows = self._gram(padded, rng) if statistic == "gram" else self._moment(padded, statistic)
+        if statistic == "gram":
+            total, rows = _outer_sums(self.rows(x, rng))
+        else:
+            total, rows = self._moment(self._padded(x), statistic)
         return Sums(total[0] if self.groups == 1 else total, rows)
+
+    def rows(self, x: NDArray[Any], rng: np.random.Generator) -> Iterator[RowBlock]:
+        """Patches at the positions drawn, picture by picture, for each group."""
+        padded = self._padded(x)
+        outputs = self._outputs(padded)
+        count = math.prod(outputs)
+        chosen = np.arange(count)
+        if count > self.positions:
+            chosen = np.sort(rng.choice(count, self.positions, replace=False))
+        index = self._patch_index(np.unravel_index(chosen, outputs))
+        length = padded.shape[1] // self.groups * math.prod(self.kernel)
+        step = max(1, _CHUNK // (len(chosen) * self.groups * length))
+        for start in range(0, len(padded), step):
+            patches = padded[start : start + step][_EVERY + index]
+            split = patches.reshape(len(patches), self.groups, -1, *patches.shape[2:])
+            by_group = np.moveaxis(split, (1, 3), (0, 2))
+            yield by_group.reshape(self.groups, -1, length).astype(np.float64)
+
+    def _padded(self, x: NDArray[Any]) -> NDArray[Any]:
+        return np.pad(x, [(0, 0), (0, 0), *self._pads(x.shape[2:])])
 
     def _pads(self, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
         """Zeros before and behind each spatial axis."""
@@ -180,23 +227,6 @@ class Patches:
             total[:, number] = summed[(slice(None), *window)].reshape(channels, -1).sum(1)
         return total.reshape(self.groups, -1), len(padded) * math.prod(outputs)
 
-    def _gram(self, padded: NDArray[Any], rng: np.random.Generator) -> tuple[NDArray[np.float64], int]:
-        outputs = self._outputs(padded)
-        count = math.prod(outputs)
-        chosen = np.arange(count)
-        if count > self.positions:
-            chosen = np.sort(rng.choice(count, self.positions, replace=False))
-        index = self._patch_index(np.unravel_index(chosen, outputs))
-        length = padded.shape[1] // self.groups * math.prod(self.kernel)
-        total = np.zeros((self.groups, length, length), np.float64)
-        step = max(1, _CHUNK // (len(chosen) * self.groups * length))
-        for start in range(0, len(padded), step):
-            patches = padded[start : start + step][_EVERY + index]
-            for group, block in enumerate(np.split(patches, self.groups, axis=1)):
-                rows = np.moveaxis(block, 2, 1).reshape(-1, length).astype(np.float64)
-                total[group] += rows.T @ rows
-        return total, len(padded) * len(chosen)
-
     def _patch_index(self, positions: tuple[NDArray[np.intp], ...]) -> tuple[NDArray[np.intp], ...]:
         """Per spatial axis an index that broadcasts to ``[positions, kernel...]``."""
         rank = len(self.kernel)
@@ -208,6 +238,22 @@ class Patches:
             starts = (position * self.strides[axis]).reshape(-1, *[1] * rank)
             index.append(starts + offsets)
         return tuple(index)
+
+
+def _outer_sums(blocks: Iterator[RowBlock]) -> tuple[NDArray[np.float64], int]:
+    """Sum of outer products ``[groups, K, K]`` and the number of rows; there is at least one block."""
+    first = next(blocks)
+    total, count = outer(first), first.shape[1]
+    for block in blocks:
+        total += outer(block)
+        count += block.shape[1]
+    return total, count
+
+
+def outer(block: RowBlock) -> NDArray[np.float64]:
+    """Return the sum of the outer products of the rows of each group, ``[groups, K, K]``."""
+    # Group by group: of a matrix and its own transpose BLAS computes one half only.
+    return np.stack([rows.T @ rows for rows in block])
 
 
 def _row_sums(matrix: NDArray[Any], statistic: Statistic) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +23,7 @@ __all__ = [
     "CalibrationSource",
     "CostSource",
     "HistogramLike",
+    "MomentsLike",
     "PassContext",
     "Progress",
     "Requantizer",
@@ -65,6 +66,38 @@ class CalibrationSource(Protocol):
 
     def gram(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
         """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
+
+    def walk(
+        self, model: Model, sites: Sequence[Site], reference: Model | None = None
+    ) -> Iterator[Mapping[str, MomentsLike]]:
+        """Yield moments of ``sites`` in steps, front to back, measured on ``model`` as it is when a step starts.
+
+        Weights of the sites of a step may be changed before the next one is taken.
+        """
+
+
+class MomentsLike(Protocol):
+    """Means over the rows ``Xh`` that a site reads, and over the rows ``X`` that it reads in a reference."""
+
+    @property
+    def gram(self) -> NDArray[np.float64]:
+        """``Xh^T Xh``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """``Xh``: ``[K]`` or ``[groups, K]``."""
+
+    @property
+    def cross(self) -> NDArray[np.float64]:
+        """``X^T Xh``, of the shape of ``gram``; without a reference ``gram`` itself."""
+
+    @property
+    def reference_mean(self) -> NDArray[np.float64]:
+        """``X``, of the shape of ``mean``."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
 
 
 class HistogramLike(Protocol):
