@@ -6,8 +6,6 @@
 #include <thread>
 #include <utility>
 
-#include "schedule.h"
-
 namespace sparsecc {
 namespace {
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "int8.h"
-#include "schedule.h"
 
 namespace sparsecc {
 namespace {

@@ -301,26 +301,26 @@ void sparsecc_plane_conv::multiply(const Plan& plan, const uint8_t* x, int64_t b
   const int64_t fit = kCachedBytes / (x_image / units + 1);
   const int64_t most = std::max<int64_t>(fit, 4 * kernel_.tile.wide);
   const int64_t chunks = std::min(units, std::max(ceil_div(units, most), ceil_div(wanted, batch * 4)));
-  const auto cuts = cut_by_weight(weight_.start.data(), weight_.groups, ceil_div(wanted, batch * chunks), 4);
-  const int64_t parts = static_cast<int64_t>(cuts.size()) - 1;
+  const int64_t parts = weight_.shares.parts(ceil_div(wanted, batch * chunks));
   run_tasks(executor, batch * chunks * parts, [&](int64_t task) {
-    const size_t part = static_cast<size_t>(task % parts);
     const int64_t chunk = task / parts % chunks, image = task / parts / chunks;
     const int64_t first = units * chunk / chunks, last = units * (chunk + 1) / chunks;
-    const PlaneJob job{weight_.start.data(),
-                       plan.offset.data(),
-                       weight_.values.data(),
-                       cuts[part],
-                       cuts[part + 1],
-                       y_quads_,
-                       x + image * x_image,
-                       plan.units.data() + first,
-                       last - first,
-                       y + image * y_image,
-                       residual == nullptr ? nullptr : residual + image * y_image,
-                       plan.pixels(),
-                       &epilogue_};
-    kernel_.run(&job);
+    for (const auto [begin, end] : weight_.shares.of(task % parts, parts)) {
+      const PlaneJob job{weight_.start.data(),
+                         plan.offset.data(),
+                         weight_.values.data(),
+                         begin,
+                         end,
+                         y_quads_,
+                         x + image * x_image,
+                         plan.units.data() + first,
+                         last - first,
+                         y + image * y_image,
+                         residual == nullptr ? nullptr : residual + image * y_image,
+                         plan.pixels(),
+                         &epilogue_};
+      kernel_.run(&job);
+    }
   });
 }
 

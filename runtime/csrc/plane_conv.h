@@ -10,6 +10,7 @@
 #include "common.h"
 #include "isa.h"
 #include "kernels_planes.h"
+#include "shares.h"
 #include "sparsecc/c_api.h"
 #include "weight.h"
 
@@ -35,7 +36,8 @@ struct PlanePack {
   PlanePack(const Weight& weight, const int8_t* values, const sparsecc_conv_geometry& geometry, TapForm form);
   int tall;  // outputs of a group, whichever is less work
   int64_t groups;
-  Buffer<int64_t> start;  // [groups + 1]; also the prefix sums that work is cut by
+  Buffer<int64_t> start;  // [groups + 1]
+  Shares shares;          // of groups
   std::vector<uint32_t> quad, tap;  // of each block
   Buffer<int8_t> values;
   std::vector<uint32_t> sums;  // of the weights of each output, modulo 2^32

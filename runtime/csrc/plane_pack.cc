@@ -107,6 +107,7 @@ PlanePack::PlanePack(const Weight& weight, const int8_t* weights, const sparsecc
   groups = ceil_div(weight.outputs, tall);
   start = Buffer<int64_t>(groups + 1);
   std::copy(keys.start.begin(), keys.start.end(), start.data());
+  shares = Shares(start.data(), groups, kGroupOverhead);
   const int64_t blocks = start[groups], bytes = tap_bytes(form);
   values = Buffer<int8_t>(blocks * tall * bytes);
   quad.resize(at(blocks));

@@ -1,4 +1,4 @@
-// Cutting work by stored weight and running it on the threads the caller lends.
+// Running work on the threads the caller lends.
 #ifndef SPARSECC_SCHEDULE_H_
 #define SPARSECC_SCHEDULE_H_
 
@@ -6,8 +6,6 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
-#include <string>
-#include <vector>
 
 #include "common.h"
 #include "sparsecc/c_api.h"
@@ -46,36 +44,6 @@ void run_tasks(const sparsecc_executor* executor, int64_t tasks, const Task& tas
   };
   executor->parallel_for(executor->context, tasks, call, &shared);
   if (shared.no_memory.load()) throw std::bad_alloc();
-}
-
-// What a group of outputs costs beside its blocks, in blocks.
-constexpr int64_t kGroupOverhead = 4;
-
-// Cuts units [0, n) in at most `parts` ranges of nearly equal weight, where prefix[i] is the weight
-// before unit i and every unit costs `overhead` on top. Returns the cut points, parts + 1 of them.
-inline std::vector<int64_t> cut_by_weight(const int64_t* prefix, int64_t n, int64_t parts, int64_t overhead) {
-  parts = std::clamp<int64_t>(parts, 1, std::max<int64_t>(n, 1));
-  std::vector<int64_t> cuts{0};
-  const auto cost = [&](int64_t i) { return prefix[i] - prefix[0] + i * overhead; };
-  for (int64_t part = 1; part < parts; ++part) {
-    const double goal = static_cast<double>(cost(n)) * static_cast<double>(part) / static_cast<double>(parts);
-    int64_t low = cuts.back(), high = n;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (static_cast<double>(cost(middle)) < goal) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    // The nearer of the two units around the goal.
-    if (low > cuts.back() &&
-        goal - static_cast<double>(cost(low - 1)) < static_cast<double>(cost(low)) - goal)
-      --low;
-    cuts.push_back(low);
-  }
-  cuts.push_back(n);
-  return cuts;
 }
 
 }  // namespace sparsecc

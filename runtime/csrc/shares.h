@@ -7,6 +7,9 @@
 
 namespace sparsecc {
 
+// What a group of outputs costs beside its blocks, in blocks.
+constexpr int64_t kGroupOverhead = 4;
+
 // Units are groups or chunks of outputs, so that a sum never depends on who computes it. Made once when a weight
 // is packed, by the stored weights of each unit, for 64 parts; fewer parts are unions of these: part i of n holds
 // the parts [64 i / n, 64 (i + 1) / n). Where neighbouring units can be kept together at little cost in balance
