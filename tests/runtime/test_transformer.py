@@ -221,6 +221,20 @@ def test_gate(isa: str, activation: str) -> None:
         assert (np.abs(native_gate(x, activation, isa=isa) - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ["Gelu", "GeluTanh"])
+def test_gelu_everywhere(isa: str, activation: str) -> None:
+    """Pieces of a table must meet, small numbers keep their relative precision and large ones saturate."""
+    grid = np.linspace(-7, 7, 20001)
+    small = np.geomspace(1e-30, 0.1, 200)
+    gates = np.concatenate([grid, small, -small, [0.0, -0.0, 40.0, -40.0, 1e30, -1e30]]).astype(np.float32)
+    y = native_gate(np.concatenate([gates, np.ones_like(gates)])[None], activation, isa=isa)[0]
+    expected = activated(gates.astype(np.float64), activation)
+    relative = np.where(np.abs(gates) < 0.1, 8 * EPS * np.abs(expected), np.inf)
+    bound = np.minimum(relative, 4 * EPS * (1 + np.abs(gates)))
+    assert (np.abs(y - expected) <= bound).all()
+
+
 def test_every_isa_has_its_kernel() -> None:
     rows = [
         line.split()

@@ -24,44 +24,55 @@ SPARSECC_INLINE float sum_of_all(const F16 (&sums)[kNormSums]) {
   return sum_of_lanes(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
-static void norm_row(const NormJob& job, const NormRow& row) {
+// Everything in locals: a store may alias whatever is read through a reference, which would be loaded again.
+template <bool Residual, bool Shift>
+static void norm_row(const NormJob& job, NormRow row) {
   F16 total[kNormSums] = {}, squares[kNormSums] = {};
-  for_each_group(job.size, [&](int s, int64_t i, int64_t n) __attribute__((always_inline)) {
+  const int64_t size = job.size;
+  const float *gain = job.gain, *shift = job.shift;
+  for_each_group(size, [&](int s, int64_t i, int64_t n) __attribute__((always_inline)) {
     F16 v = load_first(row.x + i, n);
-    if (row.residual != nullptr) v = add(v, load_first(row.residual + i, n));
+    if constexpr (Residual) v = add(v, load_first(row.residual + i, n));
     store_first(row.sum + i, v, n);
     total[s] = add(total[s], v);
   });
-  const float mean = job.centred ? sum_of_all(total) / (float)job.size : 0.0f;
+  const float mean = job.centred ? sum_of_all(total) / (float)size : 0.0f;
   const auto centred = [&](int64_t i, int64_t n) __attribute__((always_inline)) {
     F16 v = load_first(row.sum + i, n);
     SPARSECC_UNROLL
     for (int p = 0; p < kParts; ++p) v.part[p] -= splat(mean);
     return v;
   };
-  for_each_group(job.size, [&](int s, int64_t i, int64_t n) __attribute__((always_inline)) {
+  for_each_group(size, [&](int s, int64_t i, int64_t n) __attribute__((always_inline)) {
     F16 v = centred(i, n);
     if (n < kGroup) v = first_lanes(v, n);
     squares[s] = multiply_add(squares[s], v, v);
   });
-  const float variance = sum_of_all(squares) / (float)job.size;
+  const float variance = sum_of_all(squares) / (float)size;
   const float share = 1.0f / __builtin_sqrtf(variance + job.epsilon);
-  for_each_group(job.size, [&](int, int64_t i, int64_t n) __attribute__((always_inline)) {
+  for_each_group(size, [&](int, int64_t i, int64_t n) __attribute__((always_inline)) {
     F16 v = centred(i, n);
-    const F16 gain = load_first(job.gain + i, n);
+    const F16 factor = load_first(gain + i, n);
     SPARSECC_UNROLL
-    for (int p = 0; p < kParts; ++p) v.part[p] = v.part[p] * splat(share) * gain.part[p];
-    if (job.shift != nullptr) v = add(v, load_first(job.shift + i, n));
+    for (int p = 0; p < kParts; ++p) v.part[p] = v.part[p] * splat(share) * factor.part[p];
+    if constexpr (Shift) v = add(v, load_first(shift + i, n));
     store_first(row.y + i, v, n);
   });
 }
 
-static void norm(const NormJob* job) {
-  for (int64_t r = 0; r < job->rows; ++r) {
-    float* y = job->y + r * job->size;
-    const int64_t other = job->residual == nullptr ? 0 : (job->first_row + r) % job->residual_rows;
-    norm_row(*job, {job->x + r * job->size,
-                    job->residual == nullptr ? nullptr : job->residual + other * job->size,
-                    job->sum == nullptr ? y : job->sum + r * job->size, y});
+template <bool Residual, bool Shift>
+static void norm_rows(const NormJob& job) {
+  for (int64_t r = 0; r < job.rows; ++r) {
+    float* y = job.y + r * job.size;
+    const int64_t other = Residual ? (job.first_row + r) % job.residual_rows : 0;
+    norm_row<Residual, Shift>(job, {job.x + r * job.size, Residual ? job.residual + other * job.size : nullptr,
+                                    job.sum == nullptr ? y : job.sum + r * job.size, y});
   }
+}
+
+static void norm(const NormJob* job) {
+  const bool residual = job->residual != nullptr, shift = job->shift != nullptr;
+  const auto rows = residual ? (shift ? norm_rows<true, true> : norm_rows<true, false>)
+                             : (shift ? norm_rows<false, true> : norm_rows<false, false>);
+  rows(*job);
 }
