@@ -17,7 +17,8 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(STAMP): pyproject.toml $(NATIVE_SOURCES) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' -Ccmake.define.SPARSECC_WERROR=ON
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' -Ccmake.define.SPARSECC_WERROR=ON \
+		-Ccmake.define.SPARSECC_EMULATED_AMX=ON
 	@touch $@
 
 build: $(STAMP)  ## create the environment and build the operator library

@@ -2,6 +2,7 @@
 #ifndef SPARSECC_COMMON_H_
 #define SPARSECC_COMMON_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -94,6 +96,13 @@ class Buffer {
   T* data_ = nullptr;
   int64_t size_ = 0;
 };
+
+template <class T>
+Buffer<T> aligned(const std::vector<T>& from) {
+  Buffer<T> to(static_cast<int64_t>(from.size()));
+  std::copy(from.begin(), from.end(), to.data());
+  return to;
+}
 
 // Working memory that a thread keeps between calls. A lease takes the thread's buffer away and puts
 // it back, so a nested call on the same thread (an executor that steals work) gets one of its own.

@@ -34,12 +34,15 @@ const char* byte_kernel_table();
 // Where the non-zero units stand; the descriptor's values are looked at by the pack only.
 Weight read_int8_weight(const sparsecc_int8_weight_desc& desc);
 
-// Any layout as blocks of 16 outputs by 4 inputs, those that hold a non-zero weight. With a width, inputs are
-// picked from windows of that many.
+// Any layout as blocks of 16 outputs by 4 inputs, those that hold a non-zero weight, or as tiles of sixteen of these.
+// With a width, inputs are picked from windows of that many.
 struct QuadPack {
   QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order, int width);
   QuadView view() const;
-  int64_t blocks() const { return start[groups]; }
+  int64_t blocks() const { return start[groups]; }  // or tiles
+  int64_t bytes() const { return values_.size() + places_.size(); }
+  // Of tiles, and bringing x together counted as more of them.
+  int64_t products() const { return products_; }
   int64_t outputs, groups;
   Buffer<int64_t> start;  // [groups + 1]
   Shares shares;          // of groups
@@ -47,7 +50,9 @@ struct QuadPack {
  private:
   void pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order);
   void pack_windows(const Weight& weight, const int8_t* values, QuadOrder order, int width);
+  Buffer<int64_t> pack_tiles();  // returns prefix sums of products
 
+  int64_t products_ = 0;
   Picks picks_ = Picks::kNone;
   Buffer<uint32_t> index_;
   Buffer<int8_t> values_;
@@ -55,6 +60,9 @@ struct QuadPack {
   Buffer<float> scales_;
   Buffer<uint8_t> places_, spread_, added_;
 };
+
+// How long 16 rows of x take, where tiles are to be compared with other forms (pack_tiles.cc).
+double estimated_cycles(const ByteKernel& kernel, const QuadPack& form);
 
 }  // namespace sparsecc
 

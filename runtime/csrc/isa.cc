@@ -8,6 +8,10 @@
 #include "common.h"
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -15,8 +19,14 @@
 namespace sparsecc {
 namespace {
 
+#if defined(SPARSECC_EMULATED_AMX)
+constexpr bool kEmulatedAmx = true;
+#else
+constexpr bool kEmulatedAmx = false;
+#endif
+
 struct Cpu {
-  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false;
+  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false, amx_int8 = false;
   bool neon = false, dotprod = false, i8mm = false;
 };
 
@@ -25,6 +35,22 @@ uint64_t enabled_state() {
   uint32_t low = 0, high = 0;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (uint64_t{high} << 32) | low;
+}
+
+// Tiles as the kernels use them: palette 1 with 8 registers of 16 lines of 64 bytes.
+bool has_palette() {
+  uint32_t a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(0x1d, 1, &a, &b, &c, &d) != 0 && (b & 0xffff) == 64 && b >> 16 >= 8 && (c & 0xffff) >= 16;
+}
+
+// Linux saves tile registers only for processes that ask for it, once and before the first use.
+bool tiles_permitted() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 Cpu detect() {
@@ -36,6 +62,7 @@ Cpu detect() {
   const uint64_t state = enabled_state();
   const bool ymm = (state & 0x6) == 0x6;    // SSE and AVX registers are saved by the system
   const bool zmm = (state & 0xe6) == 0xe6;  // and mask registers and the upper zmm
+  const bool tmm = (state & 0x60000) == 0x60000;  // and tile registers and their configuration
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return cpu;
   const auto has = [b](int bit) { return (b >> bit & 1) != 0; };
   cpu.avx2 = ymm && fma && has(5) && has(8);  // AVX2, BMI2
@@ -43,6 +70,8 @@ Cpu detect() {
   cpu.avx512 = cpu.avx2 && zmm && has(16) && has(17) && has(30) && has(31);
   cpu.avx512vnni = cpu.avx512 && (c >> 11 & 1) != 0;
   cpu.vbmi = cpu.avx512vnni && (c >> 1 & 1) != 0;
+  const bool amx_tile = (d >> 24 & 1) != 0, amx_int8 = (d >> 25 & 1) != 0;
+  cpu.amx_int8 = cpu.avx512vnni && tmm && amx_tile && amx_int8 && has_palette() && tiles_permitted();
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.avxvnni = cpu.avx2 && (a >> 4 & 1) != 0;
   return cpu;
 }
@@ -67,12 +96,14 @@ const Cpu& cpu() {
 }
 
 constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kNeon, Isa::kGeneric};
-constexpr ByteIsa kBytesBestFirst[] = {ByteIsa::kAvx512Vnni, ByteIsa::kAvxVnni,     ByteIsa::kAvx512,
-                                       ByteIsa::kAvx2,       ByteIsa::kNeonI8mm,    ByteIsa::kNeonDotprod,
-                                       ByteIsa::kNeon,       ByteIsa::kGeneric};
+constexpr ByteIsa kBytesBestFirst[] = {
+    ByteIsa::kAvx512Amx, ByteIsa::kAvx512Vnni,  ByteIsa::kAvxVnni, ByteIsa::kAvx512,            ByteIsa::kAvx2,
+    ByteIsa::kNeonI8mm,  ByteIsa::kNeonDotprod, ByteIsa::kNeon,    ByteIsa::kAvx512AmxEmulated, ByteIsa::kGeneric};
 
 Isa extended_by(ByteIsa isa) {
   switch (isa) {
+    case ByteIsa::kAvx512Amx:
+    case ByteIsa::kAvx512AmxEmulated:
     case ByteIsa::kAvx512Vnni:
     case ByteIsa::kAvx512:
       return Isa::kAvx512;
@@ -151,6 +182,10 @@ bool isa_usable(Isa isa) {
 
 const char* isa_name(ByteIsa isa) {
   switch (isa) {
+    case ByteIsa::kAvx512Amx:
+      return "avx512amx";
+    case ByteIsa::kAvx512AmxEmulated:
+      return "avx512amx_emulated";
     case ByteIsa::kAvx512Vnni:
       return "avx512vnni";
     case ByteIsa::kAvxVnni:
@@ -166,6 +201,10 @@ const char* isa_name(ByteIsa isa) {
 
 bool isa_usable(ByteIsa isa) {
   switch (isa) {
+    case ByteIsa::kAvx512Amx:
+      return cpu().amx_int8;
+    case ByteIsa::kAvx512AmxEmulated:
+      return kEmulatedAmx && cpu().avx512vnni;
     case ByteIsa::kAvx512Vnni:
       return cpu().avx512vnni;
     case ByteIsa::kAvxVnni:
@@ -177,6 +216,10 @@ bool isa_usable(ByteIsa isa) {
     default:
       return isa_usable(extended_by(isa));
   }
+}
+
+ByteIsa without_tiles(ByteIsa isa) {
+  return isa == ByteIsa::kAvx512Amx || isa == ByteIsa::kAvx512AmxEmulated ? ByteIsa::kAvx512Vnni : isa;
 }
 
 bool vbmi_usable() { return cpu().vbmi; }

@@ -11,6 +11,7 @@ namespace sparsecc {
 constexpr int kQuad = 4;                       // inputs of a block
 constexpr int kQuadValues = kGroup * kQuad;    // weights of a block
 constexpr int kQuantizeStep = kGroup * kQuad;  // inputs that are quantised at a time
+constexpr int kTileQuads = 16;                 // blocks in a tile
 
 // How the 64 weights of a block lie in memory, and how wide a value of x is in the panel beside them.
 enum class QuadOrder {
@@ -22,6 +23,8 @@ enum class QuadOrder {
   // As kPairs, but x as bytes too, and no weight is -128 (it becomes -127 and, in one more block, -1): the sum of two
   // products with signed bytes fits 16 bits.
   kSmallPairs,
+  // [16 outputs][16 blocks][4 inputs] of sixteen blocks, x as bytes: for products of tiles.
+  kTiles,
   kInputs  // [4 inputs][16 outputs, those four apart side by side], x likewise: for machines with neither
 };
 
@@ -37,7 +40,8 @@ enum class Picks {
   kShared  // four outputs pick together, or each output four neighbours: 16 places
 };
 
-// Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], start[g + 1]).
+// Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], start[g + 1]). In the order of tiles these are
+// tiles, of sixteen blocks each: index has sixteen quads for each, values 16 * 64 bytes.
 struct QuadView {
   const int64_t* start;
   const uint32_t* index;  // which four inputs, or which window of inputs
@@ -63,6 +67,9 @@ struct QuadJob {
   int64_t group_begin, group_end;
   const void* panel;  // [quads][rows] quads of x, or [windows][rows][width] bytes of x
   int rows;           // 1..kTileRows, also the stride of the panel
+  // Of a row in its panel. Tiles take more rows, as their table says: those after kTileRows are a panel of their own,
+  // kTileRows * row_bytes further on.
+  int64_t row_bytes;
   ByteScale x;
   float* y;
   int64_t row_stride;

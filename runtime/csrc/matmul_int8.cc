@@ -18,7 +18,7 @@ constexpr int64_t kQuantized = 1 << 14;       // floats, at least, that are wort
 constexpr int64_t kScanned = 1 << 15;         // floats, at least, that are worth a task of their own
 
 // Windows of each kernel.
-constexpr int kWidth_quads = 0;
+constexpr int kWidth_quads = 0, kWidth_tiles = 0;
 constexpr int kWidth_windows16 = kNarrow, kWidth_windows64 = kWide;
 
 bool usable(int width) { return width != kWide || vbmi_usable(); }
@@ -57,7 +57,8 @@ std::vector<ByteKernel> byte_kernels(const char* wanted) {
   std::vector<ByteKernel> kernels;
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)                                        \
   if (isa_usable(kByteIsa_##isa_of_row) && usable(kWidth_##kernel) &&                                   \
-      (one ? std::strcmp(wanted, #kernel "-" #isa_of_row) == 0 : isa == kByteIsa_##isa_of_row))         \
+      (one ? std::strcmp(wanted, #kernel "-" #isa_of_row) == 0                                           \
+           : isa == kByteIsa_##isa_of_row || without_tiles(isa) == kByteIsa_##isa_of_row))                \
     kernels.push_back({#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel,      \
                        &isa_of_row::kByteHelpers, kWidth_##kernel,                                  \
                        block_cost(kByteIsa_##isa_of_row, kWidth_##kernel)});
@@ -94,14 +95,18 @@ std::pair<ByteKernel, QuadPack> best_form(const Weight& weight, const sparsecc_i
     return QuadPack(weight, desc, kernel.help->order, kernel.width);
   };
   std::pair<ByteKernel, QuadPack> best{kernels[0], pack(kernels[0])};
-  if (weight.layout.rows % kGroup == 0 && weight.layout.cols % kQuad == 0) return best;
-  const auto cost = [](const ByteKernel& kernel, const QuadPack& form) {
-    return static_cast<double>(form.blocks()) * kernel.cost;
+  const auto consider = [&](const ByteKernel& kernel, const auto& cost) {
+    std::pair<ByteKernel, QuadPack> other{kernel, pack(kernel)};
+    if (cost(other) < cost(best)) best = std::move(other);
   };
-  if (kernels.size() == 1) return best;
-  const ByteKernel& widest = kernels.back();  // its blocks are the fullest, and cost least
-  QuadPack form = pack(widest);
-  if (cost(widest, form) < cost(best.first, best.second)) return {widest, std::move(form)};
+  const auto has_tiles = [](const ByteKernel& kernel) { return kernel.help->order == QuadOrder::kTiles; };
+  const auto tiles = std::find_if(kernels.begin() + 1, kernels.end(), has_tiles);
+  const bool blocks = weight.layout.rows % kGroup == 0 && weight.layout.cols % kQuad == 0;
+  const ByteKernel& widest = tiles[-1];  // its blocks are the fullest, and cost least
+  if (&widest != &kernels[0] && !blocks)
+    consider(widest, [](const auto& form) { return static_cast<double>(form.second.blocks()) * form.first.cost; });
+  if (tiles != kernels.end())
+    consider(*tiles, [](const auto& form) { return estimated_cycles(form.first, form.second); });
   return best;
 }
 
@@ -181,13 +186,15 @@ void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteSca
   const QuadView weight = weight_.view();
   const int64_t bytes = panel_bytes(inputs_, kernel_);
   const int64_t groups = rows <= kTileRows ? group_end - group_begin : kGroupsAtOnce;
+  const int64_t step = std::max(kTileRows, kernel_.tile.rows);
   for (int64_t group = group_begin; group < group_end; group += groups)
-    for (int64_t row = 0; row < rows; row += kTileRows) {
+    for (int64_t row = 0; row < rows; row += step) {
       const QuadJob job{&weight,
                         group,
                         std::min(group_end, group + groups),
                         panels + row * bytes,
-                        static_cast<int>(std::min<int64_t>(kTileRows, rows - row)),
+                        static_cast<int>(std::min(step, rows - row)),
+                        bytes,
                         scale,
                         y + row * weight.outputs,
                         weight.outputs,

@@ -11,13 +11,6 @@ namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-template <class T>
-Buffer<T> aligned(const std::vector<T>& from) {
-  Buffer<T> to(static_cast<int64_t>(from.size()));
-  if (!from.empty()) std::memcpy(to.data(), from.data(), from.size() * sizeof(T));
-  return to;
-}
-
 }  // namespace
 
 BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {

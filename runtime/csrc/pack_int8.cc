@@ -11,13 +11,6 @@ namespace {
 
 size_t at(int64_t i) { return static_cast<size_t>(i); }
 
-template <class T>
-Buffer<T> aligned(const std::vector<T>& from) {
-  Buffer<T> to(static_cast<int64_t>(from.size()));
-  std::copy(from.begin(), from.end(), to.data());
-  return to;
-}
-
 // Where weight (output, input) of a block lies among its 64 bytes.
 int64_t place(QuadOrder order, int64_t output, int64_t input) {
   switch (order) {
@@ -27,6 +20,7 @@ int64_t place(QuadOrder order, int64_t output, int64_t input) {
     case QuadOrder::kPairs:
     case QuadOrder::kSmallPairs:
       return input / 2 * (2 * kGroup) + output * 2 + input % 2;
+    case QuadOrder::kTiles:  // made of blocks in another order
     case QuadOrder::kInputs:
       break;
   }
@@ -102,6 +96,13 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
       sums_[output] =
           static_cast<int32_t>(static_cast<uint32_t>(sums_[output]) + static_cast<uint32_t>(value));
     });
+  if (order == QuadOrder::kTiles) {
+    pack_neighbours(weight, desc.values, QuadOrder::kOutputs);
+    const Buffer<int64_t> products = pack_tiles();
+    products_ = products[groups];
+    shares = Shares(products.data(), groups, kGroupOverhead);
+    return;
+  }
   if (width == 0) {
     pack_neighbours(weight, desc.values, order);
   } else {

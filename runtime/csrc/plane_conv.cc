@@ -26,7 +26,7 @@ constexpr int64_t kMaxPixels = int64_t{1} << 40;
 PlaneKernel plane_kernel(ByteIsa isa, int tall) {
   const char* wanted = tall == 8 ? "planes8" : "planes4";
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide)       \
-  if (isa == kByteIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
+  if (without_tiles(isa) == kByteIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
     return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel};
 #include "kernels_planes.inc"
 #undef SPARSECC_KERNEL
@@ -35,7 +35,7 @@ PlaneKernel plane_kernel(ByteIsa isa, int tall) {
 
 const PlaneHelpers& plane_helpers(ByteIsa isa) {
 #define SPARSECC_KERNEL(isa_of_row, kernel, Job, rows, wide) \
-  if (isa == kByteIsa_##isa_of_row) return isa_of_row::kPlaneHelpers;
+  if (without_tiles(isa) == kByteIsa_##isa_of_row) return isa_of_row::kPlaneHelpers;
 #include "kernels_planes.inc"
 #undef SPARSECC_KERNEL
   throw Failure{std::string("no kernels for quad planes on ") + isa_name(isa)};

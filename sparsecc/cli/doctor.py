@@ -24,7 +24,7 @@ def command(as_json: bool) -> int:
 
     Example: sparsecc doctor
     """
-    checks = [*_packages(), _library(), _operator_runs()]
+    checks = [*_packages(), _processor(), _library(), _operator_runs()]
     healthy = all(check["ok"] or check["optional"] for check in checks)
     if as_json:
         print_json(
@@ -61,6 +61,12 @@ def _packages() -> list[dict[str, Any]]:
     return checks
 
 
+def _processor() -> dict[str, Any]:
+    from sparsecc.target import Target, host_features
+
+    return _check("processor", True, " ".join((str(Target.host().isa), *host_features())))
+
+
 def _library() -> dict[str, Any]:
     from sparsecc import runtime
     from sparsecc.errors import RuntimeMissingError
@@ -70,7 +76,8 @@ def _library() -> dict[str, Any]:
         return _check(
             "operator library",
             True,
-            f"{path}, version {runtime.library_version()}, {' '.join(runtime.isas())}",
+            f"{path}, version {runtime.library_version()}, {' '.join(runtime.isas())}; "
+            f"int8: {' '.join(runtime.int8_isas())}",
         )
     except RuntimeMissingError as error:
         return _check("operator library", False, str(error))

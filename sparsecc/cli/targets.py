@@ -23,7 +23,7 @@ def command(export_costs: str | None, as_json: bool) -> None:
     Example: sparsecc targets --export-costs costs.json
     """
     from sparsecc import plan
-    from sparsecc.target import TARGET_NAMES, Target
+    from sparsecc.target import TARGET_NAMES, Target, host_features
 
     host = Target.host()
     if export_costs is not None:
@@ -40,9 +40,11 @@ def command(export_costs: str | None, as_json: bool) -> None:
         print_json(
             {
                 "host": asdict(host),
+                "features": host_features(),
                 "targets": [{"name": n, "available": ok, "detail": why} for n, ok, why in rows],
             }
         )
         return
     print_table(("target", "available", "detail"), [(n, "yes" if ok else "no", why) for n, ok, why in rows])
     click.echo(f"\nthis machine: {host}")
+    click.echo(f"for int8 and bf16: {' '.join(host_features()) or 'nothing'}")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sparsecc.target.target import TARGET_NAMES, Target
+from sparsecc.target.target import TARGET_NAMES, Target, host_features
 
-__all__ = ["TARGET_NAMES", "Target"]
+__all__ = ["TARGET_NAMES", "Target", "host_features"]

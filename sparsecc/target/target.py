@@ -12,7 +12,7 @@ from pathlib import Path
 from sparsecc.errors import SpecError
 from sparsecc.target.spec import format_spec, parse_specs, suggestion
 
-__all__ = ["TARGET_NAMES", "Target"]
+__all__ = ["TARGET_NAMES", "Target", "host_features"]
 
 
 TARGET_NAMES = ("cpu", "cuda", "arm64")
@@ -22,6 +22,12 @@ _ISA_BY_FLAGS = (  # best first: the flags /proc/cpuinfo must show for the kerne
     ("avx2", frozenset({"avx2", "fma"})),
     ("neon", frozenset({"asimd"})),
 )
+
+#: What kernels for int8 and bf16 use beyond that, in the names of /proc/cpuinfo.
+_FEATURES = (
+    "avx_vnni", "avx512_vnni", "avx512vbmi", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16",
+    "asimddp", "i8mm", "bf16",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,9 +118,15 @@ def _parse_count(key: str, text: str) -> int:
         raise SpecError(f"target option '{key}' must be a whole number, got '{text}'") from None
 
 
+def host_features() -> tuple[str, ...]:
+    """Return the extensions for int8 and bf16 that this processor has, in the names of ``/proc/cpuinfo``."""
+    return _host_facts().features
+
+
 @dataclass(frozen=True)
 class _Host:
     isa: str
+    features: tuple[str, ...]
     cores: int
     l1_bytes: int
     l2_bytes: int
@@ -129,7 +141,12 @@ def _host_facts() -> _Host:
     isa = next((name for name, needed in _ISA_BY_FLAGS if needed <= flags), "generic")
     caches = [_cache_bytes(level) for level in (1, 2, 3)]
     return _Host(
-        isa, _available_cores(cpuinfo), caches[0] or 32 << 10, caches[1] or 1 << 20, caches[2] or 8 << 20
+        isa,
+        tuple(name for name in _FEATURES if name in flags),
+        _available_cores(cpuinfo),
+        caches[0] or 32 << 10,
+        caches[1] or 1 << 20,
+        caches[2] or 8 << 20,
     )
 
 

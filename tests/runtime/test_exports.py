@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -26,3 +27,15 @@ def test_only_the_wanted_symbols_are_exported() -> None:
         "sparsecc_conv_run",
     } <= names
     assert not extra
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump (binutils) is not installed")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has tile registers")
+def test_products_of_tiles_are_instructions() -> None:
+    """Tests run the same kernels on emulated tile registers; this is what is left to ask of the real ones."""
+    listing = subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", runtime.get_library_path()],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    found = set(re.findall(r"^\s*[0-9a-f]+:\s+(\w*tile\w*|tdp\w+)\s", listing, re.MULTILINE))
+    assert found == {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbsud"}

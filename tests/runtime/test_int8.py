@@ -36,6 +36,17 @@ LIBRARY = ctypes.CDLL(get_library_path())
 LIBRARY.sparsecc_int8_kernel_table.restype = ctypes.c_char_p
 KERNELS = [line.split()[0] for line in LIBRARY.sparsecc_int8_kernel_table().decode().splitlines()]
 
+
+def without_tiles(isa: str) -> str:
+    """The set with the same kernels but those on tile registers."""
+    return "avx512vnni" if isa.startswith("avx512amx") else isa
+
+
+def plain(isa: str) -> str:
+    """The set that counts for everything but products of bytes."""
+    return {"avx512vnni": "avx512", "avxvnni": "avx2"}.get(without_tiles(isa), isa.partition("_")[0])
+
+
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
 
@@ -124,18 +135,18 @@ def test_every_isa_has_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for isa in ISAS:
         with native(tensor, isa=isa) as op:
-            assert op.kernel == f"quads-{isa}"
+            assert op.kernel == f"quads-{without_tiles(isa)}"
             seen.add(op.kernel)
         monkeypatch.setenv("SPARSECC_ISA", isa)
         with native(tensor) as op:
-            assert op.kernel == f"quads-{isa}"
+            assert op.kernel == f"quads-{without_tiles(isa)}"
         with native(tensor, isa="generic") as op:
             assert op.kernel == "quads-generic"
     assert seen == {name for name in KERNELS if name.startswith("quads")}
     assert ISAS[-1] == "generic"
     monkeypatch.delenv("SPARSECC_ISA")
     with native(tensor) as op:
-        assert op.kernel == f"quads-{ISAS[0]}"
+        assert op.kernel == f"quads-{without_tiles(ISAS[0])}"
     with pytest.raises(ModelError, match=f'"mmx".*{" ".join(ISAS)}'):
         native(tensor, isa="mmx")
     with pytest.raises(ModelError, match='"quads-mmx"'):
@@ -149,7 +160,7 @@ def test_every_isa_has_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inputs_are_picked_where_neighbours_would_hold_many_zeros() -> None:
     rng = np.random.default_rng(11)
     # Neighbours are two and three times as fast as picks by dot and matrix products of ARM.
-    for isa in set(ISAS) - {"generic", "neon_dotprod", "neon_i8mm"}:
+    for isa in set(map(without_tiles, ISAS)) - {"generic", "neon_dotprod", "neon_i8mm"}:
         width = 64 if f"windows64-{isa}" in KERNELS else 16
         for pattern, sparsity, picks in (
             ("16x4", 0.9, False), ("32x8", 0.9, False), ("unstructured", 0.1, False), ("4x1", 0.1, False),
@@ -160,10 +171,38 @@ def test_inputs_are_picked_where_neighbours_would_hold_many_zeros() -> None:
                 assert op.kernel == (f"windows{width}-{isa}" if picks else f"quads-{isa}")
 
 
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa.startswith("avx512amx")])
+def test_tiles_where_they_take_less_time(isa: str) -> None:
+    """By the estimate of pack_tiles.cc: 16x64 and 16x4 unless hardly anything is left, fine masks only where dense."""
+    rng = np.random.default_rng(13)
+    for pattern, sparsity, kernel in (
+        ("16x64", 0.8, "tiles"), ("16x4", 0.0, "tiles"), ("16x4", 0.9, "tiles"), ("32x8", 0.95, "tiles"),
+        ("16x4", 0.995, "quads"), ("unstructured", 0.3, "tiles"), ("unstructured", 0.9, "windows"),
+        ("1:8", 0.0, "windows"), ("4x1", 0.85, "windows"),
+    ):  # fmt: skip
+        codes = random_codes(rng, (64, 1024), pattern, sparsity)
+        with native(packed(codes, pattern), isa=isa) as op:
+            assert op.kernel.startswith(kernel)
+            assert op.kernel.endswith(isa if kernel == "tiles" else without_tiles(isa))
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name.startswith("tiles")])
+def test_quads_of_tiles_stand_or_are_brought_together(kernel: str) -> None:
+    """Every number of quads in a window of sixteen, alone and beside others; more tiles than are copied at once."""
+    rng = np.random.default_rng(14)
+    for trial in range(30):
+        codes = rng.integers(-128, 128, (17, 1200)).astype(np.int8)
+        share = np.repeat(rng.choice([0.0, 0.02, 0.3, 0.6, 1.0], 1216 // 64), 16)
+        kept = rng.random((2, share.size)) < share * (trial % 3) / 2
+        codes *= np.repeat(np.repeat(kept, 4, axis=1)[:, :1200], (16, 1), axis=0)
+        check_exact(rng, (1, 9, 16, 17, 31, 32, 33, 65)[trial % 8], codes, "16x4", kernel)
+
+
 def test_isas_match_the_machine(cpu_flags: frozenset[str]) -> None:
     assert set(isas()) <= set(ISAS)
     assert ("avx512vnni" in ISAS) == ("avx512" in ISAS and "avx512_vnni" in cpu_flags)
     assert ("avxvnni" in ISAS) == ("avx2" in ISAS and "avx_vnni" in cpu_flags)
+    assert ("avx512amx" in ISAS) == ("avx512vnni" in ISAS and {"amx_tile", "amx_int8"} <= cpu_flags)
     assert ("neon_dotprod" in ISAS) == ("neon" in ISAS and "asimddp" in cpu_flags)
     assert ("neon_i8mm" in ISAS) == ("neon_dotprod" in ISAS and "i8mm" in cpu_flags)
     assert ("windows64-avx512vnni" in KERNELS) == ("avx512vnni" in ISAS and "avx512vbmi" in cpu_flags)
@@ -173,9 +212,8 @@ def test_other_operators_take_the_set_that_is_extended(monkeypatch: pytest.Monke
     weight = SparseTensor.encode(np.eye(16, dtype=np.float32), Pattern.parse("16x1"))
     for isa in ISAS:
         monkeypatch.setenv("SPARSECC_ISA", isa)
-        base = {"avx512vnni": "avx512", "avxvnni": "avx2"}.get(isa, isa.partition("_")[0])
         with NativeMatMul("16x1", weight.shape, weight.values, weight.indices) as op:
-            assert op.kernel(1) == f"block16-{base}"
+            assert op.kernel(1) == f"block16-{plain(isa)}"
 
 
 # --- the integers ------------------------------------------------------------------------------------
@@ -383,12 +421,13 @@ def test_activations_are_those_of_float_operators(isa: str, activation: str) -> 
     bias = rng.standard_normal(37).astype(np.float32)
     identity = SparseTensor.encode(np.eye(37, dtype=np.float32), Pattern.parse("16x1"))
     options = {"activation": activation, "alpha": ALPHA, "beta": BETA}
-    base = {"avx512vnni": "avx512", "avxvnni": "avx2"}.get(isa, isa.partition("_")[0])
     for rows in (1, 3, 21):
         x = rng.standard_normal((rows, 40)).astype(np.float32)
         with native(tensor, isa=isa, bias=bias, **options) as op, native(tensor, isa=isa, bias=bias) as bare:
             y, z = run(op, x), run(bare, x)
-        with NativeMatMul("16x1", (37, 37), identity.values, identity.indices, isa=base, **options) as only:
+        with NativeMatMul(
+            "16x1", (37, 37), identity.values, identity.indices, isa=plain(isa), **options
+        ) as only:
             np.testing.assert_allclose(y, only(z), rtol=4 * EPS, atol=4 * EPS)
 
 

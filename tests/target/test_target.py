@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsecc.errors import SpecError
-from sparsecc.target import TARGET_NAMES, Target
+from sparsecc.target import TARGET_NAMES, Target, host_features, target
 
 COUNTS = st.none() | st.integers(1, 1 << 40)
 TARGETS = st.builds(
@@ -63,3 +63,10 @@ def test_given_values_win_over_the_host():
     target = Target.parse("cpu{isa=avx2 cores=3}").resolved()
     assert (target.isa, target.cores, target.threads) == ("avx2", 3, 3)
     assert Target("arm64").resolved().isa == "neon"
+
+
+def test_features_are_those_of_the_processor(monkeypatch):
+    cpuinfo = "processor\t: 0\nflags\t\t: fpu avx512f amx_bf16 avx512_bf16 amx_tile avx512_vnni amx_int8\n"
+    monkeypatch.setattr(target, "_read", lambda path: cpuinfo if str(path) == "/proc/cpuinfo" else "")
+    monkeypatch.setattr(target, "_host_facts", target._host_facts.__wrapped__)
+    assert host_features() == ("avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16")

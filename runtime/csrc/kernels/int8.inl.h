@@ -1,7 +1,7 @@
 // All kernels for products of bytes for one instruction set; see kernels.inl.h for the macros and the rule
 // about headers. Further macros: SPARSECC_VNNI, SPARSECC_DOTPROD (the set has dot products of four bytes that do not
-// saturate, on x86 and ARM), SPARSECC_I8MM (it multiplies matrices of bytes too) and SPARSECC_VBMI (permutes of 64 bytes
-// on top; then there are only the kernels that need those).
+// saturate, on x86 and ARM), SPARSECC_I8MM (it multiplies matrices of bytes too), and SPARSECC_VBMI or SPARSECC_AMX
+// (permutes of 64 bytes, or tile registers, on top; then there are only the kernels that need those).
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,11 +30,19 @@ constexpr int kLanes = SPARSECC_LANES;
 #if !SPARSECC_VBMI
 #include "quantize.inl.h"
 #endif
+#if SPARSECC_AMX
+#include "amx.inl.h"
+#include "tiles.inl.h"
+#endif
 
 }  // namespace
 
 #if SPARSECC_VBMI
 void windows64(const QuadJob* job) { window_tiles<kWide, windows64_tile.rows>(*job); }
+#elif SPARSECC_AMX
+void tiles(const QuadJob* job) { tile_panels(*job); }
+
+extern const ByteHelpers kByteHelpers = {QuadOrder::kTiles, extremes, quantize, quantize_windows};
 #else
 void quads(const QuadJob* job) { quad_tiles<Neighbours, quads_tile.rows>(*job); }
 #if SPARSECC_AVX2 || SPARSECC_AVX512 || SPARSECC_NEON

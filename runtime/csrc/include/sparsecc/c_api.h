@@ -158,7 +158,7 @@ SPARSECC_API int sparsecc_int8_matmul_run_bytes(const sparsecc_int8_matmul* op, 
                                                 size_t error_size);
 SPARSECC_API void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op);
 
-/* Instruction sets for products of bytes; "avx512vnni", "avxvnni", "neon_dotprod" and "neon_i8mm" have dot
+/* Instruction sets for products of bytes; "avx512amx", "avx512vnni", "avxvnni", "neon_dotprod" and "neon_i8mm" have dot
  * or matrix products of bytes, the plain names do without. For all other operators each counts as the plain set it extends. */
 SPARSECC_API const char* sparsecc_int8_isas(void);
 SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op);
