@@ -21,6 +21,7 @@ from sparsecc.runtime.native import get_library_path
 
 __all__ = [
     "ACTIVATION_CODES",
+    "VALUE_TYPES",
     "ConvGeometry",
     "NativeConv",
     "NativeMatMul",
@@ -44,6 +45,10 @@ ACTIVATION_CODES: Mapping[str, int] = {
 """``sparsecc_activation`` by operator name suffix."""
 
 
+VALUE_TYPES: Mapping[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""``sparsecc_value_type`` by the name of NumPy's type."""
+
+
 class WeightDesc(ctypes.Structure):
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
@@ -60,6 +65,7 @@ class WeightDesc(ctypes.Structure):
         ("alpha", ctypes.c_float),
         ("beta", ctypes.c_float),
         ("isa", ctypes.c_char_p),
+        ("value_type", ctypes.c_int32),
     )
 
 
@@ -219,6 +225,12 @@ def rows_and_result(
     return x, np.empty((*x.shape[:-1], shape[0]), np.float32)
 
 
+def stored_values(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Return ``values`` contiguous, as float32 unless they are of another type in ``VALUE_TYPES``, and its code."""
+    name = values.dtype.name if values.dtype.name in VALUE_TYPES else "float32"
+    return np.ascontiguousarray(values, None if name != "float32" else np.float32), VALUE_TYPES[name]
+
+
 class _NativeOp(NativeHandle):
     """One packed fp32 weight in the library's own form."""
 
@@ -226,7 +238,7 @@ class _NativeOp(NativeHandle):
         self,
         layout: str,
         shape: tuple[int, int],
-        values: NDArray[np.float32],
+        values: NDArray[Any],
         indices: NDArray[np.uint8],
         *,
         bias: NDArray[np.float32] | None,
@@ -244,14 +256,14 @@ class _NativeOp(NativeHandle):
         if bias is not None and bias.shape != shape[:1]:
             raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
         # Everything is copied by the library; these only have to live until it returns.
-        held_values = np.ascontiguousarray(values, np.float32)
+        held_values, value_type = stored_values(values)
         held_indices = np.ascontiguousarray(indices, np.uint8)
         held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
         desc = WeightDesc(
             ctypes.sizeof(WeightDesc), layout_version, layout.encode(), *shape,
             held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
             None if held_bias is None else held_bias.ctypes.data,
-            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
+            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(), value_type,
         )  # fmt: skip
         arguments = [desc] if geometry is None else [desc, geometry]
         self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)
@@ -269,7 +281,7 @@ class NativeMatMul(_NativeOp):
     Args:
         layout: ``unstructured``, ``N:M`` or ``RxC``.
         shape: (N outputs, K inputs).
-        values: float32, the kept values (``[blocks, R, C]`` or flat).
+        values: the kept values (``[blocks, R, C]`` or flat), of a type in ``VALUE_TYPES``.
         indices: uint8, the gap stream.
         bias: ``[N]`` or ``None``.
         activation: a key of ``ACTIVATION_CODES``.
@@ -289,7 +301,7 @@ class NativeMatMul(_NativeOp):
         self,
         layout: str,
         shape: tuple[int, int],
-        values: NDArray[np.float32],
+        values: NDArray[Any],
         indices: NDArray[np.uint8],
         *,
         bias: NDArray[np.float32] | None = None,
@@ -355,7 +367,7 @@ class NativeConv(_NativeOp):
         self,
         layout: str,
         shape: tuple[int, int],
-        values: NDArray[np.float32],
+        values: NDArray[Any],
         indices: NDArray[np.uint8],
         geometry: ConvGeometry,
         *,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, UsageError
 from sparsecc.runtime.capi import (
+    VALUE_TYPES,
     NativeHandle,
     Signatures,
     WeightDesc,
@@ -76,11 +78,11 @@ def _library(path: str) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class PackedMatrix:
-    """A packed weight: layout, shape (N, K), kept values (float32) and gap stream (uint8)."""
+    """A packed weight: layout, shape (N, K), kept values (of a type in ``VALUE_TYPES``) and gap stream (uint8)."""
 
     layout: str
     shape: tuple[int, int]
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     indices: NDArray[np.uint8]
 
     def desc(self, layout_version: int) -> WeightDesc:
@@ -88,7 +90,7 @@ class PackedMatrix:
         return WeightDesc(
             ctypes.sizeof(WeightDesc), layout_version, self.layout.encode(), *self.shape,
             self.values.ctypes.data, self.values.size, self.indices.ctypes.data, self.indices.size,
-            None, 0, 0.0, 0.0, None,
+            None, 0, 0.0, 0.0, None, VALUE_TYPES[self.values.dtype.name],
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from sparsecc.passes.lower.recurrent import (
     weight_pair,
 )
 from sparsecc.pm import CostSource, Number, Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import INT8_DENSE, Layout, Pattern, density, detect, matches
+from sparsecc.sparse import INT8_DENSE, Layout, Pattern, Values, density, detect, matches
 
 __all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns", "fastest", "mark", "unmark"]
 
@@ -150,7 +150,7 @@ class ChooseLayout(Pass):
         if self.layout:
             if not matches(form.weight, self.layout):
                 raise Refusal(f"its zeros do not obey {self.layout}")
-            layout = Layout(self.layout, form.int8 is not None)
+            layout = Layout(self.layout, "fp32" if form.int8 is None else "int8")
             choice, detail, gain = str(layout), f"{layout}, as asked", 1.0
         else:
             layouts = self._candidates(form, kept, base)
@@ -170,7 +170,8 @@ class ChooseLayout(Pass):
         """The layouts to time, those to be preferred among equals first."""
         found = [] if base is None else [INT8_DENSE]
         if self.custom_ops and (kept <= _MAX_DENSITY or self.keep_slower):
-            found += [Layout(pattern, form.int8 is not None) for pattern in candidate_patterns(form.weight)]
+            values: Values = "fp32" if form.int8 is None else "int8"
+            found += [Layout(pattern, values) for pattern in candidate_patterns(form.weight)]
             if base is not None:
                 found += [Layout(pattern) for pattern in candidate_patterns(base.numpy())]
         if not found:

@@ -61,21 +61,19 @@ Weight read_int8_weight(const sparsecc_int8_weight_desc& desc) {
   if (desc.struct_size < sizeof(desc))
     throw Failure{"int8 weight descriptor is " + std::to_string(desc.struct_size) + " bytes, expected " +
                   std::to_string(sizeof(desc)) + ": caller and library do not match"};
-  // Only whether there are values is asked there, never what they are.
   sparsecc_weight_desc positions{};
   positions.struct_size = sizeof(positions);
   positions.layout_version = desc.layout_version;
   positions.layout = desc.layout;
   positions.outputs = desc.outputs;
   positions.inputs = desc.inputs;
-  positions.values = reinterpret_cast<const float*>(desc.values);
+  positions.values = desc.values;
   positions.value_count = desc.value_count;
   positions.indices = desc.indices;
   positions.index_bytes = desc.index_bytes;
   static_assert(sizeof positions.activation == sizeof desc.activation);
   __builtin_memcpy(&positions.activation, &desc.activation, sizeof desc.activation);  // may hold no member
-  Weight weight = read_weight(positions);
-  weight.values = nullptr;
+  Weight weight = read_structure(positions);
   if (desc.scales == nullptr) throw Failure{"int8 weights have no scales"};
   for (int64_t n = 0; n < desc.outputs; ++n)
     if (!(desc.scales[n] > 0.0f) || !std::isfinite(desc.scales[n]))

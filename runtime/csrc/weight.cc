@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common.h"
+#include "half.h"
 
 namespace sparsecc {
 namespace {
@@ -56,6 +57,8 @@ void check_sizes(const sparsecc_weight_desc& desc) {
   std::memcpy(&activation, &desc.activation, sizeof activation);
   if (activation < SPARSECC_ACT_NONE || activation > SPARSECC_ACT_HARD_SWISH)
     throw Failure{"unknown activation " + show(activation)};
+  if (desc.value_type < SPARSECC_FLOAT32 || desc.value_type > SPARSECC_BFLOAT16)
+    throw Failure{"unknown type of values " + show(desc.value_type)};
 }
 
 // Walks the gap stream and calls place(position) for every stored unit.
@@ -118,6 +121,22 @@ void check_n_of_m(const Weight& weight) {
   }
 }
 
+std::vector<float> as_floats(const sparsecc_weight_desc& desc, sparsecc_value_type type) {
+  std::vector<float> floats(static_cast<size_t>(desc.value_count));
+  if (type == SPARSECC_FLOAT32) {
+    std::memcpy(floats.data(), desc.values, floats.size() * sizeof(float));
+    return floats;
+  }
+  const auto* from = static_cast<const unsigned char*>(desc.values);
+  for (float& to : floats) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, from, sizeof bits);
+    from += sizeof bits;
+    to = widen(bits, type);
+  }
+  return floats;
+}
+
 }  // namespace
 
 Layout parse_layout(const char* text) {
@@ -144,6 +163,19 @@ Layout parse_layout(const char* text) {
 }
 
 Weight read_weight(const sparsecc_weight_desc& desc) {
+  Weight weight = read_structure(desc);
+  weight.type = static_cast<sparsecc_value_type>(desc.value_type);
+  // External data is mapped at whatever offset the file names; nothing after this wants to know.
+  if (weight.type == SPARSECC_FLOAT32 && reinterpret_cast<uintptr_t>(desc.values) % alignof(float) == 0) {
+    weight.values = static_cast<const float*>(desc.values);
+  } else if (desc.value_count > 0) {
+    weight.held = std::make_shared<const std::vector<float>>(as_floats(desc, weight.type));
+    weight.values = weight.held->data();
+  }
+  return weight;
+}
+
+Weight read_structure(const sparsecc_weight_desc& desc) {
   check_sizes(desc);
   Weight weight;
   weight.layout = parse_layout(desc.layout);
@@ -151,7 +183,6 @@ Weight read_weight(const sparsecc_weight_desc& desc) {
   weight.inputs = desc.inputs;
   weight.grid_rows = ceil_div(desc.outputs, weight.layout.rows);
   weight.grid_cols = ceil_div(desc.inputs, weight.layout.cols);
-  weight.values = desc.values;
   const int64_t unit = int64_t{weight.layout.rows} * weight.layout.cols;
   if (desc.value_count % unit != 0)
     throw Failure{show(desc.value_count) + " values are not a whole number of blocks of " + show(unit)};
@@ -166,6 +197,7 @@ Rows expand_rows(const Weight& weight, int tall) {
   rows.outputs = weight.outputs;
   rows.inputs = weight.inputs;
   rows.tall = tall;
+  rows.type = weight.type;
   rows.start.reserve(static_cast<size_t>(ceil_div(weight.outputs, tall)) + 1);
   rows.start.push_back(0);
   for (int64_t row = 0; row < weight.outputs; row += tall) {
@@ -198,6 +230,8 @@ Weight part_of(const Weight& weight, int64_t first, int64_t outputs) {
   part.grid_cols = weight.grid_cols;
   for (auto at = begin; at <= end; ++at) part.row_start.push_back(*at - *begin);
   part.column.assign(weight.column.begin() + *begin, weight.column.begin() + *end);
+  part.type = weight.type;
+  part.held = weight.held;
   part.values = weight.values + *begin * layout.rows * layout.cols;
   return part;
 }

@@ -3,6 +3,7 @@
 #define SPARSECC_WEIGHT_H_
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "sparsecc/c_api.h"
@@ -23,7 +24,9 @@ struct Weight {
   int64_t grid_rows = 0, grid_cols = 0;
   std::vector<int64_t> row_start;  // [grid_rows + 1]
   std::vector<uint32_t> column;    // [units]
-  const float* values = nullptr;   // borrowed from the descriptor
+  sparsecc_value_type type = SPARSECC_FLOAT32;  // what every value can be stored in without loss
+  const float* values = nullptr;  // borrowed from the descriptor, or `held`
+  std::shared_ptr<const std::vector<float>> held;
 };
 
 // Compressed rows of `tall` outputs each, whatever the layout was; no unit of `tall` weights is all zero.
@@ -33,10 +36,13 @@ struct Rows {
   std::vector<int64_t> start;    // [rows + 1]
   std::vector<uint32_t> column;  // of each unit, ascending in each row
   std::vector<float> value;      // [units][tall]
+  sparsecc_value_type type = SPARSECC_FLOAT32;  // as of the weight
 };
 
 Layout parse_layout(const char* text);
 Weight read_weight(const sparsecc_weight_desc& desc);
+// Everything but the values, which are not looked at.
+Weight read_structure(const sparsecc_weight_desc& desc);
 // With `tall` > 1 a weight of blocks whose height it divides.
 Rows expand_rows(const Weight& weight, int tall);
 // The outputs [first, first + outputs), a whole number of rows of the grid.

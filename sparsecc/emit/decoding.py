@@ -6,9 +6,11 @@ import re
 from collections.abc import Mapping
 
 __all__ = [
+    "BYTES",
     "CONSTANTS",
     "DENSE_WEIGHT",
     "FILL_THE_GRID",
+    "FLOATS",
     "GRID_OF_BLOCKS",
     "GRID_OF_ELEMENTS",
     "packed_matrix",
@@ -60,6 +62,17 @@ GRID_OF_BLOCKS = """
   one_unit = Concat <axis = 0> (one, block_rows, block_cols)
 """
 
+# Values as they are multiplied: float32, whatever they are stored in, or bytes.
+FLOATS = """
+  numbers = Cast <to = 1> (values)
+  nothing = ConstantOfShape <value = float[1] {0}> (one_unit)
+"""
+
+BYTES = """
+  numbers = Identity (values)
+  nothing = ConstantOfShape <value = int8[1] {0}> (one_unit)
+"""
+
 # For every token the position it ends at and how many values were stored before it; from these, for every
 # cell, which stored value (block) fills it. A token that stores nothing writes to a cell beyond the grid,
 # and -1 finds the zeros appended to the values.
@@ -84,8 +97,7 @@ FILL_THE_GRID = """
   owner_and_beyond = ScatterElements <axis = 0> (nobody, cell, number)
   owner = Slice (owner_and_beyond, zero, cells)
   owner_of_cell = Reshape (owner, grid_shape)
-  nothing = ConstantOfShape <value = %(zero)s> (one_unit)
-  choices = Concat <axis = 0> (values, nothing)
+  choices = Concat <axis = 0> (numbers, nothing)
   grid = Gather <axis = 0> (choices, owner_of_cell)
 """
 
@@ -120,6 +132,6 @@ def packed_matrix(name: str) -> str:
     """Return the text that makes ``<name>_weight`` ``[N, K]`` of ``<name>_values`` ``[blocks, R, C]``,
     ``<name>_indices`` and ``<name>_shape``; single weights are blocks of 1 by 1. Needs ``CONSTANTS``.
     """
-    text = GRID_OF_BLOCKS + FILL_THE_GRID % {"zero": "float[1] {0}"} + DENSE_WEIGHT["BlockSparseConv"]
+    text = GRID_OF_BLOCKS + FLOATS + FILL_THE_GRID + DENSE_WEIGHT["BlockSparseConv"]
     own = {"values", "indices", "shape", *re.findall(r"^  (\w+) =", text, re.MULTILINE)}
     return re.sub(r"\w+", lambda word: f"{name}_{word[0]}" if word[0] in own else word[0], text)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OLDEST_OPSET",
+    "STORED_VALUES",
     "Attribute",
     "Attributes",
     "Constants",
@@ -30,6 +31,9 @@ __all__ = [
 
 OLDEST_OPSET = 11
 """Lowest version of the default domain whose operators the function bodies need (CumSum, ScatterND)."""
+
+STORED_VALUES = "float32/float16/bfloat16"
+"""Type of an input that holds the values of a weight: any of these. The arithmetic is float32."""
 
 Dim = int | str | None
 """One dimension: a number, a symbol, or unknown."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
+from sparsecc.emit.decoding import BYTES, CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
 from sparsecc.emit.operator import (
     Attribute,
     Attributes,
@@ -110,7 +110,8 @@ class ConvQuads(QuadsOp):
                 CONSTANTS,
                 _MORE_CONSTANTS,
                 GRID_OF_BLOCKS,
-                FILL_THE_GRID % {"zero": "int8[1] {0}"},
+                BYTES,
+                FILL_THE_GRID,
                 DENSE_WEIGHT["BlockSparseConv"],
                 _CONV_WEIGHT,
                 _from_quads("x", 0, "channels"),

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.emit.decoding import CONSTANTS, packed_matrix
-from sparsecc.emit.operator import Attribute, Attributes, Constants, Dim, Input, Operator, Output, Shapes
+from sparsecc.emit.operator import (
+    STORED_VALUES,
+    Attribute,
+    Attributes,
+    Constants,
+    Dim,
+    Input,
+    Operator,
+    Output,
+    Shapes,
+)
 from sparsecc.emit.reference import check_version
 from sparsecc.ir.ops_recurrent import GATES, RecurrentVariant
 from sparsecc.sparse import Pattern, SparseTensor
@@ -49,7 +59,7 @@ class RecurrentOp(Operator):
             Input(name, dtype, shape, doc)
             for operand, inputs in (("w", "I"), ("r", "H"))
             for name, dtype, shape, doc in (
-                (f"{operand}_values", "float32", "[blocks,R,C]", f"kept weights of {operand.upper()}"),
+                (f"{operand}_values", STORED_VALUES, "[blocks,R,C]", f"kept weights of {operand.upper()}"),
                 (f"{operand}_indices", "uint8", "[bytes]", "where they stand: the gap stream"),
                 (f"{operand}_shape", "int64", "[2]", f"the matrix they stand in: [{rows},{inputs}]"),
             )

@@ -19,8 +19,17 @@ from typing import TYPE_CHECKING
 
 from sparsecc.emit import reference
 from sparsecc.emit.activations import ACTIVATION_BODIES
-from sparsecc.emit.decoding import CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS, GRID_OF_ELEMENTS
+from sparsecc.emit.decoding import (
+    BYTES,
+    CONSTANTS,
+    DENSE_WEIGHT,
+    FILL_THE_GRID,
+    FLOATS,
+    GRID_OF_BLOCKS,
+    GRID_OF_ELEMENTS,
+)
 from sparsecc.emit.operator import (
+    STORED_VALUES,
     Attribute,
     Attributes,
     Constants,
@@ -90,7 +99,7 @@ class LinearOp(Operator):
         """All inputs, in order. Those that come with a weight must be constant initializers."""
         x_shape = "[B,C,H,W] or [B,C,L]" if self.conv else "[...,K]"
         shape = "[Cout,Cin/group,kh,kw] or [Cout,Cin/group,kw]" if self.conv else "[N,K]"
-        values = "int8" if self.int8 else "float32"
+        values = "int8" if self.int8 else STORED_VALUES
         scales = Input("scales", "float32", "[N]", "what the values of each output are to be multiplied by")
         bounds = (
             Input("lo", "float32", "scalar", "lower bound of the result"),
@@ -168,7 +177,8 @@ class LinearOp(Operator):
             (
                 CONSTANTS,
                 GRID_OF_BLOCKS if self.blocks else GRID_OF_ELEMENTS,
-                FILL_THE_GRID % {"zero": "int8[1] {0}" if self.int8 else "float[1] {0}"},
+                BYTES if self.int8 else FLOATS,
+                FILL_THE_GRID,
                 DENSE_WEIGHT[self.family.partition("Int8")[0].removesuffix("Add")],
                 _X_TO_BYTES[self.x_form] if self.int8 else "",
                 _CONV_ADD if self.adds else _CONV if self.conv else _MATMUL_INT8 if self.int8 else _MATMUL,

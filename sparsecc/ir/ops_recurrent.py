@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from sparsecc.ir.names import graph_names
-from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, initializer
+from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, check_value_type, initializer
 from sparsecc.sparse import LAYOUT_VERSION, SparseTensor
 
 __all__ = ["GATES", "RecurrentVariant", "recurrent_op_node"]
@@ -92,6 +92,8 @@ def recurrent_op_node(
         raise ValueError(f"blocks cross the gates of {hidden} hidden units")
     if len(initial) not in (0, 2 if cell == "LSTM" else 1):
         raise ValueError(f"{cell} with {len(initial)} initial states")
+    for weight in (input_weight, state_weight):
+        check_value_type(graph, weight)
     directions = rows // (GATES[cell] * hidden)
     shape = (directions, 2 * GATES[cell] * hidden)
     bias = np.zeros(shape, np.float32) if bias is None else bias.astype(np.float32, copy=False)

@@ -16,7 +16,7 @@ from sparsecc.errors import ModelError, SparseccError
 from sparsecc.ir.model import Model
 from sparsecc.ir.ops_transformer import transformer_names
 from sparsecc.ir.sparse_ops import DOMAIN, FAMILIES, MEMBERS_KEY
-from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
+from sparsecc.sparse import Layout, Pattern, QuantizedTensor, SparseTensor, Values
 
 __all__ = ["PackedSite", "is_linear", "packed_sites", "packed_weight"]
 
@@ -41,8 +41,9 @@ class PackedSite:
 
     @property
     def layout(self) -> str:
-        """How the weight is stored: its pattern, after ``int8`` where it is bytes."""
-        return ("int8 " if isinstance(self.tensor, QuantizedTensor) else "") + str(self.tensor.pattern)
+        """How the weight is stored: its pattern, after the type of its values where that is not float32."""
+        values: Values = "int8" if isinstance(self.tensor, QuantizedTensor) else self.tensor.floats
+        return str(Layout(self.tensor.pattern, values))
 
 
 def packed_sites(model: Model) -> list[PackedSite]:

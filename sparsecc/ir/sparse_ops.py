@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from sparsecc.ir.geometry import ConvGeometry
 from sparsecc.ir.names import free_name, graph_names
-from sparsecc.sparse import LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
+from sparsecc.sparse import FLOATS, LAYOUT_VERSION, Pattern, QuantizedTensor, SparseTensor
 
 __all__ = [
     "ACTIVATIONS",
+    "BF16_OPSET",
     "DOMAIN",
     "DOMAIN_VERSION",
     "FAMILIES",
     "MEMBERS_KEY",
     "XForm",
+    "check_value_type",
     "family_name",
     "initializer",
     "sparse_op_node",
@@ -31,6 +33,9 @@ __all__ = [
 
 DOMAIN = "ai.sparsecc"
 DOMAIN_VERSION = 1
+
+BF16_OPSET = 13
+"""Lowest version of the default domain whose Cast takes bfloat16; float16 goes with all versions that bodies need."""
 
 MEMBERS_KEY = "sparsecc.members"
 """Metadata of a node that does the work of several sites: their names as a JSON list."""
@@ -136,6 +141,7 @@ def sparse_op_node(
     shape = tuple(weight.shape if conv is None else weight_shape or ())
     if len(shape) < 2 or (shape[0], int(np.prod(shape[1:]))) != weight.shape:
         raise ValueError(f"weight_shape {shape} is no shape of a packed weight {weight.shape}")
+    check_value_type(graph, weight)
     int8 = isinstance(weight, QuantizedTensor)
     if int8 and conv is not None:
         raise ValueError("a convolution takes no int8 weights")
@@ -188,6 +194,13 @@ def sparse_op_node(
         name=name,
         version=DOMAIN_VERSION,
     )
+
+
+def check_value_type(graph: ir.Graph, weight: SparseTensor | QuantizedTensor) -> None:
+    """Raise ``ValueError`` where the functions of ``graph`` have no operator for the type of the values."""
+    opset = graph.opset_imports.get("")  # a body of If, Loop or Scan does not say it
+    if weight.values.dtype == FLOATS["bf16"] and opset is not None and opset < BF16_OPSET:
+        raise ValueError(f"bfloat16 values need opset {BF16_OPSET}, the model has {opset}")
 
 
 def _conv_attributes(conv: ConvGeometry) -> list[ir.Attr]:

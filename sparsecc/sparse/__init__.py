@@ -8,8 +8,9 @@ sparsity = 1 - density.
 from __future__ import annotations
 
 from sparsecc.sparse.detect import BLOCK_WORTH, GROUP_WORTH, density, detect, matches
+from sparsecc.sparse.floats import FLOATS, Floats, floats_of, holds, rounded
 from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
-from sparsecc.sparse.layout import INT8_DENSE, Layout
+from sparsecc.sparse.layout import INT8_DENSE, Layout, Values
 from sparsecc.sparse.mask import Scope, keep_mask
 from sparsecc.sparse.pattern import Pattern
 from sparsecc.sparse.quantized import QuantizedTensor, ScaleMethod, quantize_rows
@@ -18,21 +19,27 @@ from sparsecc.sparse.tensor import LAYOUT_VERSION, SparseTensor
 
 __all__ = [
     "BLOCK_WORTH",
+    "FLOATS",
     "GROUP_WORTH",
     "INT8_DENSE",
     "LAYOUT_VERSION",
+    "Floats",
     "Layout",
     "Pattern",
     "QuantizedTensor",
     "ScaleMethod",
     "Scope",
     "SparseTensor",
+    "Values",
     "density",
     "detect",
+    "floats_of",
+    "holds",
     "keep_mask",
     "matches",
     "pack_gaps",
     "quantize_rows",
+    "rounded",
     "stack_outputs",
     "unpack_gaps",
 ]

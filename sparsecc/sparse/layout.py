@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, cast, get_args
 
+from sparsecc.sparse.floats import Floats
 from sparsecc.sparse.pattern import Pattern
 
-__all__ = ["INT8_DENSE", "Layout"]
+__all__ = ["INT8_DENSE", "Layout", "Values"]
 
-_INT8 = "int8 "
+Values: TypeAlias = Literal[Floats, "int8"]
+"""Type of the values of a weight; with ``int8`` the activations are quantised too."""
+
+_DEFAULT: Values = "fp32"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A form of a weight; its text, such as ``16x1`` or ``int8 16x4``, is what a mark holds.
+    """A form of a weight; its text, such as ``16x1``, ``fp16 16x1`` or ``int8 16x4``, is what a mark holds.
 
     Attributes:
         pattern: of the stored zeros; ``dense`` stores all weights, in standard operators.
-        int8: values are int8 and the activations are quantised; otherwise float32.
+        values: type of the values.
     """
 
     pattern: Pattern
-    int8: bool = False
+    values: Values = _DEFAULT
 
     @classmethod
     def parse(cls, text: str) -> Layout:
@@ -30,7 +35,15 @@ class Layout:
         Raises:
             SpecError: it is none.
         """
-        return cls(Pattern.parse(text.removeprefix(_INT8)), text.startswith(_INT8))
+        first, _, rest = text.partition(" ")
+        if first in _NAMES:
+            return cls(Pattern.parse(rest), cast(Values, first))
+        return cls(Pattern.parse(text))
+
+    @property
+    def int8(self) -> bool:
+        """Whether values are int8 and the activations are quantised."""
+        return self.values == "int8"
 
     @property
     def sparse(self) -> bool:
@@ -38,7 +51,9 @@ class Layout:
         return self.pattern.kind != "dense"
 
     def __str__(self) -> str:
-        return f"{_INT8 if self.int8 else ''}{self.pattern}"
+        return f"{self.pattern}" if self.values == _DEFAULT else f"{self.values} {self.pattern}"
 
 
-INT8_DENSE = Layout(Pattern("dense"), int8=True)
+_NAMES = frozenset(get_args(Values)) - {_DEFAULT}
+
+INT8_DENSE = Layout(Pattern("dense"), "int8")

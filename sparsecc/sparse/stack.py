@@ -29,6 +29,8 @@ def stack_outputs(
     rows = first.pattern.rows if first.pattern.kind == "block" else 1
     if any(w.pattern != first.pattern or w.shape[1] != first.shape[1] for w in weights):
         raise ModelError("packed weights of different patterns or inputs cannot be stacked")
+    if any(w.values.dtype != first.values.dtype for w in weights):
+        raise ModelError("packed weights whose values are of different types cannot be stacked")
     if any(w.shape[0] % rows for w in weights[:-1]):
         raise ModelError(f"packed weights whose outputs do not fill blocks of {rows} cannot be stacked")
     positions, cells = [], 0

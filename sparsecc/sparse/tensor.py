@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SpecError
+from sparsecc.sparse.floats import FLOATS, Floats, floats_of, holds
 from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
 from sparsecc.sparse.mask import block_view, group_planes, keep_mask
 from sparsecc.sparse.pattern import Pattern
@@ -26,18 +27,18 @@ class SparseTensor:
     Attributes:
         pattern: ``unstructured``, N:M or blocks; its text is the layout name.
         shape: (N, K).
-        values: float32; 1-D in row-major order, or ``[blocks, R, C]`` with zeros beyond the edge.
+        values: of a type in ``FLOATS``; 1-D in row-major order, or ``[blocks, R, C]`` with zeros beyond the edge.
         indices: uint8 gap stream over the row-major positions of the values in ``pattern.grid(shape)``.
     """
 
     pattern: Pattern
     shape: tuple[int, int]
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     indices: NDArray[np.uint8]
 
     @classmethod
     def encode(cls, dense: NDArray[Any], pattern: Pattern) -> SparseTensor:
-        """Pack a matrix ``[N, K]`` of any float dtype; its non-zeros must obey the pattern.
+        """Pack a matrix ``[N, K]`` of any float dtype as float32; its non-zeros must obey the pattern.
 
         Blocks with any non-zero are stored whole. Where an N:M group has fewer than n non-zeros, zeros of
         lowest index are stored to fill it.
@@ -60,6 +61,21 @@ class SparseTensor:
             kept = _kept_entries(dense, pattern)
             values = dense[kept]
         return cls(pattern, shape, np.ascontiguousarray(values), pack_gaps(np.flatnonzero(kept)))
+
+    @property
+    def floats(self) -> Floats:
+        """Type of the values; raises ``ModelError`` where it is none that an operator takes."""
+        return floats_of(self.values.dtype)
+
+    def stored_as(self, floats: Floats) -> SparseTensor:
+        """Return the same weight with its values in another type.
+
+        Raises:
+            SpecError: a value is no number of that type.
+        """
+        if not holds(self.values.astype(np.float32), floats):
+            raise SpecError(f"a weight is no {floats} number: round the weights first (round-weights)")
+        return SparseTensor(self.pattern, self.shape, self.values.astype(FLOATS[floats]), self.indices)
 
     def decode(self) -> NDArray[np.float32]:
         """Return the dense float32 matrix ``[N, K]``; validates first.
@@ -119,15 +135,11 @@ class SparseTensor:
         if len(self.shape) != 2 or any(not isinstance(side, int) or side < 0 for side in self.shape):
             raise ModelError(f"packed weight: shape must be two lengths, got {self.shape}")
         tail = (self.pattern.rows, self.pattern.cols) if self.pattern.kind == "block" else ()
-        if (
-            self.values.dtype != np.float32
-            or self.values.ndim != 1 + len(tail)
-            or self.values.shape[1:] != tail
-        ):
+        floats_of(self.values.dtype)
+        if self.values.ndim != 1 + len(tail) or self.values.shape[1:] != tail:
             expected = f"[blocks, {tail[0]}, {tail[1]}]" if tail else "1-D"
             raise ModelError(
-                f"packed weight: layout {self.pattern} wants float32 values {expected}, "
-                f"got {self.values.dtype} {list(self.values.shape)}"
+                f"packed weight: layout {self.pattern} wants values {expected}, got {list(self.values.shape)}"
             )
 
     def _check_groups(self, positions: NDArray[np.int64]) -> None:

@@ -44,6 +44,9 @@ void checked(Run run) {
   if (run(error, sizeof(error)) != 0) throw KernelError(error);
 }
 
+// As the type of an input: what NodeReader::stored_values takes. onnxruntime lets an operator name one type or any.
+constexpr ElementType kStoredValues = ElementType::kUndefined;
+
 struct OperatorSpec {
   std::string name;
   std::vector<ElementType> inputs, outputs;  // all of them always present on a node

@@ -15,7 +15,7 @@ const char* type_name(ElementType type) {
       return "int32";
     case ElementType::kInt64:
       return "int64";
-    case ElementType::kUndefined:
+    default:
       break;
   }
   return "another type";
@@ -41,6 +41,13 @@ auto attribute_of_type(const char* name, const char* type, Read read) {
     return read();
   } catch (const KernelError&) {
     throw KernelError("attribute " + quoted(name) + " is missing or is not " + type);
+  }
+}
+
+void check_rank(const TensorView& tensor, const char* input, size_t rank) {
+  if (tensor.dims.size() != rank) {
+    throw KernelError("input " + quoted(input) + " has shape " + to_text(tensor.dims) + ", expected rank " +
+                      std::to_string(rank));
   }
 }
 
@@ -132,7 +139,12 @@ std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected
   return values;
 }
 
-TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, ElementType type) const {
+sparsecc_value_type value_type(const TensorView& values) {
+  if (values.type == ElementType::kFloat16) return SPARSECC_FLOAT16;
+  return values.type == ElementType::kBfloat16 ? SPARSECC_BFLOAT16 : SPARSECC_FLOAT32;
+}
+
+TensorView NodeReader::any_constant(size_t index, const char* input) const {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
@@ -141,7 +153,11 @@ TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, Ele
                       " must be a constant initializer of the node's own graph (not a graph input or a "
                       "computed value)");
   }
-  TensorView tensor = view(api_, value);
+  return view(api_, value);
+}
+
+TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, ElementType type) const {
+  TensorView tensor = any_constant(index, input);
   if (tensor.type != type) {
     throw KernelError("input " + quoted(input) + " must be " + type_name(type));
   }
@@ -150,10 +166,17 @@ TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, Ele
 
 TensorView NodeReader::constant(size_t index, const char* input, ElementType type, size_t rank) const {
   TensorView tensor = constant_of_any_rank(index, input, type);
-  if (tensor.dims.size() != rank) {
-    throw KernelError("input " + quoted(input) + " has shape " + to_text(tensor.dims) + ", expected rank " +
-                      std::to_string(rank));
+  check_rank(tensor, input, rank);
+  return tensor;
+}
+
+TensorView NodeReader::stored_values(size_t index, const char* input, size_t rank) const {
+  TensorView tensor = any_constant(index, input);
+  if (tensor.type != ElementType::kFloat && tensor.type != ElementType::kFloat16 &&
+      tensor.type != ElementType::kBfloat16) {
+    throw KernelError("input " + quoted(input) + " must be float32, float16 or bfloat16");
   }
+  check_rank(tensor, input, rank);
   return tensor;
 }
 

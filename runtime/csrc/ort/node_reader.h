@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ort_abi.h"
+#include "sparsecc/c_api.h"
 
 namespace sparsecc::ort {
 
@@ -27,6 +28,8 @@ struct TensorView {
 void check(const Functions& api, OrtStatus* status);
 TensorView view(const Functions& api, const OrtValue* value);
 std::string to_text(const std::vector<int64_t>& dims);  // "[2,3]"
+// Of what stored_values gave.
+sparsecc_value_type value_type(const TensorView& values);
 
 class NodeReader {
  public:
@@ -39,9 +42,12 @@ class NodeReader {
   std::vector<int64_t> integers(const char* attribute) const;
   std::vector<int64_t> integers(const char* attribute, size_t expected) const;
   TensorView constant(size_t index, const char* input, ElementType type, size_t rank) const;
+  // The values of a weight whose arithmetic is float32: of the types of sparsecc_value_type, at any address.
+  TensorView stored_values(size_t index, const char* input, size_t rank) const;
   float scalar(size_t index, const char* input) const;
 
  private:
+  TensorView any_constant(size_t index, const char* input) const;
   TensorView constant_of_any_rank(size_t index, const char* input, ElementType type) const;
 
   const Functions& api_;

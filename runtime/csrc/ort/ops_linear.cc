@@ -63,7 +63,6 @@ std::vector<int64_t> read_shape(const NodeReader& node, const Family& family) {
 struct Weight {
   std::string layout;
   std::vector<int64_t> shape;
-  std::vector<float> aligned_values;
   sparsecc_weight_desc desc{};
   const int8_t* bytes = nullptr;
   std::vector<float> scales;
@@ -92,8 +91,9 @@ void read_scales(const NodeReader& node, const Family& family, Weight* weight) {
 }
 
 void read_storage(const NodeReader& node, const Family& family, Weight* weight) {
-  const TensorView values = node.constant(
-      kValues, "values", family.int8 ? ElementType::kInt8 : ElementType::kFloat, family.blocks ? 3 : 1);
+  const size_t rank = family.blocks ? 3 : 1;
+  const TensorView values = family.int8 ? node.constant(kValues, "values", ElementType::kInt8, rank)
+                                        : node.stored_values(kValues, "values", rank);
   check_values(values, family, weight->layout);
   const TensorView indices = node.constant(kIndices, "indices", ElementType::kUint8, 1);
   const TensorView bias = node.constant(Places(family).bias, "bias", ElementType::kFloat, 1);
@@ -115,13 +115,8 @@ void read_storage(const NodeReader& node, const Family& family, Weight* weight) 
     read_scales(node, family, weight);
     return;
   }
-  desc.values = static_cast<const float*>(values.data);
-  // External data is mapped at whatever offset the file names; kernels may assume float alignment.
-  if (reinterpret_cast<uintptr_t>(values.data) % alignof(float) != 0) {
-    weight->aligned_values.resize(static_cast<size_t>(values.count));
-    std::memcpy(weight->aligned_values.data(), values.data, weight->aligned_values.size() * sizeof(float));
-    desc.values = weight->aligned_values.data();
-  }
+  desc.values = values.data;
+  desc.value_type = value_type(values);
 }
 
 void read_weight(const NodeReader& node, const Family& family, const Activation& activation,
@@ -384,7 +379,7 @@ class ConvKernel final : public Kernel {
 std::vector<ElementType> input_types(const Family& family, const Activation& activation) {
   std::vector<ElementType> types{
       family.given == Given::kBytes ? ElementType::kUint8 : ElementType::kFloat,
-      family.int8 ? ElementType::kInt8 : ElementType::kFloat, ElementType::kUint8, ElementType::kInt64};
+      family.int8 ? ElementType::kInt8 : kStoredValues, ElementType::kUint8, ElementType::kInt64};
   if (family.int8) types.push_back(ElementType::kFloat);
   types.push_back(ElementType::kFloat);
   if (activation.kind == SPARSECC_ACT_CLIP) types.insert(types.end(), 2, ElementType::kFloat);

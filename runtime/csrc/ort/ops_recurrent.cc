@@ -52,7 +52,6 @@ sparsecc_direction read_direction(const NodeReader& node) {
 // A descriptor with the storage its pointers lead to.
 struct Packed {
   std::string layout;
-  std::vector<float> aligned_values;
   sparsecc_weight_desc desc{};
 };
 
@@ -70,7 +69,7 @@ void check_blocks(const TensorView& values, const std::string& input, const std:
 void read_packed(const NodeReader& node, size_t first, const std::string& operand, Packed* packed) {
   packed->layout = short_text(node, ("layout_" + operand).c_str());
   const std::string of = operand + "_";
-  const TensorView values = node.constant(first, (of + "values").c_str(), ElementType::kFloat, 3);
+  const TensorView values = node.stored_values(first, (of + "values").c_str(), 3);
   const TensorView indices = node.constant(first + 1, (of + "indices").c_str(), ElementType::kUint8, 1);
   const TensorView shape = node.constant(first + 2, (of + "shape").c_str(), ElementType::kInt64, 1);
   check_blocks(values, of + "values", packed->layout);
@@ -90,16 +89,11 @@ void read_packed(const NodeReader& node, size_t first, const std::string& operan
   desc.layout = packed->layout.c_str();
   desc.outputs = sides[0];
   desc.inputs = sides[1];
-  desc.values = static_cast<const float*>(values.data);
+  desc.values = values.data;
+  desc.value_type = value_type(values);
   desc.value_count = values.count;
   desc.indices = static_cast<const uint8_t*>(indices.data);
   desc.index_bytes = indices.count;
-  // External data is mapped at whatever offset the file names; kernels may assume float alignment.
-  if (reinterpret_cast<uintptr_t>(values.data) % alignof(float) != 0) {
-    packed->aligned_values.resize(static_cast<size_t>(values.count));
-    std::memcpy(packed->aligned_values.data(), values.data, packed->aligned_values.size() * sizeof(float));
-    desc.values = packed->aligned_values.data();
-  }
 }
 
 struct Destroy {
@@ -199,7 +193,7 @@ class RecurrentKernel final : public Kernel {
 OperatorSpec make_spec(const Variant& variant) {
   std::vector<ElementType> inputs{ElementType::kFloat};
   for (int weight = 0; weight < 2; ++weight) {
-    inputs.insert(inputs.end(), {ElementType::kFloat, ElementType::kUint8, ElementType::kInt64});
+    inputs.insert(inputs.end(), {kStoredValues, ElementType::kUint8, ElementType::kInt64});
   }
   inputs.push_back(ElementType::kFloat);
   if (variant.lengths) inputs.push_back(ElementType::kInt32);

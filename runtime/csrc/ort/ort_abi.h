@@ -35,7 +35,16 @@ namespace sparsecc::ort {
 inline constexpr uint32_t kApiVersion = 17;
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
-enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7 };
+enum class ElementType : int {
+  kUndefined = 0,  // as the type of an operator's input: any
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kFloat16 = 10,
+  kBfloat16 = 16
+};
 enum class Characteristic : int { kRequired = 0 };
 enum class MemoryType : int { kDefault = 0 };
 

@@ -190,6 +190,8 @@ const char* type_name(ElementType type) {
       return "int32";
     case ElementType::kInt64:
       return "int64";
+    case kStoredValues:
+      return "float32/float16/bfloat16";
     default:
       return "?";
   }

@@ -23,7 +23,9 @@
  * two layouts), so they strictly increase; the last must lie inside the grid, and the number of
  * placed positions must equal the number of stored values (blocks).
  *
- * Arithmetic: float32, sums in an order that depends on the instruction set and the number of rows.
+ * The type of the values is no part of the layout: float32, or 16 bits that stand for exactly one float32 each.
+ *
+ * Arithmetic: float32, whatever the values are stored in; sums in an order that depends on the instruction set and the number of rows.
  * A weight that is not stored is skipped, not multiplied: NaN and infinity in x reach only the
  * outputs that have a stored weight there (a dense product would spread them further). Zeros stored
  * as single weights may be skipped too; zeros inside a stored block are multiplied.
@@ -59,19 +61,27 @@ typedef enum {
   SPARSECC_ACT_HARD_SWISH = 9 /* x max(0, min(1, x / 6 + 0.5)) */
 } sparsecc_activation;
 
+/* How a weight's values are stored. */
+typedef enum {
+  SPARSECC_FLOAT32 = 0,
+  SPARSECC_FLOAT16 = 1, /* IEEE 754 binary16 */
+  SPARSECC_BFLOAT16 = 2 /* the upper half of a float32 */
+} sparsecc_value_type;
+
 typedef struct {
   size_t struct_size;     /* sizeof(sparsecc_weight_desc): lets the structure grow */
   int32_t layout_version; /* SPARSECC_LAYOUT_VERSION */
   const char* layout;
   int64_t outputs, inputs;
-  const float* values;
-  int64_t value_count; /* floats, i.e. blocks * R * C for block layouts */
+  const void* values;  /* of value_type; need not be aligned */
+  int64_t value_count; /* numbers, i.e. blocks * R * C for block layouts */
   const uint8_t* indices;
   int64_t index_bytes;
   const float* bias; /* [outputs] or NULL */
   sparsecc_activation activation;
   float alpha, beta;
   const char* isa; /* one of sparsecc_isas(), or NULL: $SPARSECC_ISA, else the best here */
+  int32_t value_type; /* sparsecc_value_type */
 } sparsecc_weight_desc;
 
 typedef struct {
