@@ -51,24 +51,29 @@ def session() -> Callable[..., onnxruntime.InferenceSession]:
     return _session
 
 
-def _single_op_reference(model: Model, x: np.ndarray) -> np.ndarray:
+def _all_references(model: Model, x: np.ndarray) -> tuple[np.ndarray, ...]:
     node = next(iter(model.onnx.graph))
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    (y,) = emit.operators()[node.op_type].reference([x, *constants], attributes)
+    return emit.operators()[node.op_type].reference([x, *constants], attributes)
+
+
+def _single_op_reference(model: Model, x: np.ndarray) -> np.ndarray:
+    (y,) = _all_references(model, x)
     return y
 
 
 def _check_single_op(model: Model, x: np.ndarray, tolerance: float) -> None:
     proto = model.to_proto()
     onnx.checker.check_model(proto, full_check=True)
-    expected = _single_op_reference(model, x)
+    references = _all_references(model, x)
     for library in (True, False):
-        y = _session(proto, library=library).run(None, {"x": x})[0]
-        assert y.dtype == np.float32
-        assert y.shape == expected.shape
-        error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
-        assert error <= tolerance, f"library={library}: relative L2 {error}"
+        results = _session(proto, library=library).run(None, {"x": x})
+        for y, expected in zip(results, references, strict=True):
+            assert y.dtype == np.float32
+            assert y.shape == expected.shape
+            error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
+            assert error <= tolerance, f"library={library}: relative L2 {error}"
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +84,7 @@ def single_op_reference() -> Callable[[Model, np.ndarray], np.ndarray]:
 
 @pytest.fixture(scope="session")
 def check_single_op() -> Callable[[Model, np.ndarray, float], None]:
-    """Compares a model of one linear operator, with and without the library, with NumPy."""
+    """Compares a model of one operator, with and without the library, with NumPy."""
     return _check_single_op
 
 

@@ -24,31 +24,19 @@ def _narrow(tensor: SparseTensor, floats: str) -> SparseTensor:
     return SparseTensor(tensor.pattern, tensor.shape, values, tensor.indices).stored_as(floats)
 
 
-def _check(session, model: Model, x: np.ndarray) -> None:
-    proto = model.to_proto()
-    onnx.checker.check_model(proto, full_check=True)
-    (node,) = model.onnx.graph
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    constants = [value.const_value.numpy() for value in node.inputs[1:]]
-    expected = emit.operators()[node.op_type].reference([x, *constants], attributes)
-    for library in (True, False):
-        for y, right in zip(session(proto, library=library).run(None, {"x": x}), expected, strict=True):
-            assert np.linalg.norm(y - right) <= TOLERANCE * np.linalg.norm(right), library
-
-
 @pytest.mark.parametrize("floats", NARROW)
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "16x1", "32x1", "8x2"])
 @pytest.mark.parametrize("opset", [13, 21])
-def test_products_and_convolutions(session, packed, floats: str, pattern: str, opset: int) -> None:
+def test_products_and_convolutions(check_single_op, packed, floats: str, pattern: str, opset: int) -> None:
     rng = np.random.default_rng(0)
     for rows in (1, 3, 40):
         weight = _narrow(packed((37, 45), pattern), floats)
         model = emit.single_op_model(weight, ["B", 45], opset=opset, activation="Relu")
-        _check(session, model, rng.standard_normal((rows, 45)).astype(np.float32))
+        check_single_op(model, rng.standard_normal((rows, 45)).astype(np.float32), TOLERANCE)
     shape = (64, 5, 3, 2)
     weight = _narrow(packed(shape, pattern), floats)
     model = emit.single_op_model(weight, ["B", 10, "H", "W"], opset=opset, weight_shape=shape, conv=CONV)
-    _check(session, model, rng.standard_normal((2, 10, 9, 8)).astype(np.float32))
+    check_single_op(model, rng.standard_normal((2, 10, 9, 8)).astype(np.float32), TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int8])
@@ -61,14 +49,14 @@ def test_other_types_are_refused(session, packed, dtype: type) -> None:
         session(proto, library=True)
 
 
-def test_half_precision_in_the_oldest_opset(session, packed) -> None:
+def test_half_precision_in_the_oldest_opset(check_single_op, packed) -> None:
     model = emit.single_op_model(_narrow(packed((32, 40), "16x1"), "fp16"), ["B", 40], opset=11)
-    _check(session, model, np.ones((2, 40), np.float32))
+    check_single_op(model, np.ones((2, 40), np.float32), TOLERANCE)
 
 
 @pytest.mark.parametrize("floats", NARROW)
 @pytest.mark.parametrize("pattern", ["unstructured", "16x1"])
-def test_recurrent(session, packed, floats: str, pattern: str) -> None:
+def test_recurrent(check_single_op, packed, floats: str, pattern: str) -> None:
     hidden, inputs = 16, 7
     w, r = (_narrow(packed((4 * hidden, n), pattern, seed=n), floats) for n in (inputs, hidden))
     x = onnx_ir.Value(
@@ -84,7 +72,9 @@ def test_recurrent(session, packed, floats: str, pattern: str) -> None:
     graph.outputs.extend(node.outputs)
     model = Model(onnx_ir.Model(graph, ir_version=8))
     emit.finalize(model)
-    _check(session, model, np.random.default_rng(1).standard_normal((5, 2, inputs)).astype(np.float32))
+    check_single_op(
+        model, np.random.default_rng(1).standard_normal((5, 2, inputs)).astype(np.float32), TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("floats", NARROW)
