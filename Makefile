@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 
-.PHONY: help demo test build lint types format wheel-test arm64 test-arm64 docs clean
+.PHONY: help demo test test-heal build lint types format wheel-test arm64 test-arm64 docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,6 +28,16 @@ demo: build  ## compress a trained model and print size, speed and accuracy befo
 
 test: build  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# An environment of its own: PyTorch is large, and the other tests must pass without it.
+HEAL_BIN := .venv-heal/bin
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+test-heal: build  ## run the tests of healing, with a CPU build of PyTorch in .venv-heal
+	$(PYTHON) -m venv .venv-heal
+	$(HEAL_BIN)/python -m pip install --quiet 'torch>=2.4' --extra-index-url $(TORCH_INDEX)
+	$(HEAL_BIN)/python -m pip install --quiet --editable '.[heal,dev]'
+	$(HEAL_BIN)/python -m pytest -n $(WORKERS) tests/heal
 
 lint: build  ## ruff
 	$(BIN)/ruff check .
@@ -55,4 +65,4 @@ docs: build  ## regenerate the pages made from code
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove everything that was built
-	rm -rf $(VENV) build dist out runtime/lib
+	rm -rf $(VENV) .venv-heal build dist out runtime/lib

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ class CalibrationSource(Protocol):
     ``X`` is the matrix of reduction vectors a site sees: rows of its input for MatMul and Gemm, unfolded
     patches (order cin, kh, kw) for Conv, hidden states for the recurrent weight of LSTM and GRU.
     """
+
+    def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """Start a run over the inputs: batches of arrays by input name."""
 
     def mean_square(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
         """Return by site name the mean of ``X**2`` by column: ``[K]``, ``[groups, K]`` for a grouped Conv.
@@ -228,6 +231,7 @@ class PassContext:
         progress: told how far long work is.
         before_lossy: the model as it was before the first lossy pass of the run; the pipeline keeps it.
         quantization: what the last ``quantize`` of the run did; the pass keeps it.
+        reference: the dense model that recovery passes aim at, where the model was pruned before the run.
     """
 
     seed: int = 0
@@ -240,6 +244,12 @@ class PassContext:
     progress: Progress = no_progress
     before_lossy: Model | None = None
     quantization: Requantizer | None = None
+    reference: Model | None = None
+
+    @property
+    def dense(self) -> Model | None:
+        """The model that recovery passes aim at: ``reference``, else the one before the first lossy pass."""
+        return self.reference if self.reference is not None else self.before_lossy
 
     def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
         """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.

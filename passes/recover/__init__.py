@@ -1,0 +1,1 @@
+"""Recovery passes: what pruning took from a model is brought back, without labels."""
