@@ -84,11 +84,11 @@ struct SlotMove {
 // group are one flat list, so that the loop over them has no inner loop with a small, unpredictable trip
 // count.
 //   kUniform  every slice of 16 inputs has `slots_per_slice` slots with a weight for every output
-//   kMasked   a slot takes from a window of 16 inputs that moves on by eights; zeros where there is no weight
+//   kMasked   a slot takes from a window of 16 inputs that moves on by any number; zeros where there is no weight
 //   kPacked   windows of 32 inputs that move on by sixteens; of the zeros only those are stored that keep
 //             the distance between a lane and its value below 8 (needs two-register permutes)
-// A window moves on only when nobody needs its first half any more, so that an output that is ahead of the
-// others can wait in the second half: 12 of 16 lanes are used at 80 % zeros, 8 if windows did not overlap.
+// A window moves on only when nobody needs its beginning any more, so that an output that is ahead of the
+// others can wait: at 80 % zeros 11.5 of 16 lanes are used by kMasked, 12 by kPacked, 8 if windows did not overlap.
 struct SliceView {
   enum Form { kUniform, kMasked, kPacked } form;
   const int64_t* slot_start;   // per group: first slot

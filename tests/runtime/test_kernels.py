@@ -270,6 +270,21 @@ def rows_of(rng: np.random.Generator, rows: int, inputs: int) -> np.ndarray:
     return rng.standard_normal((rows, inputs)).astype(np.float32)
 
 
+def check_large_weight(isa: str, rows: int, executor: Executor | None = None) -> str:
+    """Too large for a second-level cache, with an empty and a full row, and NaN where no weight is."""
+    rng = np.random.default_rng(rows)
+    weight = random_weight(rng, (570, 1300), "unstructured", 0.6)
+    weight[100], weight[300] = 0, 1
+    weight[:, 77] = 0
+    packed = pack(weight, "unstructured", isa=isa, bias=rng.standard_normal(570).astype(np.float32))
+    x = rows_of(rng, rows, 1300)
+    expected = expected_matmul(packed, weight, x)
+    x[:, 77] = np.nan
+    with Op(packed) as op:
+        assert_close(op.matmul(x, executor), expected, np.nan_to_num(x), weight)
+        return op.kernel(rows)
+
+
 # --- selection ---------------------------------------------------------------------------------------
 
 
@@ -284,6 +299,7 @@ def test_every_isa_and_kernel_is_exercised(monkeypatch: pytest.MonkeyPatch) -> N
         weight = random_weight(rng, (48, 64), layout, sparsity or 0.5)
         seen.add(check_matmul(weight, layout, rows_of(rng, rows, 64), isa=isa))
         seen.add(check_conv(rng, CONV_CASES["1x1"], layout, isa=isa))
+    seen |= {check_large_weight(isa, rows=1) for isa in ISAS}
     assert seen == set(KERNELS)
     assert {name.split("-")[1] for name in seen} == set(ISAS)
     assert ISAS[-1] == "generic"
@@ -378,6 +394,12 @@ def test_skewed_weights(isa: str, layout: str) -> None:
     far[0, [3, 69999]] = far[16, 65536] = 1
     for weight, rows in itertools.product((zero, giant, corner, sparse_rows, wide, tall, far), (1, 4, 20)):
         check_matmul(weight, layout, rows_of(rng, rows, weight.shape[1]), isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_large_weights(isa: str) -> None:
+    for rows, threads in itertools.product((1, 2, 7, 8), (1, 3)):
+        check_large_weight(isa, rows, shuffled_executor(threads, []))
 
 
 @pytest.mark.parametrize("isa", ISAS)

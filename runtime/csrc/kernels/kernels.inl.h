@@ -36,10 +36,9 @@ void block32(const BlockJob* job) { block_panel<block32_tile.rows, 2>(*job); }
 void element(const ElementJob* job) { element_of<1, element_tile.wide>(*job); }
 void element4(const ElementJob* job) { element_of<4, element4_tile.wide>(*job); }
 void slice_uniform(const SliceJob* job) { slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job); }
+void slice_masked(const SliceJob* job) { slice_tiles<slice_masked_tile.rows, SliceView::kMasked>(*job); }
 #if SPARSECC_AVX512
 void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, SliceView::kPacked>(*job); }
-#else
-void slice_masked(const SliceJob* job) { slice_tiles<slice_masked_tile.rows, SliceView::kMasked>(*job); }
 #endif
 
 void lstm_cell(const LstmCellJob* job) { lstm_units(*job); }

@@ -8,11 +8,18 @@ constexpr int kSliceChains = kParts > 1 || Rows > 2 ? 1 : 4 / Rows;
 
 // Inputs by which a window moves on.
 template <int Form>
-constexpr int kUnit = Form == SliceView::kPacked ? kGroup : kGroup / 2;
+constexpr int kUnit = Form == SliceView::kPacked ? kGroup : 1;
 
 // One slot for all rows: where[] picks from x, and `used` says which outputs have a weight at all, so
 // that x never matters where there is none.
 #if SPARSECC_AVX512
+// Straight from memory: by way of a general register, as compilers prefer it, takes two instructions more.
+SPARSECC_INLINE __mmask16 slice_mask(const uint16_t* mask) {
+  __mmask16 used;
+  __asm__("kmovw %1, %0" : "=k"(used) : "m"(*mask));
+  return used;
+}
+
 template <int Rows, int Form>
 SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
                                 int64_t row_stride, F16 (&sum)[Rows]) {
@@ -26,13 +33,13 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
     weight = _mm512_permutexvar_ps(_mm512_sub_epi32(lane, _mm512_srli_epi32(where, 5)),
                                    _mm512_loadu_ps(values));
     values += w.moves[slot].values;
-    used = (__mmask16)w.masks[slot];
+    used = slice_mask(w.masks + slot);
   } else {
     const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     where = _mm512_srlv_epi32(_mm512_set1_epi64(((const long long*)w.positions)[slot]), shift);
     weight = _mm512_load_ps(values);
     values += kGroup;
-    if constexpr (Form == SliceView::kMasked) used = (__mmask16)w.masks[slot];
+    if constexpr (Form == SliceView::kMasked) used = slice_mask(w.masks + slot);
   }
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -40,7 +47,7 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
     const __m512 picked =
         Form == SliceView::kPacked
             ? _mm512_permutex2var_ps(_mm512_load_ps(from), where, _mm512_load_ps(from + kGroup))
-            : _mm512_permutexvar_ps(where, _mm512_load_ps(from));
+            : _mm512_permutexvar_ps(where, _mm512_loadu_ps(from));
     __m512& to = (__m512&)sum[r].part[0];
     if constexpr (Form == SliceView::kUniform) {
       to = _mm512_fmadd_ps(picked, weight, to);
@@ -81,7 +88,7 @@ SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
   F16 picked;
 #if SPARSECC_AVX2
   const __m256i pair = _mm256_set1_epi64x((long long)packed);
-  const __m256 low = _mm256_load_ps(x), high = _mm256_load_ps(x + 8);
+  const __m256 low = _mm256_loadu_ps(x), high = _mm256_loadu_ps(x + 8);
   for (int p = 0; p < 2; ++p) {
     const __m256i first = _mm256_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12);
     const __m256i where = _mm256_srlv_epi32(pair, _mm256_add_epi32(first, _mm256_set1_epi32(16 * p)));
