@@ -57,7 +57,7 @@ Cpu detect() {
   Cpu cpu;
   uint32_t a = 0, b = 0, c = 0, d = 0;
   if (__get_cpuid(1, &a, &b, &c, &d) == 0) return cpu;
-  const bool fma = (c >> 12 & 1) != 0, xsave = (c >> 27 & 1) != 0;
+  const bool fma = (c >> 12 & 1) != 0, xsave = (c >> 27 & 1) != 0, f16c = (c >> 29 & 1) != 0;
   if (!xsave) return cpu;
   const uint64_t state = enabled_state();
   const bool ymm = (state & 0x6) == 0x6;    // SSE and AVX registers are saved by the system
@@ -65,7 +65,7 @@ Cpu detect() {
   const bool tmm = (state & 0x60000) == 0x60000;  // and tile registers and their configuration
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return cpu;
   const auto has = [b](int bit) { return (b >> bit & 1) != 0; };
-  cpu.avx2 = ymm && fma && has(5) && has(8);  // AVX2, BMI2
+  cpu.avx2 = ymm && fma && f16c && has(5) && has(8);  // AVX2, BMI2
   // F, DQ, BW, VL: every server and desktop core with AVX-512 since 2017
   cpu.avx512 = cpu.avx2 && zmm && has(16) && has(17) && has(30) && has(31);
   cpu.avx512vnni = cpu.avx512 && (c >> 11 & 1) != 0;

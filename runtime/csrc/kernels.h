@@ -24,11 +24,19 @@ struct Target {
   int64_t row_stride, output_stride;
 };
 
+// Values of 16 bits that kernels read as float32: IEEE binary16, and the upper half of a float32.
+struct Half {
+  uint16_t bits;
+};
+struct Brain {
+  uint16_t bits;
+};
+
 // Blocks of 16 * wide outputs by one input. Group g owns blocks [start[g], start[g + 1]).
 struct BlockView {
   const int64_t* start;
   const uint32_t* index;  // input of each block
-  const float* values;    // [blocks][16 * wide]
+  const void* values;     // [blocks][16 * wide] of the type the kernel reads
   int wide;
   int64_t outputs;
 };
@@ -99,7 +107,7 @@ struct SliceView {
   const uint8_t* positions;
   const uint16_t* masks;  // per slot: outputs that have a weight
   const SlotMove* moves;  // per slot
-  const float* values;    // 16 of slack at the end
+  const void* values;     // of the type the kernel reads, 16 of slack at the end
   int64_t slots_per_slice;
   int64_t slices;
   int64_t outputs;

@@ -49,18 +49,19 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc)
 
 sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight) : linear_(desc, weight) {
   const int tall = element_tall(weight.layout);
+  const sparsecc_value_type type = values_read(linear_.isa, weight.type);
   const auto make_elements = [&] {
     const Rows rows = expand_rows(weight, tall);
     element_.emplace(rows, 0, rows.outputs, element_block_inputs(linear_.isa, rows));
   };
   if (has_block_kernel(weight.layout)) {
-    block_.emplace(weight);
+    block_.emplace(weight, type);
     block_rows_ = most_block_rows(linear_.isa, *block_);
     if (block_rows_ < INT64_MAX) make_elements();
     return;
   }
   make_elements();
-  slice_.emplace(expand_rows(weight, 1), linear_.isa == Isa::kAvx512);
+  slice_.emplace(expand_rows(weight, 1), linear_.isa == Isa::kAvx512, type);
   slice_rows_ = most_slice_rows(linear_.isa, slice_->view().form);
 }
 
@@ -76,8 +77,8 @@ int64_t sparsecc_matmul::tail_rows(int64_t rows) const {
 }
 
 const char* sparsecc_matmul::kernel(int64_t rows) const {
-  if (uses_block(rows)) return block_kernel(linear_.isa, block_->view().wide).name;
-  return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form).name
+  if (uses_block(rows)) return block_kernel(linear_.isa, block_->view().wide, block_->type()).name;
+  return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form, slice_->type()).name
                           : element_kernel(linear_.isa, element_->tall).name;
 }
 
@@ -152,7 +153,7 @@ void sparsecc_matmul::pack_panels(const float* x, int64_t rows, int64_t first, i
 
 void sparsecc_matmul::run_groups(Shares::Ranges groups, const float* packed, int64_t rows, float* y) const {
   const BlockView weight = block_->view();
-  const auto kernel = block_kernel(linear_.isa, weight.wide);
+  const auto kernel = block_kernel(linear_.isa, weight.wide, block_->type());
   for (const auto [begin, end] : groups)
     for (int64_t group = begin; group < end; group += kGroupsAtOnce)
       for (int64_t row = 0; row < rows; row += kTileRows) {
@@ -172,7 +173,7 @@ void sparsecc_matmul::run_groups(Shares::Ranges groups, const float* packed, int
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const SliceView weight = slice_->view();
-  const auto kernel = slice_kernel(linear_.isa, weight.form);
+  const auto kernel = slice_kernel(linear_.isa, weight.form, slice_->type());
   const int64_t inputs = linear_.inputs, whole = round_up(inputs, kGroup) + kGroup;
   Scratch<2> padded(rows * whole);  // windows are read whole, and much faster from aligned memory
   for (int64_t row = 0; row < rows; ++row) {

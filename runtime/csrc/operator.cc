@@ -8,31 +8,39 @@ namespace {
 
 // The row of the table with this name. Rows exist for every kernel that is asked for.
 template <class Job>
-Kernel<Job> find(Isa isa, const char* wanted) {
+Kernel<Job> find(Isa isa, const std::string& wanted) {
 #define SPARSECC_KERNEL(isa_of_row, kernel, JobOfRow, rows, wide)      \
   if constexpr (std::is_same_v<Job, JobOfRow>)                         \
-    if (isa == kIsa_##isa_of_row && std::strcmp(wanted, #kernel) == 0) \
+    if (isa == kIsa_##isa_of_row && wanted == #kernel)                 \
       return {#kernel "-" #isa_of_row, isa_of_row::kernel##_tile, isa_of_row::kernel};
 #include "kernels.inc"
 #undef SPARSECC_KERNEL
-  throw Failure{std::string("no kernel ") + wanted + " for " + isa_name(isa)};
+  throw Failure{"no kernel " + wanted + " for " + isa_name(isa)};
+}
+
+const char* suffix(sparsecc_value_type type) {
+  return type == SPARSECC_FLOAT16 ? "_f16" : type == SPARSECC_BFLOAT16 ? "_bf16" : "";
 }
 
 }  // namespace
 
-Kernel<BlockJob> block_kernel(Isa isa, int wide) {
-  return find<BlockJob>(isa, wide == 2 ? "block32" : "block16");
+sparsecc_value_type values_read(Isa isa, sparsecc_value_type type) {
+  return isa == Isa::kGeneric ? SPARSECC_FLOAT32 : type;
+}
+
+Kernel<BlockJob> block_kernel(Isa isa, int wide, sparsecc_value_type type) {
+  return find<BlockJob>(isa, std::string(wide == 2 ? "block32" : "block16") + suffix(type));
 }
 
 Kernel<ElementJob> element_kernel(Isa isa, int tall) {
   return find<ElementJob>(isa, tall == 4 ? "element4" : "element");
 }
 
-Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form) {
-  const char* name = form == SliceView::kUniform  ? "slice_uniform"
+Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form, sparsecc_value_type type) {
+  const std::string name = form == SliceView::kUniform  ? "slice_uniform"
                      : form == SliceView::kPacked ? "slice_packed"
                                                   : "slice_masked";
-  return find<SliceJob>(isa, name);
+  return find<SliceJob>(isa, name + suffix(type));
 }
 
 const Helpers& helpers(Isa isa) {

@@ -24,9 +24,11 @@ struct Kernel {
   void (*run)(const Job* job);
 };
 
-Kernel<BlockJob> block_kernel(Isa isa, int wide);
+// The type in which kernels for few rows of x read values that could be stored in `type`.
+sparsecc_value_type values_read(Isa isa, sparsecc_value_type type);
+Kernel<BlockJob> block_kernel(Isa isa, int wide, sparsecc_value_type type);
 Kernel<ElementJob> element_kernel(Isa isa, int tall);
-Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form);
+Kernel<SliceJob> slice_kernel(Isa isa, SliceView::Form form, sparsecc_value_type type);
 const Helpers& helpers(Isa isa);
 // One line per kernel that this machine can run: name, instruction set, tile.
 const char* kernel_table();

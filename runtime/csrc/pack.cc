@@ -6,6 +6,8 @@
 #include <thread>
 #include <utility>
 
+#include "half.h"
+
 namespace sparsecc {
 namespace {
 
@@ -13,7 +15,16 @@ size_t at(int64_t i) { return static_cast<size_t>(i); }
 
 }  // namespace
 
-BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
+PackedValues::PackedValues(Buffer<float> values, sparsecc_value_type type) : type_(type) {
+  if (type == SPARSECC_FLOAT32) {
+    wide_ = std::move(values);
+    return;
+  }
+  narrow_ = Buffer<uint16_t>(values.size());
+  for (int64_t i = 0; i < values.size(); ++i) narrow_[i] = narrow(values[i], type);
+}
+
+BlockPack::BlockPack(const Weight& weight, sparsecc_value_type type) : outputs_(weight.outputs) {
   const int64_t height = weight.layout.rows, width = weight.layout.cols;
   wide_ = height % (2 * kGroup) == 0 ? 2 : 1;
   const int64_t tall = kGroup * wide_, parts = height / tall;
@@ -32,7 +43,7 @@ BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
   }
   shares = Shares(start.data(), groups, kGroupOverhead);
   index_ = Buffer<uint32_t>(start[groups]);
-  values_ = Buffer<float>(start[groups] * tall);
+  Buffer<float> values(start[groups] * tall);
   for (int64_t group = 0; group < groups; ++group) {
     int64_t to = start[group];
     const size_t row = at(group / parts);
@@ -41,9 +52,10 @@ BlockPack::BlockPack(const Weight& weight) : outputs_(weight.outputs) {
         index_[to] = static_cast<uint32_t>(weight.column[at(unit)] * width + c);
         const float* from = weight.values + (unit * height + group % parts * tall) * width + c;
         for (int64_t r = 0; r < std::min(tall, outputs_ - group * tall); ++r)
-          values_[to * tall + r] = from[r * width];
+          values[to * tall + r] = from[r * width];
       }
   }
+  values_ = PackedValues(std::move(values), type);
 }
 
 BlockView BlockPack::view() const { return {start.data(), index_.data(), values_.data(), wide_, outputs_}; }
@@ -252,24 +264,25 @@ uint8_t pack_dense(const Slot& slot, std::vector<uint8_t>& positions, std::vecto
 
 // Slots with all their zeros are read in three quarters of the time, as long as they stay in a second-level
 // cache; from memory it is bytes that count.
-SliceView::Form form_of(const Rows& rows, bool uniform, bool can_pack) {
-  constexpr int64_t kCachedBytes = 1 << 20, kSlotBytes = kGroup / 2 + 4 + kGroup * sizeof(float);
+SliceView::Form form_of(const Rows& rows, bool uniform, bool can_pack, sparsecc_value_type type) {
+  constexpr int64_t kCachedBytes = 1 << 20;
+  const int64_t slot_bytes = kGroup / 2 + 4 + kGroup * (type == SPARSECC_FLOAT32 ? 4 : 2);
   if (uniform) return SliceView::kUniform;
   if (!can_pack || rows.outputs == 0) return SliceView::kMasked;
-  return count_slots(rows, nullptr, window_of(SliceView::kMasked)) * kSlotBytes <= kCachedBytes
+  return count_slots(rows, nullptr, window_of(SliceView::kMasked)) * slot_bytes <= kCachedBytes
              ? SliceView::kMasked
              : SliceView::kPacked;
 }
 
 }  // namespace
 
-SlicePack::SlicePack(const Rows& rows, bool can_pack)
+SlicePack::SlicePack(const Rows& rows, bool can_pack, sparsecc_value_type type)
     : groups(ceil_div(rows.outputs, kGroup)),
       slot_start(groups + 1),
       outputs_(rows.outputs),
       slices_(ceil_div(rows.inputs, kGroup)),
       slots_per_slice_(uniform_slots(rows, slices_)),
-      form_(form_of(rows, slots_per_slice_ > 0, can_pack)),
+      form_(form_of(rows, slots_per_slice_ > 0, can_pack, type)),
       value_start_(groups + 1) {
   std::vector<SlotMove> moves;
   std::vector<uint16_t> masks;
@@ -303,7 +316,7 @@ SlicePack::SlicePack(const Rows& rows, bool can_pack)
   positions_ = aligned(positions);
   masks_ = aligned(masks);
   moves_ = aligned(moves);
-  values_ = aligned(values);
+  values_ = PackedValues(aligned(values), type);
 }
 
 SliceView SlicePack::view() const {

@@ -12,10 +12,26 @@
 
 namespace sparsecc {
 
+// Values in the type that kernels read.
+class PackedValues {
+ public:
+  PackedValues() = default;
+  // Every value is one of `type`.
+  PackedValues(Buffer<float> values, sparsecc_value_type type);
+  const void* data() const { return type_ == SPARSECC_FLOAT32 ? static_cast<const void*>(wide_.data()) : narrow_.data(); }
+  sparsecc_value_type type() const { return type_; }
+
+ private:
+  sparsecc_value_type type_ = SPARSECC_FLOAT32;
+  Buffer<float> wide_;
+  Buffer<uint16_t> narrow_;
+};
+
 // Blocks with 16 | R, as groups of 16 or 32 outputs. Blocks wider than one input become columns.
 struct BlockPack {
-  BlockPack(const Weight& weight);
+  BlockPack(const Weight& weight, sparsecc_value_type type);
   BlockView view() const;
+  sparsecc_value_type type() const { return values_.type(); }
   int64_t groups = 0;
   Buffer<int64_t> start;  // [groups + 1]
   Shares shares;          // of groups
@@ -24,7 +40,7 @@ struct BlockPack {
   int64_t outputs_;
   int wide_;
   Buffer<uint32_t> index_;
-  Buffer<float> values_;
+  PackedValues values_;
 };
 
 // Rows of one or several outputs cut into chunks of outputs and blocks of inputs. Inside such a cell rows
@@ -56,8 +72,9 @@ struct ElementPack {
 
 // Slots of 16 outputs by 16 inputs, see SliceView.
 struct SlicePack {
-  SlicePack(const Rows& rows, bool can_pack);
+  SlicePack(const Rows& rows, bool can_pack, sparsecc_value_type type);
   SliceView view() const;
+  sparsecc_value_type type() const { return values_.type(); }
   int64_t groups;
   Buffer<int64_t> slot_start;  // [groups + 1]
   Shares shares;               // of groups
@@ -70,7 +87,7 @@ struct SlicePack {
   Buffer<uint8_t> positions_;
   Buffer<uint16_t> masks_;
   Buffer<SlotMove> moves_;
-  Buffer<float> values_;
+  PackedValues values_;
 };
 
 }  // namespace sparsecc

@@ -39,7 +39,7 @@ def rounded(array: NDArray[np.float32], to: Floats) -> NDArray[np.float32]:
 
     What is too large becomes infinite, what is too small zero.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN stays what it is
         return array.astype(FLOATS[to]).astype(np.float32)
 
 

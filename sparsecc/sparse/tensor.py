@@ -75,7 +75,9 @@ class SparseTensor:
         """
         if not holds(self.values.astype(np.float32), floats):
             raise SpecError(f"a weight is no {floats} number: round the weights first (round-weights)")
-        return SparseTensor(self.pattern, self.shape, self.values.astype(FLOATS[floats]), self.indices)
+        with np.errstate(invalid="ignore"):  # NaN stays what it is
+            values = self.values.astype(FLOATS[floats])
+        return SparseTensor(self.pattern, self.shape, values, self.indices)
 
     def decode(self) -> NDArray[np.float32]:
         """Return the dense float32 matrix ``[N, K]``; validates first.

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from sparsecc.runtime import get_library_path
+from sparsecc.runtime.capi import VALUE_TYPES
 from sparsecc.runtime.capi import WeightDesc as Desc
 from sparsecc.runtime.capi import _Geometry as Geometry
-from sparsecc.sparse import Pattern, SparseTensor, keep_mask
+from sparsecc.sparse import FLOATS, Pattern, SparseTensor, keep_mask, rounded
 
 EPS = float(np.finfo(np.float32).eps)
 CANARY = np.float32(-12345.5)
@@ -43,6 +44,8 @@ LAYOUTS = (
     "8x2",
 )
 
+
+NARROW = ("fp16", "bf16")  # what values can be stored in, beside float32
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
@@ -108,6 +111,7 @@ class Packed:
     struct_size: int = ctypes.sizeof(Desc)
     value_count: int | None = None
     index_bytes: int | None = None
+    value_type: int | None = None
 
     def desc(self) -> Desc:
         return Desc(
@@ -124,11 +128,12 @@ class Packed:
             self.alpha,
             self.beta,
             None if self.isa is None else self.isa.encode(),
+            VALUE_TYPES[self.values.dtype.name] if self.value_type is None else self.value_type,
         )
 
 
-def pack(weight: np.ndarray, layout: str, **options: Any) -> Packed:
-    tensor = SparseTensor.encode(weight, Pattern.parse(layout))
+def pack(weight: np.ndarray, layout: str, floats: str = "fp32", **options: Any) -> Packed:
+    tensor = SparseTensor.encode(weight, Pattern.parse(layout)).stored_as(floats)
     return Packed(layout.encode(), weight.shape, tensor.values, tensor.indices, **options)
 
 
@@ -270,13 +275,14 @@ def rows_of(rng: np.random.Generator, rows: int, inputs: int) -> np.ndarray:
     return rng.standard_normal((rows, inputs)).astype(np.float32)
 
 
-def check_large_weight(isa: str, rows: int, executor: Executor | None = None) -> str:
+def check_large_weight(isa: str, rows: int, executor: Executor | None = None, floats: str = "fp32") -> str:
     """Too large for a second-level cache, with an empty and a full row, and NaN where no weight is."""
     rng = np.random.default_rng(rows)
-    weight = random_weight(rng, (570, 1300), "unstructured", 0.6)
+    weight = rounded(random_weight(rng, (570, 1300), "unstructured", 0.45), floats)
     weight[100], weight[300] = 0, 1
     weight[:, 77] = 0
-    packed = pack(weight, "unstructured", isa=isa, bias=rng.standard_normal(570).astype(np.float32))
+    bias = rng.standard_normal(570).astype(np.float32)
+    packed = pack(weight, "unstructured", isa=isa, bias=bias, floats=floats)
     x = rows_of(rng, rows, 1300)
     expected = expected_matmul(packed, weight, x)
     x[:, 77] = np.nan
@@ -297,16 +303,18 @@ def test_every_isa_and_kernel_is_exercised(monkeypatch: pytest.MonkeyPatch) -> N
         ISAS, (("16x1", 0.5), ("32x1", 0.5), ("2:4", None), ("unstructured", 0.6)), (1, 40)
     ):
         weight = random_weight(rng, (48, 64), layout, sparsity or 0.5)
-        seen.add(check_matmul(weight, layout, rows_of(rng, rows, 64), isa=isa))
+        for floats in FLOATS:
+            weight, x = rounded(weight, floats), rows_of(rng, rows, 64)
+            seen.add(check_matmul(weight, layout, x, isa=isa, floats=floats))
         seen.add(check_conv(rng, CONV_CASES["1x1"], layout, isa=isa))
-    seen |= {check_large_weight(isa, rows=1) for isa in ISAS}
+    seen |= {check_large_weight(isa, 1, floats=floats) for isa in ISAS for floats in FLOATS}
     assert seen == set(KERNELS)
     assert {name.split("-")[1] for name in seen} == set(ISAS)
     assert ISAS[-1] == "generic"
 
 
 def test_isas_match_the_machine(cpu_flags: frozenset[str]) -> None:
-    assert ("avx2" in ISAS) == ({"avx2", "fma", "bmi2"} <= cpu_flags)
+    assert ("avx2" in ISAS) == ({"avx2", "fma", "f16c", "bmi2"} <= cpu_flags)
     wide = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
     assert ("avx512" in ISAS) == (wide | {"avx2", "fma", "bmi2"} <= cpu_flags)
     assert ("neon" in ISAS) == ("asimd" in cpu_flags)
@@ -398,8 +406,8 @@ def test_skewed_weights(isa: str, layout: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_large_weights(isa: str) -> None:
-    for rows, threads in itertools.product((1, 2, 7, 8), (1, 3)):
-        check_large_weight(isa, rows, shuffled_executor(threads, []))
+    for rows, (threads, floats) in itertools.product((1, 2, 7, 8), ((1, "fp32"), (3, "fp32"), (3, "fp16"))):
+        check_large_weight(isa, rows, shuffled_executor(threads, []), floats)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -466,6 +474,73 @@ def test_nan_and_infinite_weights(isa: str, layout: str) -> None:
         with Op(pack(weight, layout, isa=isa)) as op:
             y = op.matmul(np.ones((rows, 32), np.float32))
         np.testing.assert_array_equal(np.isfinite(y), np.tile(np.isfinite(weight.sum(1)), (rows, 1)))
+
+
+# --- values of 16 bits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("floats", NARROW)
+def test_narrow_values_random(isa: str, layout: str, floats: str) -> None:
+    rng = np.random.default_rng(LAYOUTS.index(layout))
+    for trial, rows in enumerate((1, 2, 3, 5, 17, 70)):
+        shape = int(rng.integers(1, 150)), int(rng.integers(1, 400))
+        weight = rounded(random_weight(rng, shape, layout, float(rng.choice([0.3, 0.7, 0.9, 0.99]))), floats)
+        bias = rng.standard_normal(shape[0]).astype(np.float32) if trial % 2 else None
+        check_matmul(weight, layout, rows_of(rng, rows, shape[1]), isa=isa, bias=bias, floats=floats)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1", "2:4"])
+@pytest.mark.parametrize("floats", NARROW)
+def test_narrow_values_every_number_of_rows(isa: str, layout: str, floats: str) -> None:
+    rng = np.random.default_rng(1)
+    weight = rounded(random_weight(rng, (37, 75), layout, 0.8), floats)
+    executor = shuffled_executor(3, [])
+    for rows in range(34):
+        check_matmul(weight, layout, rows_of(rng, rows, 75), executor, isa=isa, floats=floats)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1", "64x1"])
+@pytest.mark.parametrize("floats", NARROW)
+def test_every_narrow_number(isa: str, layout: str, floats: str) -> None:
+    """Small ones, infinity and NaN among them: results are the numbers themselves."""
+    with np.errstate(invalid="ignore"):
+        numbers = np.arange(1 << 16, dtype=np.uint16).view(FLOATS[floats]).astype(np.float32)
+    for rows in (1, 2, 40):
+        with Op(pack(numbers[:, None], layout, isa=isa, floats=floats)) as op:
+            y = op.matmul(np.ones((rows, 1), np.float32))
+        np.testing.assert_array_equal(y, np.broadcast_to(numbers, y.shape))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1"])
+@pytest.mark.parametrize("floats", NARROW)
+def test_narrow_skewed_weights(isa: str, layout: str, floats: str) -> None:
+    """All zero, one giant row among empty ones, a single weight in the last corner, no inputs."""
+    rng = np.random.default_rng(2)
+    zero = np.zeros((70, 300), np.float32)
+    giant, corner = zero.copy(), zero.copy()
+    giant[33] = rounded(rng.standard_normal(300).astype(np.float32), floats)
+    corner[-1, -1] = 2
+    for weight, rows in itertools.product((zero, giant, corner, zero[:3, :0]), (0, 1, 4, 20)):
+        check_matmul(weight, layout, rows_of(rng, rows, weight.shape[1]), isa=isa, floats=floats)
+
+
+@pytest.mark.parametrize("floats", FLOATS)
+@pytest.mark.parametrize("layout", ["unstructured", "16x1"])
+def test_values_at_any_address(layout: str, floats: str) -> None:
+    rng = np.random.default_rng(3)
+    weight, x = rounded(random_weight(rng, (40, 64), layout, 0.5), floats), rows_of(rng, 3, 64)
+    packed = pack(weight, layout, floats=floats)
+    raw = packed.values.tobytes()
+    held = np.frombuffer(b"?" + raw, np.uint8)
+    assert held.ctypes.data % 2 == 0
+    packed.values = np.ndarray(packed.values.size, packed.values.dtype, held, offset=1)
+    with Op(packed) as op:
+        assert_close(op.matmul(x), expected_matmul(packed, weight, x), x, weight)
 
 
 # --- threads -----------------------------------------------------------------------------------------
@@ -559,7 +634,7 @@ def check_conv(
     **options: Any,
 ) -> str:
     shape = case.groups * case.outputs, case.channels * math.prod(case.kernel)
-    weight = random_weight(rng, shape, layout, 0.7)
+    weight = rounded(random_weight(rng, shape, layout, 0.7), options.get("floats", "fp32"))
     x = rng.standard_normal((case.batch, case.groups * case.channels, *case.image)).astype(np.float32)
     packed = pack(weight, layout, bias=rng.standard_normal(shape[0]).astype(np.float32), **options)
     assert packed.bias is not None
@@ -599,7 +674,7 @@ def test_conv(isa: str, case: ConvCase) -> None:
     rng = np.random.default_rng(7)
     for layout in ("unstructured", "16x1", "32x1", "2:4", "4x1"):
         kernel = check_conv(rng, case, layout, isa=isa)
-        check_conv(rng, case, layout, isa=isa, adds=True)
+        check_conv(rng, case, layout, isa=isa, adds=True, floats="fp16")
         assert kernel == f"{'element4' if layout in ('16x1', '32x1', '4x1') else 'element'}-{isa}"
 
 
@@ -726,6 +801,8 @@ def small_packed(layout: str = "unstructured") -> Packed:
         ({"index_bytes": 0}, "cannot place"),
         ({"activation": 10}, "activation"),
         ({"activation": -1}, "activation"),
+        ({"value_type": 3}, "type of values 3"),
+        ({"value_type": -1}, "type of values -1"),
     ],
 )
 def test_wrong_descriptors_are_refused(change: dict[str, Any], message: str) -> None:

@@ -7,7 +7,12 @@ constexpr int kChains = Rows * Wide * kParts >= 8   ? 1
                         : Rows * Wide * kParts >= 4 ? 2
                                                     : 4;
 
-template <int Rows, int Wide>
+// With two registers a vector, values that are widened need registers of their own: those for x, shared by the
+// vectors of a block, would be too many. Each vector then reads x again.
+template <class Value>
+constexpr bool kReadsAgain = kParts == 2 && sizeof(Value) < sizeof(float);
+
+template <class Value, int Rows, int Wide>
 SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* panel, int64_t stride,
                                 F16 (&sum)[Rows][Wide]) {
   constexpr int chains = kChains<Rows, Wide>;
@@ -18,13 +23,17 @@ SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* 
   for (int v = 0; v < Wide; ++v) part[c][r][v] = broadcast(0.0f);
   int64_t i = w.start[group];
   const int64_t end = w.start[group + 1];
-  const float* values = w.values + i * kGroup * Wide;
+  const Value* values = (const Value*)w.values + i * kGroup * Wide;
   const auto one = [&](int c) __attribute__((always_inline)) {
     const float* x = panel + (int64_t)w.index[i + c] * stride;
     __asm__("" : "+r"(x));  // one address per block, not one per row
-    const Singles<Rows> of_rows = singles<Rows>(x);
+    Singles<Rows> of_rows = singles<Rows>(x);
     SPARSECC_UNROLL
     for (int v = 0; v < Wide; ++v) {
+      if constexpr (kReadsAgain<Value>) {
+        __asm__("" : "+r"(x));
+        of_rows = singles<Rows>(x);
+      }
       const F16 weight = load(values + (c * Wide + v) * kGroup);
       SPARSECC_UNROLL
       for (int r = 0; r < Rows; ++r) part[c][r][v] = multiply_add(part[c][r][v], of_rows, r, weight);
@@ -73,29 +82,29 @@ SPARSECC_INLINE void block_store(const BlockJob& job, int64_t group, int64_t fir
   }
 }
 
-template <int Rows, int Wide>
+template <class Value, int Rows, int Wide>
 static void block_tile(const BlockJob& job, int64_t first_row) {
   for (int64_t group = job.group_begin; group < job.group_end; ++group) {
     F16 sum[Rows][Wide];
-    block_sums<Rows, Wide>(*job.weight, group, job.panel + first_row, job.stride, sum);
+    block_sums<Value, Rows, Wide>(*job.weight, group, job.panel + first_row, job.stride, sum);
     block_store<Rows, Wide>(job, group, first_row, sum);
   }
 }
 
 // Calls the tile of exactly `rows` rows, 1 <= rows <= Rows.
-template <int Rows, int Wide>
+template <class Value, int Rows, int Wide>
 static void block_tile_of(const BlockJob& job, int64_t first_row, int rows) {
-  if (rows == Rows) return block_tile<Rows, Wide>(job, first_row);
-  if constexpr (Rows > 1) block_tile_of<Rows - 1, Wide>(job, first_row, rows);
+  if (rows == Rows) return block_tile<Value, Rows, Wide>(job, first_row);
+  if constexpr (Rows > 1) block_tile_of<Value, Rows - 1, Wide>(job, first_row, rows);
 }
 
-template <int Most, int Wide>
+template <class Value, int Most, int Wide>
 static void block_panel(const BlockJob& job) {
   const int tiles = (job.rows + Most - 1) / Most;
   int first = 0;
   for (int t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int rows = (job.rows - first + tiles - t - 1) / (tiles - t);
-    block_tile_of<Most, Wide>(job, first, rows);
+    block_tile_of<Value, Most, Wide>(job, first, rows);
     first += rows;
   }
 }

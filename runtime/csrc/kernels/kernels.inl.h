@@ -31,15 +31,32 @@ constexpr int kLanes = SPARSECC_LANES;
 
 }  // namespace
 
-void block16(const BlockJob* job) { block_panel<block16_tile.rows, 1>(*job); }
-void block32(const BlockJob* job) { block_panel<block32_tile.rows, 2>(*job); }
+// A kernel for each type of values.
+#define SPARSECC_BLOCKS(suffix, Value)                                                                \
+  void block16##suffix(const BlockJob* job) { block_panel<Value, block16##suffix##_tile.rows, 1>(*job); } \
+  void block32##suffix(const BlockJob* job) { block_panel<Value, block32##suffix##_tile.rows, 2>(*job); }
+#define SPARSECC_SLICES(form, Form, suffix, Value)                          \
+  void slice_##form##suffix(const SliceJob* job) {                          \
+    slice_tiles<Value, slice_##form##suffix##_tile.rows, SliceView::Form>(*job); \
+  }
+#if SPARSECC_AVX512
+#define SPARSECC_PACKED_SLICES(suffix, Value) SPARSECC_SLICES(packed, kPacked, suffix, Value)
+#else
+#define SPARSECC_PACKED_SLICES(suffix, Value)
+#endif
+#define SPARSECC_FEW_ROWS(suffix, Value)            \
+  SPARSECC_BLOCKS(suffix, Value)                    \
+  SPARSECC_SLICES(uniform, kUniform, suffix, Value) \
+  SPARSECC_SLICES(masked, kMasked, suffix, Value)   \
+  SPARSECC_PACKED_SLICES(suffix, Value)
+
+SPARSECC_FEW_ROWS(, float)
+#if SPARSECC_AVX512 || SPARSECC_AVX2 || SPARSECC_NEON
+SPARSECC_FEW_ROWS(_f16, Half)
+SPARSECC_FEW_ROWS(_bf16, Brain)
+#endif
 void element(const ElementJob* job) { element_of<1, element_tile.wide>(*job); }
 void element4(const ElementJob* job) { element_of<4, element4_tile.wide>(*job); }
-void slice_uniform(const SliceJob* job) { slice_tiles<slice_uniform_tile.rows, SliceView::kUniform>(*job); }
-void slice_masked(const SliceJob* job) { slice_tiles<slice_masked_tile.rows, SliceView::kMasked>(*job); }
-#if SPARSECC_AVX512
-void slice_packed(const SliceJob* job) { slice_tiles<slice_packed_tile.rows, SliceView::kPacked>(*job); }
-#endif
 
 void lstm_cell(const LstmCellJob* job) { lstm_units(*job); }
 void gru_reset(const GruResetJob* job) { gru_reset_units(*job); }

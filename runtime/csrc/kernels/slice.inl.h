@@ -20,8 +20,8 @@ SPARSECC_INLINE __mmask16 slice_mask(const uint16_t* mask) {
   return used;
 }
 
-template <int Rows, int Form>
-SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+template <class Value, int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const Value*& values, const float* x,
                                 int64_t row_stride, F16 (&sum)[Rows]) {
   __m512i where;
   __m512 weight;
@@ -31,13 +31,13 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     // Not vexpandps: on Zen 5 it takes six cycles where this permute takes one.
     weight = _mm512_permutexvar_ps(_mm512_sub_epi32(lane, _mm512_srli_epi32(where, 5)),
-                                   _mm512_loadu_ps(values));
+                                   (__m512)load(values).part[0]);
     values += w.moves[slot].values;
     used = slice_mask(w.masks + slot);
   } else {
     const __m512i shift = _mm512_setr_epi32(0, 0, 4, 4, 8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 28, 28);
     where = _mm512_srlv_epi32(_mm512_set1_epi64(((const long long*)w.positions)[slot]), shift);
-    weight = _mm512_load_ps(values);
+    weight = (__m512)load(values).part[0];
     values += kGroup;
     if constexpr (Form == SliceView::kMasked) used = slice_mask(w.masks + slot);
   }
@@ -58,8 +58,8 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
 }
 #elif SPARSECC_NEON
 // A table of 64 bytes holds a slice; what lies beyond its end reads as zero.
-template <int Rows, int Form>
-SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+template <class Value, int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const Value*& values, const float* x,
                                 int64_t row_stride, F16 (&sum)[Rows]) {
   const uint8x8_t packed = vld1_u8(w.positions + 8 * slot);
   // Where each input starts in the table: of outputs 0 4 8 12, 1 5 9 13, 2 6 10 14, 3 7 11 15.
@@ -84,7 +84,7 @@ SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& 
   values += kGroup;
 }
 #else
-SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
+SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, F16 weight) {
   F16 picked;
 #if SPARSECC_AVX2
   const __m256i pair = _mm256_set1_epi64x((long long)packed);
@@ -95,36 +95,37 @@ SPARSECC_INLINE F16 pick(const float* x, uint64_t packed, const float* values) {
     const __m256 from =
         _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, where), _mm256_permutevar8x32_ps(high, where),
                          _mm256_castsi256_ps(_mm256_slli_epi32(where, 28)));
-    const __m256 used = _mm256_cmp_ps(_mm256_load_ps(values + 8 * p), _mm256_setzero_ps(), _CMP_NEQ_UQ);
+    const __m256 used = _mm256_cmp_ps((__m256)weight.part[p], _mm256_setzero_ps(), _CMP_NEQ_UQ);
     picked.part[p] = (Vec)_mm256_and_ps(from, used);
   }
 #else
   float lanes[kGroup];
   for (int lane = 0; lane < kGroup; ++lane) {
     const int at = (int)(packed >> (lane % 2 * 32 + lane / 2 * 4)) & 15;
-    lanes[lane] = values[lane] != 0.0f ? x[at] : 0.0f;
+    lanes[lane] = weight.part[lane / kLanes][lane % kLanes] != 0.0f ? x[at] : 0.0f;
   }
   picked = load(lanes);
 #endif
   return picked;
 }
 
-template <int Rows, int Form>
-SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const float*& values, const float* x,
+template <class Value, int Rows, int Form>
+SPARSECC_INLINE void slice_slot(const SliceView& w, int64_t slot, const Value*& values, const float* x,
                                 int64_t row_stride, F16 (&sum)[Rows]) {
   const uint64_t packed = ((const uint64_t*)w.positions)[slot];
+  const F16 weight = load(values);
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r)
-    sum[r] = multiply_add(sum[r], pick(x + r * row_stride, packed, values), load(values));
+    sum[r] = multiply_add(sum[r], pick(x + r * row_stride, packed, weight), weight);
   values += kGroup;
 }
 #endif
 
-template <int Rows, int Form>
+template <class Value, int Rows, int Form>
 SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t first_row, F16 (&sum)[Rows]) {
   constexpr int chains = kSliceChains<Rows>;
   const SliceView& w = *job.weight;
-  const float* values = w.values + w.value_start[group];
+  const Value* values = (const Value*)w.values + w.value_start[group];
   const float* x = job.x + first_row * job.row_stride;
   F16 part[chains][Rows];
   SPARSECC_UNROLL
@@ -133,7 +134,7 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   int64_t slot = w.slot_start[group];
   const auto one = [&](int64_t i, int c) __attribute__((always_inline)) {
     if constexpr (Form != SliceView::kUniform) x += w.moves[i].step * kUnit<Form>;
-    slice_slot<Rows, Form>(w, i, values, x, job.row_stride, part[c]);
+    slice_slot<Value, Rows, Form>(w, i, values, x, job.row_stride, part[c]);
   };
   const auto several = [&](int64_t end) __attribute__((always_inline)) {
     for (; slot + chains <= end; slot += chains) SPARSECC_UNROLL
@@ -162,13 +163,13 @@ SPARSECC_INLINE F16 slice_bias(const SliceJob& job, int64_t output, int64_t n) {
   return load(bias);
 }
 
-template <int Rows, int Form>
+template <class Value, int Rows, int Form>
 static void slice_rows(const SliceJob& job, int64_t first_row) {
   const Target& to = job.target;
   const int32_t* order = job.weight->order;
   for (int64_t group = job.group_begin; group < job.group_end; ++group) {
     F16 sum[Rows];
-    slice_group<Rows, Form>(job, group, first_row, sum);
+    slice_group<Value, Rows, Form>(job, group, first_row, sum);
     const int64_t output = group * kGroup, left = job.weight->outputs - output;
     const int64_t n = left < kGroup ? left : kGroup;
     const F16 bias = slice_bias(job, output, n);
@@ -188,19 +189,19 @@ static void slice_rows(const SliceJob& job, int64_t first_row) {
 }
 
 // Calls the kernel for exactly `rows` rows, 1 <= rows <= Rows.
-template <int Rows, int Form>
+template <class Value, int Rows, int Form>
 static void slice_rows_of(const SliceJob& job, int64_t first_row, int64_t rows) {
-  if (rows == Rows) return slice_rows<Rows, Form>(job, first_row);
-  if constexpr (Rows > 1) slice_rows_of<Rows - 1, Form>(job, first_row, rows);
+  if (rows == Rows) return slice_rows<Value, Rows, Form>(job, first_row);
+  if constexpr (Rows > 1) slice_rows_of<Value, Rows - 1, Form>(job, first_row, rows);
 }
 
-template <int Most, int Form>
+template <class Value, int Most, int Form>
 static void slice_tiles(const SliceJob& job) {
   const int64_t tiles = (job.rows + Most - 1) / Most;
   int64_t first = 0;
   for (int64_t t = 0; t < tiles; ++t) {  // tiles of nearly equal height
     const int64_t rows = (job.rows - first + tiles - t - 1) / (tiles - t);
-    slice_rows_of<Most, Form>(job, first, rows);
+    slice_rows_of<Value, Most, Form>(job, first, rows);
     first += rows;
   }
 }

@@ -34,6 +34,51 @@ SPARSECC_INLINE F16 load(const float* from) {
   return v;
 }
 
+#if SPARSECC_AVX512
+SPARSECC_INLINE F16 load(const Half* from) {
+  return F16{{(Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from))}};
+}
+
+SPARSECC_INLINE F16 load(const Brain* from) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+  return F16{{(Vec)_mm512_slli_epi32(wide, 16)}};
+}
+#elif SPARSECC_AVX2
+SPARSECC_INLINE F16 load(const Half* from) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    v.part[p] = (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + p * kLanes)));
+  return v;
+}
+
+SPARSECC_INLINE F16 load(const Brain* from) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(from + p * kLanes)));
+    v.part[p] = (Vec)_mm256_slli_epi32(wide, 16);
+  }
+  return v;
+}
+#elif SPARSECC_NEON
+SPARSECC_INLINE F16 load(const Half* from) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    v.part[p] = (Vec)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)(from + p * kLanes))));
+  return v;
+}
+
+SPARSECC_INLINE F16 load(const Brain* from) {
+  F16 v;
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p)
+    v.part[p] = (Vec)vshll_n_u16(vld1_u16((const uint16_t*)(from + p * kLanes)), 16);
+  return v;
+}
+#endif
+
 SPARSECC_INLINE void store(float* to, F16 v) {
   SPARSECC_UNROLL
   for (int p = 0; p < kParts; ++p) *(VecLoose*)(to + p * kLanes) = v.part[p];
