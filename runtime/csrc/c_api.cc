@@ -144,6 +144,8 @@ double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t part
 
 const char* sparsecc_conv_kernel(const sparsecc_conv* op) { return op->kernel(); }
 
+const char* sparsecc_tile_kernel_table(void) { return sparsecc::float_tile_kernel_table(); }
+
 const char* sparsecc_kernel_table(void) { return sparsecc::kernel_table(); }
 
 const char* sparsecc_version(void) { return SPARSECC_VERSION; }

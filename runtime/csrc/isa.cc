@@ -26,7 +26,8 @@ constexpr bool kEmulatedAmx = false;
 #endif
 
 struct Cpu {
-  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false, amx_int8 = false;
+  bool avx2 = false, avx512 = false, avxvnni = false, avx512vnni = false, vbmi = false;
+  bool amx_int8 = false, amx_bf16 = false;
   bool neon = false, dotprod = false, i8mm = false;
 };
 
@@ -70,8 +71,10 @@ Cpu detect() {
   cpu.avx512 = cpu.avx2 && zmm && has(16) && has(17) && has(30) && has(31);
   cpu.avx512vnni = cpu.avx512 && (c >> 11 & 1) != 0;
   cpu.vbmi = cpu.avx512vnni && (c >> 1 & 1) != 0;
-  const bool amx_tile = (d >> 24 & 1) != 0, amx_int8 = (d >> 25 & 1) != 0;
-  cpu.amx_int8 = cpu.avx512vnni && tmm && amx_tile && amx_int8 && has_palette() && tiles_permitted();
+  const bool amx_bf16 = (d >> 22 & 1) != 0, amx_tile = (d >> 24 & 1) != 0, amx_int8 = (d >> 25 & 1) != 0;
+  // VBMI: every core with AMX.
+  cpu.amx_int8 = cpu.vbmi && tmm && amx_tile && amx_int8 && has_palette() && tiles_permitted();
+  cpu.amx_bf16 = cpu.amx_int8 && amx_bf16;
   if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) cpu.avxvnni = cpu.avx2 && (a >> 4 & 1) != 0;
   return cpu;
 }
@@ -204,7 +207,7 @@ bool isa_usable(ByteIsa isa) {
     case ByteIsa::kAvx512Amx:
       return cpu().amx_int8;
     case ByteIsa::kAvx512AmxEmulated:
-      return kEmulatedAmx && cpu().avx512vnni;
+      return kEmulatedAmx && cpu().vbmi;
     case ByteIsa::kAvx512Vnni:
       return cpu().avx512vnni;
     case ByteIsa::kAvxVnni:
@@ -220,6 +223,10 @@ bool isa_usable(ByteIsa isa) {
 
 ByteIsa without_tiles(ByteIsa isa) {
   return isa == ByteIsa::kAvx512Amx || isa == ByteIsa::kAvx512AmxEmulated ? ByteIsa::kAvx512Vnni : isa;
+}
+
+bool bf16_tiles_usable(ByteIsa isa) {
+  return isa_usable(isa) && (isa == ByteIsa::kAvx512Amx ? cpu().amx_bf16 : isa == ByteIsa::kAvx512AmxEmulated);
 }
 
 bool vbmi_usable() { return cpu().vbmi; }

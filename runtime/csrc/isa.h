@@ -47,6 +47,8 @@ const char* byte_isa_list();
 // Sets with tile registers have kernels for these only, and all those of the set they extend: which that is. Others are
 // returned as they are.
 ByteIsa without_tiles(ByteIsa isa);
+// Whether kernels for tiles of bfloat16 of such a set can run.
+bool bf16_tiles_usable(ByteIsa isa);
 // Whether kernels of kAvx512Vnni that permute 64 bytes (VBMI) can run.
 bool vbmi_usable();
 

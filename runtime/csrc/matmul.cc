@@ -56,6 +56,11 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
   };
   if (has_block_kernel(weight.layout)) {
     block_.emplace(weight, type);
+    tiles_ = FloatTiles::of(weight, desc.isa);
+    if (tiles_.has_value()) {
+      block_rows_ = tiles_->least_rows() - 1;
+      return;
+    }
     block_rows_ = most_block_rows(linear_.isa, *block_);
     if (block_rows_ < INT64_MAX) make_elements();
     return;
@@ -78,12 +83,15 @@ int64_t sparsecc_matmul::tail_rows(int64_t rows) const {
 
 const char* sparsecc_matmul::kernel(int64_t rows) const {
   if (uses_block(rows)) return block_kernel(linear_.isa, block_->view().wide, block_->type()).name;
+  if (tiles_.has_value()) return tiles_->kernel();
   return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form, slice_->type()).name
                           : element_kernel(linear_.isa, element_->tall).name;
 }
 
 const Shares& sparsecc_matmul::shares(int64_t rows) const {
-  return uses_block(rows) ? block_->shares : uses_slice(rows) ? slice_->shares : element_->shares;
+  if (uses_block(rows)) return block_->shares;
+  if (tiles_.has_value()) return tiles_->shares();
+  return uses_slice(rows) ? slice_->shares : element_->shares;
 }
 
 void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const {
@@ -95,6 +103,8 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
   }
   if (uses_block(rows)) {
     run_block(x, rows, y, executor);
+  } else if (tiles_.has_value()) {
+    tiles_->run(x, rows, y, linear_.epilogue, executor);
   } else if (uses_slice(rows)) {
     run_slice(x, rows, y, executor);
   } else {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common.h"
+#include "float_tiles.h"
 #include "isa.h"
 #include "kernels.h"
 #include "pack.h"
@@ -92,6 +93,7 @@ struct sparsecc_matmul {
   std::optional<sparsecc::BlockPack> block_;
   std::optional<sparsecc::ElementPack> element_;
   std::optional<sparsecc::SlicePack> slice_;
+  std::optional<sparsecc::FloatTiles> tiles_;
 };
 
 struct sparsecc_conv {

@@ -1,21 +1,25 @@
-// Blocks of bytes as tiles, and whether to make tiles of a weight at all.
+// Blocks of bytes as tiles, and whether to make tiles of a weight at all, bfloat16 included.
 //
 // NOT MEASURED: no machine with AMX was at hand. Everything that is decided by estimated time is decided here, from the
 // throughputs Intel publishes for Sapphire Rapids.
 #include <algorithm>
 #include <vector>
 
+#include "float_tiles.h"
 #include "int8.h"
 #include "schedule.h"
 
 namespace sparsecc {
 namespace {
 
-constexpr double kProductCycles = 16;  // TDPBSUD; its two loads take 8 each, at the same time
+constexpr double kProductCycles = 16;  // TDPBSUD, TDPBF16PS; the two loads take 8 each, at the same time
 // More for a tile whose quads of x are brought together: 16 loads, 16 stores at one a cycle.
 constexpr double kGatherCycles = 16;
 // A block of neighbours by 16 rows: 16 VPDPBUSD, two a cycle.
 constexpr double kBlockCycles = 8;
+// For a tile of bfloat16: three times 16 lines, each an insertion and a permute, which share one port.
+constexpr double kFloatGatherCycles = 72;
+constexpr double kFloatBlockCycles = 0.5;  // a block of 16 outputs by one row: one FMA of two a cycle
 // Weights are read once for every chunk of rows, from memory or from a second-level cache.
 constexpr double kBytesPerCycle = 16;
 
@@ -66,6 +70,12 @@ double estimated_cycles(const ByteKernel& kernel, const QuadPack& form) {
                               ? static_cast<double>(form.products()) * kProductCycles
                               : static_cast<double>(form.blocks()) * kernel.cost * kBlockCycles;
   return products + static_cast<double>(form.bytes()) / kBytesPerCycle;
+}
+
+int64_t least_rows_of_tiles(int64_t tiles, int64_t blocks, int wide) {
+  if (blocks == 0) return INT64_MAX;
+  const double all = static_cast<double>(tiles) * (kFloatGatherCycles + kSplits * kProductCycles * wide);
+  return static_cast<int64_t>(all / (static_cast<double>(blocks * wide) * kFloatBlockCycles)) + 1;
 }
 
 // From blocks in QuadOrder::kOutputs.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import onnx
@@ -86,6 +88,26 @@ def single_op_reference() -> Callable[[Model, np.ndarray], np.ndarray]:
 def check_single_op() -> Callable[[Model, np.ndarray, float], None]:
     """Compares a model of one operator, with and without the library, with NumPy."""
     return _check_single_op
+
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+_PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, _TASK, ctypes.c_void_p)
+
+
+class _Executor(ctypes.Structure):
+    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", _PARALLEL_FOR))
+
+
+@pytest.fixture
+def pool_executor() -> Iterator[Callable[[int], Any]]:
+    """Makes pointers to executors of the C interface that run on four threads, whatever number they name."""
+    with ThreadPoolExecutor(4) as pool:
+
+        def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
+            list(pool.map(lambda task: call(argument, task), range(tasks)))
+
+        run = _PARALLEL_FOR(parallel_for)
+        yield lambda threads: ctypes.pointer(_Executor(None, threads, run))
 
 
 #: Where the auxiliary vector of a process says what an ARM processor can do: kind of entry, bit.

@@ -38,4 +38,12 @@ def test_products_of_tiles_are_instructions() -> None:
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     found = set(re.findall(r"^\s*[0-9a-f]+:\s+(\w*tile\w*|tdp\w+)\s", listing, re.MULTILINE))
-    assert found == {"ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbsud"}
+    assert found == {
+        "ldtilecfg",
+        "tilerelease",
+        "tilezero",
+        "tileloadd",
+        "tilestored",
+        "tdpbsud",
+        "tdpbf16ps",
+    }

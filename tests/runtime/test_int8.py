@@ -202,7 +202,9 @@ def test_isas_match_the_machine(cpu_flags: frozenset[str]) -> None:
     assert set(isas()) <= set(ISAS)
     assert ("avx512vnni" in ISAS) == ("avx512" in ISAS and "avx512_vnni" in cpu_flags)
     assert ("avxvnni" in ISAS) == ("avx2" in ISAS and "avx_vnni" in cpu_flags)
-    assert ("avx512amx" in ISAS) == ("avx512vnni" in ISAS and {"amx_tile", "amx_int8"} <= cpu_flags)
+    assert ("avx512amx" in ISAS) == (
+        "avx512vnni" in ISAS and {"amx_tile", "amx_int8", "avx512vbmi"} <= cpu_flags
+    )
     assert ("neon_dotprod" in ISAS) == ("neon" in ISAS and "asimddp" in cpu_flags)
     assert ("neon_i8mm" in ISAS) == ("neon_dotprod" in ISAS and "i8mm" in cpu_flags)
     assert ("windows64-avx512vnni" in KERNELS) == ("avx512vnni" in ISAS and "avx512vbmi" in cpu_flags)

@@ -14,6 +14,12 @@ struct TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
+// Sixteen lines of so many bytes.
+SPARSECC_INLINE void configure(TileConfig& config, int tile, int line_bytes) {
+  config.lines[tile] = kTileLines;
+  config.line_bytes[tile] = (uint16_t)line_bytes;
+}
+
 #if SPARSECC_AMX_EMULATED
 #include "amx_emulated.inl.h"
 #else
@@ -42,5 +48,11 @@ SPARSECC_INLINE void tile_store(void* to, int64_t stride) {
 template <int Sum, int Left, int Right>
 SPARSECC_INLINE void tile_dot_bytes() {
   __asm__ volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
+}
+// The same of pairs of numbers of bfloat16, in float32: first numbers and second ones are summed apart along a line, then
+// together, then with Sum; numbers below the normal ones count as zero.
+template <int Sum, int Left, int Right>
+SPARSECC_INLINE void tile_dot_floats() {
+  __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sum), "i"(Left), "i"(Right));
 }
 #endif

@@ -80,3 +80,35 @@ static void tile_dot_bytes() {
     __builtin_memcpy(sum, &total, sizeof total);
   });
 }
+
+// Zero for what is below the normal numbers, with its sign.
+static float flushed(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7f800000u) == 0) bits &= 0x80000000u;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static float from_bfloat16(const uint8_t* bytes) {
+  uint16_t upper;
+  __builtin_memcpy(&upper, bytes, sizeof upper);
+  const uint32_t bits = (uint32_t)upper << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return flushed(value);
+}
+
+template <int Sum, int Left, int Right>
+static void tile_dot_floats() {
+  emulated_product<Sum, Left, Right>([](uint8_t* sum, const uint8_t* left, const uint8_t* right, int words) {
+    float total, apart[2] = {};
+    __builtin_memcpy(&total, sum, sizeof total);
+    for (int k = 0; k < words; ++k)
+      for (int b = 0; b < 2; ++b)
+        apart[b] = flushed(__builtin_fmaf(from_bfloat16(left + 4 * k + 2 * b),
+                                          from_bfloat16(right + k * kTileLineBytes + 2 * b), apart[b]));
+    total = flushed(flushed(total) + flushed(apart[0] + apart[1]));
+    __builtin_memcpy(sum, &total, sizeof total);
+  });
+}

@@ -79,15 +79,11 @@ template <int Panels>
 static void tile_groups(const QuadJob& job) {
   TileConfig config = {};
   config.palette = 1;
-  const auto configure = [&](int tile, int line_bytes) {
-    config.lines[tile] = kTileLines;
-    config.line_bytes[tile] = (uint16_t)line_bytes;
-  };
-  configure(kTileWeights, kTileLineBytes);
+  configure(config, kTileWeights, kTileLineBytes);
   for (int p = 0; p < Panels; ++p) {
     const int rows = p + 1 < Panels ? kTileRows : job.rows - p * kTileRows;
-    configure(kTileSum + p, rows * kQuad);
-    configure(kTileX + p, rows * kQuad);
+    configure(config, kTileSum + p, rows * kQuad);
+    configure(config, kTileX + p, rows * kQuad);
   }
   tile_config(config);
   for (int64_t group = job.group_begin; group < job.group_end; ++group) tile_group<Panels>(job, group);

@@ -228,6 +228,9 @@ SPARSECC_API const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64
 SPARSECC_API const char* sparsecc_conv_kernel(const sparsecc_conv* op);
 /* Every kernel this machine can run, one line each: "name isa tile". */
 SPARSECC_API const char* sparsecc_kernel_table(void);
+/* The same of kernels for weights in bfloat16 on tile registers. They run where sparsecc_weight_desc.isa (or
+ * $SPARSECC_ISA, or the machine) is "avx512amx"; arithmetic is float32 there too. */
+SPARSECC_API const char* sparsecc_tile_kernel_table(void);
 /* Every operator of the onnxruntime library, one line each: "name input-types -> output-types". */
 SPARSECC_API const char* sparsecc_operator_table(void);
 SPARSECC_API const char* sparsecc_version(void);
