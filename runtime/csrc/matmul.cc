@@ -118,7 +118,9 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
 void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const int64_t height = kTileRows, tasks = wanted_tasks(executor), panels = ceil_div(rows, height);
+  const int64_t tasks = wanted_tasks(executor);
+  if (rows == 1 && tasks == 1) return run_groups(block_->shares.of(0, 1), x, 1, y);
+  const int64_t height = kTileRows, panels = ceil_div(rows, height);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
   const int64_t chunk_panels =
       std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
@@ -164,13 +166,14 @@ void sparsecc_matmul::pack_panels(const float* x, int64_t rows, int64_t first, i
 void sparsecc_matmul::run_groups(Shares::Ranges groups, const float* packed, int64_t rows, float* y) const {
   const BlockView weight = block_->view();
   const auto kernel = block_kernel(linear_.isa, weight.wide, block_->type());
+  const int64_t at_once = rows <= kTileRows ? weight.outputs : kGroupsAtOnce;
   for (const auto [begin, end] : groups)
-    for (int64_t group = begin; group < end; group += kGroupsAtOnce)
+    for (int64_t group = begin; group < end; group += at_once)
       for (int64_t row = 0; row < rows; row += kTileRows) {
         const int64_t count = std::min<int64_t>(kTileRows, rows - row);
         const BlockJob job{&weight,
                            group,
-                           std::min(end, group + kGroupsAtOnce),
+                           std::min(end, group + at_once),
                            packed + row * linear_.inputs,
                            count,
                            static_cast<int>(count),

@@ -40,7 +40,8 @@ void* make_output(const Functions& api, OrtKernelContext* context, size_t index,
 // `run` returns non-zero with a message, as every function of the C interface does.
 template <typename Run>
 void checked(Run run) {
-  char error[512] = "";
+  char error[512];
+  error[0] = '\0';
   if (run(error, sizeof(error)) != 0) throw KernelError(error);
 }
 

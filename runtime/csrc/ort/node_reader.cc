@@ -60,7 +60,10 @@ void check(const Functions& api, OrtStatus* status) {
   throw KernelError(message);
 }
 
-TensorView view(const Functions& api, const OrtValue* value) {
+namespace {
+
+// By way of an object that holds both; the only way before version 24.
+void read_type_and_dims(const Functions& api, const OrtValue* value, TensorView* tensor) {
   OrtTensorTypeAndShapeInfo* info = nullptr;
   check(api, api.GetTensorTypeAndShape(value, &info));
   struct Guard {
@@ -68,13 +71,25 @@ TensorView view(const Functions& api, const OrtValue* value) {
     OrtTensorTypeAndShapeInfo* info;
     ~Guard() { api.ReleaseTensorTypeAndShapeInfo(info); }
   } guard{api, info};
-
-  TensorView tensor;
   size_t rank = 0;
-  check(api, api.GetTensorElementType(info, &tensor.type));
+  check(api, api.GetTensorElementType(info, &tensor->type));
   check(api, api.GetDimensionsCount(info, &rank));
-  tensor.dims.resize(rank);
-  check(api, api.GetDimensions(info, tensor.dims.data(), rank));
+  tensor->dims.resize(rank);
+  check(api, api.GetDimensions(info, tensor->dims.data(), rank));
+}
+
+}  // namespace
+
+TensorView view(const Functions& api, const OrtValue* value) {
+  TensorView tensor;
+  if (api.GetTensorElementTypeAndShapeDataReference == nullptr) {
+    read_type_and_dims(api, value, &tensor);
+  } else {
+    const int64_t* dims = nullptr;
+    size_t rank = 0;
+    check(api, api.GetTensorElementTypeAndShapeDataReference(value, &tensor.type, &dims, &rank));
+    tensor.dims.assign(dims, dims + rank);
+  }
   tensor.count = 1;
   for (const int64_t dim : tensor.dims) tensor.count *= dim;
   // There is one accessor for data, and it takes a mutable value: constants are only ever read here.

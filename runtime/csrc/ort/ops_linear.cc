@@ -236,14 +236,13 @@ class MatMulKernel : public Kernel {
   }
 
   void run(OrtKernelContext* context) const override {
-    const TensorView x = read_input(api, context, 0);
+    TensorView x = read_input(api, context, 0);
     if (x.dims.empty() || x.dims.back() != inputs_) {
       throw KernelError("x has shape " + to_text(x.dims) + ", expected a last dimension of " +
                         std::to_string(inputs_));
     }
-    std::vector<int64_t> dims = x.dims;
-    dims.back() = outputs_;
-    auto* y = static_cast<float*>(make_output(api, context, 0, dims));
+    x.dims.back() = outputs_;
+    auto* y = static_cast<float*>(make_output(api, context, 0, x.dims));
     const int64_t rows = x.count / inputs_;
     if (rows == 0) return;
     SessionThreads threads(api, context, gauge_);

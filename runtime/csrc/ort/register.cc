@@ -1,4 +1,5 @@
 // Entry point of the operator library for onnxruntime.
+#include <cstdio>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -22,6 +23,7 @@ constexpr size_t kLongestName = 200;  // of a node, in messages
 
 struct Operator : CustomOp {
   OperatorSpec spec;
+  const Functions* api = nullptr;
   int32_t threads = 0;  // of the sessions it is registered with, 0 if not known
 };
 
@@ -46,8 +48,8 @@ OrtStatus* guarded(const Functions& api, const char* prefix, Body body) noexcept
   }
 }
 
-OrtStatus* create_kernel(const CustomOp* op, const OrtApi* table, const OrtKernelInfo* info, void** kernel) {
-  const Functions api(table);
+OrtStatus* create_kernel(const CustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+  const Functions& api = *self(op).api;
   return guarded(api, "", [&] {
     const NodeReader node(api, info);
     std::string name = node.name();
@@ -91,7 +93,7 @@ int operator_version(const CustomOp*) { return 1; }
 
 // ---- the set of operators ---------------------------------------------------------------------------
 
-Operator make_operator(OperatorSpec spec, int32_t threads) {
+Operator make_operator(OperatorSpec spec, const Functions* api, int32_t threads) {
   Operator op{};
   op.version = kApiVersion;
   op.GetName = name_of;
@@ -113,6 +115,7 @@ Operator make_operator(OperatorSpec spec, int32_t threads) {
   op.GetStartVersion = operator_version;
   op.GetEndVersion = operator_version;
   op.spec = std::move(spec);
+  op.api = api;
   op.threads = threads;
   return op;
 }
@@ -121,13 +124,15 @@ Operator make_operator(OperatorSpec spec, int32_t threads) {
 // outlive the library's static objects: leaked on purpose. One per copy of onnxruntime in the process and
 // number of threads.
 struct Domain {
+  Functions api;
   std::vector<Operator> operators;
   OrtCustomOpDomain* handle = nullptr;
 };
 
-OrtStatus* make_domain(const Functions& api, int32_t threads, Domain* domain) {
+OrtStatus* make_domain(int32_t threads, Domain* domain) {
+  const Functions& api = domain->api;
   if (OrtStatus* status = api.CreateCustomOpDomain(kDomain, &domain->handle)) return status;
-  for (OperatorSpec& spec : all_operators()) domain->operators.push_back(make_operator(std::move(spec), threads));
+  for (OperatorSpec& spec : all_operators()) domain->operators.push_back(make_operator(std::move(spec), &api, threads));
   for (const Operator& op : domain->operators) {
     if (OrtStatus* status = api.CustomOpDomain_Add(domain->handle, &op)) return status;
   }
@@ -140,8 +145,8 @@ OrtStatus* domain_for(const OrtApi* table, const Functions& api, int32_t threads
   const std::lock_guard<std::mutex> lock(mutex);
   Domain*& known = (*domains)[{table, threads}];
   if (known == nullptr) {
-    auto made = std::make_unique<Domain>();
-    if (OrtStatus* status = make_domain(api, threads, made.get())) return status;
+    std::unique_ptr<Domain> made(new Domain{api, {}, nullptr});
+    if (OrtStatus* status = make_domain(threads, made.get())) return status;
     known = made.release();
   }
   *out = known->handle;
@@ -163,12 +168,20 @@ int32_t told_threads(const Functions& api, const OrtSessionOptions* options) {
   return parse_threads(text);
 }
 
+// Version 1.n of onnxruntime has version n of the table; one that is too old would print a complaint if asked.
+const OrtApi* newer_table(const OrtApiBase* base) {
+  int major = 0;
+  unsigned minor = 0;
+  if (std::sscanf(base->GetVersionString(), "%d.%u", &major, &minor) != 2) return nullptr;
+  return major == 1 && minor >= kNewerApiVersion ? base->GetApi(kNewerApiVersion) : nullptr;
+}
+
 OrtStatus* register_all(OrtSessionOptions* options, const OrtApiBase* base) noexcept {
   const OrtApi* table = base->GetApi(kApiVersion);
   // Without a table there is not even a way to make a status: the session then reports the unknown
   // operators, or runs their function bodies.
   if (table == nullptr) return nullptr;
-  const Functions api(table);
+  const Functions api(table, newer_table(base));
   OrtStatus* inner = nullptr;
   OrtStatus* outer = guarded(api, "sparsecc: ", [&] {
     OrtCustomOpDomain* domain = nullptr;
