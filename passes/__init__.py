@@ -6,6 +6,7 @@ __all__ = ["LOADERS"]
 
 LOADERS: dict[str, str] = {
     "tidy": "sparsecc.passes.tidy.tidy:Tidy",
+    "permute": "sparsecc.passes.structure.permute:Permute",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "heal": "sparsecc.passes.recover.heal:Heal",

@@ -144,6 +144,7 @@ def optimize(
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     quantize: str | None = None,
     activations: str | None = None,
+    permute: bool = False,
     keep_slower: bool = False,
     standard_ops_only: bool = False,
     costs: str | os.PathLike[str] | None = None,
@@ -177,6 +178,7 @@ def optimize(
         quantize: ``int8``: quantise weights and activations wherever that is measured faster.
         activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
             the calibration data (convolutions need that).
+        permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
             experiments).
         standard_ops_only: emit no custom operators.
@@ -205,6 +207,7 @@ def optimize(
     threads = _threads(threads, wanted)
     library = _library_found(needed=keep_slower)
     flags = {"pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize}
+    flags["permute"] = permute or None
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))
@@ -221,6 +224,7 @@ def optimize(
             calibrated=calibration_data is not None,
             quantize=quantize,
             activations=activations,
+            permute=permute,
         )
     original = ir.Model.load(source)
     _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])

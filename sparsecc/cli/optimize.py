@@ -41,6 +41,9 @@ __all__ = ["command"]
     "--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove."
 )
 @click.option("--method", help="How to choose what to remove: magnitude or wanda.")
+@click.option(
+    "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
+)
 @click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
 @click.option(
     "--activations", help="With --quantize: ranges of activations, dynamic (at run time) or static."
@@ -78,6 +81,7 @@ def command(
     pattern: str | None,
     sparsity: float | None,
     method: str | None,
+    permute: bool,
     quantize: str | None,
     activations: str | None,
     match: str,
@@ -114,6 +118,7 @@ def command(
             pattern=pattern,
             sparsity=sparsity,
             method=method,
+            permute=permute,
             quantize=quantize,
             activations=activations,
             match=match,

@@ -14,6 +14,9 @@ METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")
 
+#: Options that ``permute`` takes over from the prune pass after it.
+_SHARED = ("pattern", "match", "scope", "min_elements", "min_reduction", "by_channel")
+
 
 def preset(
     *,
@@ -26,6 +29,7 @@ def preset(
     calibrated: bool = False,
     quantize: str | None = None,
     activations: str | None = None,
+    permute: bool = False,
 ) -> Pipeline:
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
@@ -39,6 +43,7 @@ def preset(
         calibrated: calibration data is at hand.
         quantize: ``int8``, or None for float32.
         activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
+        permute: reorder channels before pruning, so that the pattern costs less.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -46,7 +51,10 @@ def preset(
     steps: list[Pass] = [_pass("tidy")]
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
-        steps.append(_prune_step(pattern, sparsity, method, match, calibrated, activations == "static"))
+        step = _prune_step(pattern, sparsity, method, match, calibrated, activations == "static")
+        steps += [*([_permute_step(step)] if permute else []), step]
+    elif permute:
+        raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
     if activations is not None and quantize is None:
         raise UsageError("--activations is an option of --quantize: give --quantize int8 too")
     if quantize is not None:
@@ -85,6 +93,18 @@ def _quantize_step(weights: str, activations: str | None, match: str) -> Pass:
     if activations is not None and activations not in ACTIVATIONS:
         raise UsageError(f"unknown activations '{activations}'; known: {', '.join(ACTIVATIONS)}")
     return _pass("quantize", activations=activations or ACTIVATIONS[0], match=match)
+
+
+def _permute_step(prune: Pass) -> Pass:
+    """The order that suits a prune pass: the same options."""
+    pattern: Pattern = vars(prune)["pattern"]
+    if pattern.kind not in ("nm", "block"):
+        raise UsageError(
+            f"--permute does nothing for pattern {pattern}: give --pattern N:M or RxC, or leave it out"
+        )
+    shared = {name: vars(prune)[name] for name in _SHARED}
+    amount = vars(prune)["sparsity"]
+    return _pass("permute", **shared, **({} if amount is None else {"sparsity": amount}))
 
 
 def _prune_step(

@@ -73,7 +73,7 @@ class Edit:
         node: the node.
         kind: which numbers.
         fields: of its outputs for ``reshape`` and ``split``, of its input for the others (``pad``: and output).
-        axis: the axis meant, where one is.
+        axis: the axis meant, where one is; for ``slice`` its place among those listed.
     """
 
     node: onnx_ir.Node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -59,11 +60,11 @@ class AxisGraph:
     """
 
     def __init__(self, model: Model) -> None:
-        model.infer_shapes()
         builder = Builder()
-        for node in model.onnx.graph:
-            _visit(builder, node)
-        _freeze_ends(builder, model)
+        with _known_shapes(model):
+            for node in model.onnx.graph:
+                _visit(builder, node)
+            _freeze_ends(builder, model)
         self.graph: nx.MultiDiGraph = builder.graph
         self.parts = tuple(builder.parts.values())
         self.edits: tuple[Edit, ...] = tuple(builder.edits)
@@ -99,6 +100,19 @@ class AxisGraph:
         ordered = places[np.sort(np.unique(places, return_index=True)[1])]
         name = node.name or node.outputs[0].name or node.op_type
         return Orbit(name, ordered[np.isin(ordered, units)], tuple(standing), reason)
+
+
+@contextlib.contextmanager
+def _known_shapes(model: Model) -> Iterator[None]:
+    """Infer shapes for the walk only: looking at a model must not change it."""
+    values = [value for graph in model.graphs() for node in graph for value in node.outputs]
+    before = [(value, value.shape, value.type) for value in values]
+    model.infer_shapes()
+    try:
+        yield
+    finally:
+        for value, shape, type_ in before:
+            value.shape, value.type = shape, type_
 
 
 def _visit(b: Builder, node: onnx_ir.Node) -> None:

@@ -10,7 +10,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from sparsecc.errors import PassError
-from sparsecc.ir.axes.builder import Edit, Field, Part, constant, dims
+from sparsecc.ir.axes.builder import Edit, Field, Part, constant
 from sparsecc.ir.axes.graph import AxisGraph
 from sparsecc.ir.axes.units import Atoms
 from sparsecc.ir.model import Model
@@ -27,12 +27,13 @@ def permute(axes: AxisGraph, content: Mapping[int, int]) -> None:
         content: for each unit that changes, the unit whose weights come to its place. One to one, within orbits of
             level ``order`` that have no reason.
     """
+    changing = np.array([old for old, new in content.items() if old != new], np.int64)
     for part in axes.parts:
         units = axes.units(part.atoms, "order")
+        if not np.isin(units, changing).any():
+            continue
         rows = units.reshape(-1, part.atoms.shape[-1])
         sources = [_sources(row, content) for row in rows]
-        if all(np.array_equal(source, np.arange(len(source))) for source in sources):
-            continue
         assert part.value.const_value is not None, "parts are constants"
         stored = part.value.const_value.numpy()
         _store(part.value, _reordered(stored, part, sources))
@@ -163,11 +164,7 @@ def _edit_slice(edit: Edit, alive: NDArray[np.bool_], used: set[str]) -> None:
     kept = _kept_rows(field, alive)
     if kept.all():
         return
-    node, rank = edit.node, len(dims(edit.node.inputs[0]) or ())
-    axes = (
-        _ints(node.inputs[3]).ravel() % rank if len(node.inputs) > 3 and node.inputs[3] else np.arange(rank)
-    )
-    at = int(np.flatnonzero(axes == edit.axis)[0])
+    node, at = edit.node, edit.axis
     starts, ends = _ints(node.inputs[1]), _ints(node.inputs[2])
     start, end, _ = slice(int(starts.flat[at]), int(ends.flat[at])).indices(len(kept))
     starts.flat[at], ends.flat[at] = int(kept[:start].sum()), int(kept[:end].sum())

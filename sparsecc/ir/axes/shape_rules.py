@@ -285,7 +285,7 @@ def slice_(b: Builder, node: onnx_ir.Node) -> None:
         if field.axes[0] in cut:
             steps = settings[3] if len(settings) > 3 else None
             if len(cut) == 1 and (steps is None or steps.flat[names.index(cut[0])] == 1):
-                b.edit(node, "slice", [field], field.axes[0])
+                b.edit(node, "slice", [field], names.index(cut[0]))
             else:
                 b.keep(field.atoms, f"{place(node)} takes every other position of it")
 
