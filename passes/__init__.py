@@ -10,6 +10,7 @@ LOADERS: dict[str, str] = {
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "heal": "sparsecc.passes.recover.heal:Heal",
+    "round-weights": "sparsecc.passes.quantize.round_weights:RoundWeights",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",
     "lower-conv-int8": "sparsecc.passes.lower.lower_conv_int8:LowerConvInt8",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",

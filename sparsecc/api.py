@@ -145,6 +145,7 @@ def optimize(
     quantize: str | None = None,
     activations: str | None = None,
     permute: bool = False,
+    values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
     costs: str | os.PathLike[str] | None = None,
@@ -158,8 +159,8 @@ def optimize(
 ) -> OptimizeResult:
     """Optimise an ONNX file: prune if asked, lower zeros to sparse operators where that is measured faster.
 
-    With none of ``pipeline``, ``recipe``, ``pattern``, ``sparsity``, ``method`` and ``quantize`` only lossless
-    rewrites are made and only zeros that the weights already have are used.
+    With none of ``pipeline``, ``recipe``, ``pattern``, ``sparsity``, ``method``, ``quantize`` and ``values`` only
+    lossless rewrites are made and only zeros that the weights already have are used.
 
     Args:
         model: the input file; never written to.
@@ -179,6 +180,8 @@ def optimize(
         activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
             the calibration data (convolutions need that).
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
+        values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
+            measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
             experiments).
         standard_ops_only: emit no custom operators.
@@ -206,7 +209,10 @@ def optimize(
     wanted = Target.parse(target) if isinstance(target, str) else target
     threads = _threads(threads, wanted)
     library = _library_found(needed=keep_slower)
-    flags = {"pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize}
+    flags = {
+        "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
+        "values": None if values == "fp32" else values,
+    }  # fmt: skip
     flags["permute"] = permute or None
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -225,6 +231,7 @@ def optimize(
             quantize=quantize,
             activations=activations,
             permute=permute,
+            values=values,
         )
     original = ir.Model.load(source)
     _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
@@ -439,17 +446,21 @@ def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport])
     ]
 
 
+#: What the passes that make numbers narrower did not do, by name.
+_NARROWED = {"quantize": "not quantised", "round-weights": "not rounded"}
+
+
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
     """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
     unpruned: dict[str, str] = {}
-    unquantized: dict[str, str] = {}
+    wider: dict[str, str] = {}
     chosen: dict[str, str] = {}
     for report in reports:
         for skip in report.skipped:
             if report.pass_name.startswith("prune-"):
                 unpruned[skip.site] = f"not pruned: {skip.reason}; "
-            elif report.pass_name == "quantize":
-                unquantized[skip.site] = f"not quantised: {skip.reason}; "
+            elif report.pass_name in _NARROWED:
+                wider[skip.site] = f"{wider.get(skip.site, '')}{_NARROWED[report.pass_name]}: {skip.reason}; "
             elif report.pass_name not in ("lower-sparse", "restore-dense"):
                 chosen[skip.site] = skip.reason
             else:
@@ -460,8 +471,8 @@ def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
             elif report.pass_name != "lower-sparse":
                 chosen[change.site] = change.detail
     return {
-        site: unpruned.get(site, "") + unquantized.get(site, "") + chosen.get(site, "")
-        for site in {**unpruned, **unquantized, **chosen}
+        site: unpruned.get(site, "") + wider.get(site, "") + chosen.get(site, "")
+        for site in {**unpruned, **wider, **chosen}
     }
 
 

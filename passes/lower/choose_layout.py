@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, Site
+from sparsecc.ir.sparse_ops import BF16_OPSET
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
 from sparsecc.passes.lower.recurrent import (
     candidate_pairs,
@@ -22,7 +23,7 @@ from sparsecc.passes.lower.recurrent import (
     weight_pair,
 )
 from sparsecc.pm import CostSource, Number, Pass, PassContext, PassReport, select_sites
-from sparsecc.sparse import INT8_DENSE, Layout, Pattern, Values, density, detect, matches
+from sparsecc.sparse import INT8_DENSE, Floats, Layout, Pattern, density, detect, holds, matches
 
 __all__ = ["GAIN_KEY", "LAYOUT_KEY", "ChooseLayout", "candidate_patterns", "fastest", "mark", "unmark"]
 
@@ -107,6 +108,8 @@ class ChooseLayout(Pass):
         min_gain: dense time / sparse time that a site must reach to be marked.
         keep_slower: mark the fastest sparse form even where dense is faster (for experiments).
         layout: mark this layout without timing anything, where the zeros obey it; none: choose by timing.
+        values: a narrower type in which float values may be stored, ``fp16`` or ``bf16``, where every weight is such a
+            number (see ``round-weights``); timed beside float32.
         custom_ops: consider sparse operators; without them only ``int8 dense`` can win.
     """
 
@@ -117,6 +120,7 @@ class ChooseLayout(Pass):
     min_gain: float = 1.0
     keep_slower: bool = False
     layout: Pattern | None = None
+    values: Floats = "fp32"
     custom_ops: bool = True
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
@@ -150,10 +154,10 @@ class ChooseLayout(Pass):
         if self.layout:
             if not matches(form.weight, self.layout):
                 raise Refusal(f"its zeros do not obey {self.layout}")
-            layout = Layout(self.layout, "fp32" if form.int8 is None else "int8")
+            layout = Layout(self.layout, "int8" if form.int8 else self._floats(model, form.weight)[0])
             choice, detail, gain = str(layout), f"{layout}, as asked", 1.0
         else:
-            layouts = self._candidates(form, kept, base)
+            layouts = self._candidates(model, form, kept, base)
             choice, detail, gain = self._fastest(model, site, layouts, ctx, numbers)
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
@@ -166,14 +170,24 @@ class ChooseLayout(Pass):
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
 
-    def _candidates(self, form: LinearForm, kept: float, base: Site | None) -> list[Layout]:
+    def _floats(self, model: Model, weight: npt.NDArray[np.float32]) -> tuple[Floats, ...]:
+        """The types in which ``weight`` can be stored, the one asked for first."""
+        if self.values == "fp32" or not holds(weight, self.values):
+            return ("fp32",)
+        if self.values == "bf16" and model.opset < BF16_OPSET:
+            return ("fp32",)
+        return (self.values, "fp32")
+
+    def _candidates(self, model: Model, form: LinearForm, kept: float, base: Site | None) -> list[Layout]:
         """The layouts to time, those to be preferred among equals first."""
         found = [] if base is None else [INT8_DENSE]
         if self.custom_ops and (kept <= _MAX_DENSITY or self.keep_slower):
-            values: Values = "fp32" if form.int8 is None else "int8"
-            found += [Layout(pattern, values) for pattern in candidate_patterns(form.weight)]
-            if base is not None:
-                found += [Layout(pattern) for pattern in candidate_patterns(base.numpy())]
+            if form.int8 is not None:
+                found += [Layout(pattern, "int8") for pattern in candidate_patterns(form.weight)]
+            if form.int8 is None or base is not None:
+                weight = form.weight if base is None else base.numpy()
+                types = self._floats(model, weight)
+                found += [Layout(p, floats) for p in candidate_patterns(weight) for floats in types]
         if not found:
             raise Refusal(_NO_CUSTOM_OPS)
         return found
@@ -196,11 +210,16 @@ class ChooseLayout(Pass):
         if self.layout:
             for weight in (form.input_weight, form.state_weight):
                 check_pair_layout(weight, self.layout, form.hidden)
-            choice, detail, gain = str(self.layout), f"{self.layout}, as asked", 1.0
+            w, r = (
+                Layout(self.layout, self._floats(model, weight)[0])
+                for weight in (form.input_weight, form.state_weight)
+            )
+            choice, detail, gain = pair_text((w, r)), f"{pair_text((w, r))}, as asked", 1.0
         elif not self.custom_ops:
             raise Refusal(_NO_CUSTOM_OPS)
         else:
-            candidates = candidate_pairs(form)
+            allowed = self.values != "bf16" or model.opset >= BF16_OPSET
+            candidates = candidate_pairs(form, self.values if allowed else "fp32")
             times = _costs(ctx).recurrent_times_ms(model, pair[0], candidates)
             names = [pair_text(candidate) for candidate in candidates]
             choice, detail, gain = self._compared(names, times, numbers)

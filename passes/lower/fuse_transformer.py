@@ -194,6 +194,8 @@ def _stack(model: Model, nodes: list[ir.Node]) -> ir.Node:
     if len({str(node.attributes["layout"].value) for node in nodes}) > 1:
         raise Refusal("its products have different layouts")
     weights = [packed_weight(node) for node in nodes]
+    if len({weight.values.dtype for weight in weights}) > 1:
+        raise Refusal("its products store values of different types")
     rows = weights[0].pattern.rows if weights[0].pattern.kind == "block" else 1
     if any(weight.shape[0] % rows for weight in weights):
         raise Refusal("the outputs of its products do not fill their blocks")

@@ -13,7 +13,7 @@ from sparsecc.ir.names import value_names
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, sparse_op_node
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
-from sparsecc.passes.lower.recurrent import is_recurrent, lower_recurrent, parse_pair
+from sparsecc.passes.lower.recurrent import is_recurrent, lower_recurrent, pack_floats, parse_pair
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import Layout, QuantizedTensor, SparseTensor
@@ -36,10 +36,10 @@ def pack(form: LinearForm, layout: Layout) -> SparseTensor | QuantizedTensor:
     """Return the weight of ``form`` in ``layout``.
 
     Raises:
-        Refusal: it is not quantised, and the layout says so.
+        Refusal: it is not quantised, and the layout says so; or its values do not fit the layout's type.
     """
     if not layout.int8:
-        return SparseTensor.encode(form.weight, layout.pattern)
+        return pack_floats(form.weight, layout)
     if form.int8 is None:
         raise Refusal(f"it is not quantised, so there is no {layout} of it")
     return QuantizedTensor.from_codes(form.int8.codes, form.int8.scales, layout.pattern)
@@ -167,7 +167,8 @@ class LowerSparse(Pass):
         )
         report.change(
             site.name,
-            f"{lowered[0].op_type} {layout.pattern}" + (f" with {fused} fused" if fused else ""),
+            f"{lowered[0].op_type} {layout.pattern if layout.int8 else layout}"
+            + (f" with {fused} fused" if fused else ""),
             dense_bytes=forms[0].weight.nbytes,
             packed_bytes=packed.nbytes,
         )

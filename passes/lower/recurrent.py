@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir
 
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.ops_recurrent import GATES, recurrent_op_node
 from sparsecc.passes.lower.activations import constant_array
 from sparsecc.passes.lower.linear_form import MIN_OPSET, Refusal
-from sparsecc.sparse import Pattern, SparseTensor, density, detect, matches
+from sparsecc.sparse import Floats, Layout, Pattern, SparseTensor, density, detect, holds, matches
 
 __all__ = [
+    "LayoutPair",
     "RecurrentForm",
     "candidate_pairs",
     "is_recurrent",
     "leads",
     "lower_recurrent",
+    "pack_floats",
     "pair_text",
     "parse_pair",
     "recurrent_form",
@@ -33,6 +36,9 @@ _WHOLE_DENSITY = 0.85
 _WHOLE = Pattern.parse("16x1")
 #: Sites (of pruned weights) whose zeros allow many shapes of blocks: so many are timed.
 _MAX_BLOCKS = 2
+
+#: Of W and R.
+LayoutPair: TypeAlias = tuple[Layout, Layout]
 
 _DEFAULT_ACTIVATIONS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh")}
 
@@ -150,13 +156,21 @@ def _check_attributes(node: onnx_ir.Node, cell: str, hidden: int, directions: in
         raise Refusal("activations other than sigmoid and tanh: the sparse operator has no others")
 
 
-def candidate_pairs(form: RecurrentForm) -> tuple[tuple[Pattern, Pattern], ...]:
-    """The layouts of (W, R) worth timing for their zeros, most structured first."""
-    return tuple(
-        itertools.product(
-            _candidates(form.input_weight, form.hidden), _candidates(form.state_weight, form.hidden)
-        )
-    )
+def candidate_pairs(form: RecurrentForm, floats: Floats = "fp32") -> tuple[LayoutPair, ...]:
+    """The layouts of (W, R) worth timing for their zeros, most structured first.
+
+    With values of type ``floats``, where a weight can be stored in that without loss, and then with float32.
+    """
+    weights = (form.input_weight, form.state_weight)
+    pairs: list[LayoutPair] = []
+    for patterns in itertools.product(*(_candidates(weight, form.hidden) for weight in weights)):
+        for wanted in dict.fromkeys((floats, "fp32")):
+            w, r = (
+                Layout(pattern, wanted if holds(weight, wanted) else "fp32")
+                for weight, pattern in zip(weights, patterns, strict=True)
+            )
+            pairs.append((w, r))
+    return tuple(dict.fromkeys(pairs))
 
 
 def _candidates(weight: npt.NDArray[np.float32], hidden: int) -> tuple[Pattern, ...]:
@@ -168,19 +182,19 @@ def _candidates(weight: npt.NDArray[np.float32], hidden: int) -> tuple[Pattern, 
     return (*blocks, *groups, Pattern("unstructured"))
 
 
-def pair_text(pair: tuple[Pattern, Pattern]) -> str:
+def pair_text(pair: LayoutPair) -> str:
     """The layouts of W and R as a mark: one where they are the same."""
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}+{pair[1]}"
 
 
-def parse_pair(text: str) -> tuple[Pattern, Pattern]:
+def parse_pair(text: str) -> LayoutPair:
     """What ``pair_text`` wrote."""
     first, _, second = text.partition("+")
-    return Pattern.parse(first), Pattern.parse(second or first)
+    return Layout.parse(first), Layout.parse(second or first)
 
 
 def lower_recurrent(
-    model: Model, site: Site, layouts: tuple[Pattern, Pattern], taken: set[str]
+    model: Model, site: Site, layouts: LayoutPair, taken: set[str]
 ) -> tuple[list[onnx_ir.Node], int, int]:
     """Replace all nodes of the pair of ``site`` by sparse operators.
 
@@ -193,12 +207,26 @@ def lower_recurrent(
     pair = weight_pair(model, site)
     forms = [recurrent_form(model, pair, node) for node in pair[0].nodes]
     weights = (forms[0].input_weight, forms[0].state_weight)
-    for weight, pattern in zip(weights, layouts, strict=True):
-        check_pair_layout(weight, pattern, forms[0].hidden)
-    packed = [SparseTensor.encode(weight, pattern) for weight, pattern in zip(weights, layouts, strict=True)]
+    for weight, layout in zip(weights, layouts, strict=True):
+        check_pair_layout(weight, layout.pattern, forms[0].hidden)
+    packed = [pack_floats(weight, layout) for weight, layout in zip(weights, layouts, strict=True)]
     name = pair[0].name.removesuffix(".W")
     lowered = [_replace(form, packed[0], packed[1], form.node.name or name, taken) for form in forms]
     return lowered, sum(weight.nbytes for weight in weights), sum(weight.nbytes for weight in packed)
+
+
+def pack_floats(weight: npt.NDArray[np.float32], layout: Layout) -> SparseTensor:
+    """Return ``weight`` in ``layout``, whose values are not int8.
+
+    Raises:
+        Refusal: its numbers are none of the type of the values.
+    """
+    if layout.values == "int8":
+        raise Refusal(f"it is not quantised, so there is no {layout} of it")
+    try:
+        return SparseTensor.encode(weight, layout.pattern).stored_as(layout.values)
+    except SpecError as error:
+        raise Refusal(str(error)) from error
 
 
 def check_pair_layout(weight: npt.NDArray[np.float32], pattern: Pattern, hidden: int) -> None:

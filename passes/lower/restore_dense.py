@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from sparsecc.ir import Model
 from sparsecc.passes.lower.choose_layout import GAIN_KEY, LAYOUT_KEY, mark, unmark
 from sparsecc.pm import Pass, PassContext, PassReport, Requantizer, select_sites
-from sparsecc.sparse import Layout, density
+from sparsecc.sparse import FLOATS, Layout, density, rounded
 
 __all__ = ["RestoreDense", "quantized_where_marked"]
 
@@ -47,7 +48,8 @@ class RestoreDense(Pass):
 
     Changes: weights of sites without a ``sparsecc.layout`` mark go back to what they were before the first lossy
     pass of the pipeline, float32 if ``quantize`` changed them; those of sites marked ``int8 dense`` lose their
-    zeros. Runs between ``confirm-layout`` and ``lower-sparse``.
+    zeros; what ``round-weights`` rounded goes back where the layout stores float32. Runs between ``confirm-layout``
+    and ``lower-sparse``.
 
     Sample: ``restore-dense{match=re:.*mlp.*}``
 
@@ -73,7 +75,7 @@ class RestoreDense(Pass):
         if quantization is not None and not _is_result(model, quantization):
             report.note("the model was changed after quantize: no site goes back to float32")
             quantization = None
-        kept = {name for name, (layout, _) in marks.items() if _first(layout).sparse}
+        kept = {name: _first(layout) for name, (layout, _) in marks.items() if _first(layout).sparse}
         if quantization is None:
             self._restore(model, ctx.before_lossy, kept, report)
             return report
@@ -101,11 +103,15 @@ class RestoreDense(Pass):
                 chosen[site.name] = ("int8 dense", 1.0)
         return chosen
 
-    def _restore(self, model: Model, own: Model, kept: set[str], report: PassReport) -> None:
-        """Give the matching sites of ``model`` that are not ``kept`` their weights in ``own`` back."""
+    def _restore(self, model: Model, own: Model, kept: Mapping[str, Layout], report: PassReport) -> None:
+        """Give the matching sites of ``model`` their weights in ``own`` back, as far as ``kept`` allows it.
+
+        Those in ``kept`` keep their zeros, and what was rounded unless their layout stores float32.
+        """
         before = {site.name: site for site in own.sites()}
         for site in select_sites(model, self.match, report):
-            if not self.pruned or site.name in kept:
+            layout = kept.get(site.name)
+            if not self.pruned or (layout is not None and layout.values != "fp32"):
                 report.skip(site.name, "it is lowered as it is")
                 continue
             if site.name not in before or before[site.name].shape != site.shape:
@@ -115,12 +121,19 @@ class RestoreDense(Pass):
                 report.skip(site.name, "it is quantised: its own weights have another type")
                 continue
             pruned, whole = site.numpy(), before[site.name].numpy()
+            unrounded = np.where(pruned != 0, whole, 0)
+            exact = np.array_equal(unrounded, pruned)
             if np.array_equal(whole, pruned, equal_nan=True):
                 report.skip(site.name, "it has its own weights")
-            elif not np.array_equal(np.where(pruned != 0, whole, 0), pruned):
+            elif layout is not None and (exact or not _is_rounding(unrounded, pruned)):
+                report.skip(site.name, "it is lowered as it is")
+            elif not exact and not _is_rounding(unrounded, pruned):
                 report.skip(
                     site.name, "what pruning left of its weights was changed since: they cannot go back"
                 )
+            elif layout is not None:
+                site.replace(unrounded)
+                report.change(site.name, f"not rounded after all: {layout}", relative_error=0.0)
             else:
                 site.replace(whole)
                 report.change(
@@ -130,6 +143,13 @@ class RestoreDense(Pass):
                     density_after=density(whole),
                     relative_error=0.0,
                 )
+
+
+def _is_rounding(weight: npt.NDArray[Any], result: npt.NDArray[Any]) -> bool:
+    """Whether ``round-weights`` can have made ``result`` of ``weight``."""
+    return weight.dtype == np.float32 and any(
+        np.array_equal(rounded(weight, floats), result) for floats in FLOATS if floats != "fp32"
+    )
 
 
 def _first(mark_text: str) -> Layout:

@@ -1,1 +1,1 @@
-"""Quantisation: int8 weights and uint8 activations, written as standard ONNX."""
+"""Narrower numbers: int8 weights and uint8 activations, written as standard ONNX; weights rounded to 16 bits."""

@@ -48,6 +48,12 @@ __all__ = ["command"]
 @click.option(
     "--activations", help="With --quantize: ranges of activations, dynamic (at run time) or static."
 )
+@click.option(
+    "--values",
+    default="fp32",
+    show_default=True,
+    help="Store the values of sparse weights as fp32, fp16 or bf16 (rounded; arithmetic stays fp32).",
+)
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
 @calibration_option
 @num_samples_option
@@ -84,6 +90,7 @@ def command(
     permute: bool,
     quantize: str | None,
     activations: str | None,
+    values: str,
     match: str,
     calibration_data: str | None,
     num_samples: int | None,
@@ -101,8 +108,8 @@ def command(
 ) -> None:
     """Make MODEL smaller and faster where that is measured; never overwrites it.
 
-    Without --pattern, --sparsity, --method, --quantize, --recipe or --pipeline nothing is lost: only zeros that the
-    weights already have are used. A site where no sparse form beats dense stays dense, and the table says why.
+    Without --pattern, --sparsity, --method, --quantize, --values, --recipe or --pipeline nothing is lost: only zeros
+    that the weights already have are used. A site where no sparse form beats dense stays dense, and the table says why.
 
     Example: sparsecc optimize model.onnx -o small.onnx --pattern 16x1 --sparsity 0.8
     """
@@ -121,6 +128,7 @@ def command(
             permute=permute,
             quantize=quantize,
             activations=activations,
+            values=values,
             match=match,
             calibration_data=calibration_data,
             num_samples=num_samples,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
-from sparsecc.sparse import Pattern
+from sparsecc.sparse import FLOATS, Pattern
 
 __all__ = ["ACTIVATIONS", "METHODS", "preset"]
 
@@ -30,6 +30,7 @@ def preset(
     quantize: str | None = None,
     activations: str | None = None,
     permute: bool = False,
+    values: str = "fp32",
 ) -> Pipeline:
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
@@ -44,6 +45,7 @@ def preset(
         quantize: ``int8``, or None for float32.
         activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
         permute: reorder channels before pruning, so that the pattern costs less.
+        values: type of the values of sparse float weights, one of ``FLOATS``.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -55,6 +57,8 @@ def preset(
         steps += [*([_permute_step(step)] if permute else []), step]
     elif permute:
         raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
+    if values != "fp32":
+        steps.append(_round_step(values, match, standard_ops_only))
     if activations is not None and quantize is None:
         raise UsageError("--activations is an option of --quantize: give --quantize int8 too")
     if quantize is not None:
@@ -66,10 +70,12 @@ def preset(
     if not standard_ops_only:
         forced = Pattern.parse(pattern) if keep_slower and pattern is not None else None
         steps.append(_pass("lower-conv-int8", match=match, keep_slower=keep_slower))
-        steps.append(_pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced))
+        steps.append(
+            _pass("choose-layout", match=match, keep_slower=keep_slower, layout=forced, values=values)
+        )
         if not keep_slower:
             steps.append(_pass("confirm-layout"))
-            if prunes or quantize is not None:
+            if prunes or quantize is not None or values != "fp32":
                 steps.append(_pass("restore-dense"))
         steps.append(_pass("lower-sparse"))
         if not keep_slower:
@@ -85,6 +91,16 @@ def preset(
 
 def _pass(name: str, **options: object) -> Pass:
     return get_pass(name)(**options)
+
+
+def _round_step(values: str, match: str, standard_ops_only: bool) -> Pass:
+    if values not in FLOATS:
+        raise UsageError(f"unknown type of values '{values}'; known: {', '.join(FLOATS)}")
+    if standard_ops_only:
+        raise UsageError(
+            f"--values {values} needs sparse operators and their library: leave it out, or --standard-ops-only"
+        )
+    return _pass("round-weights", values=values, match=match)
 
 
 def _quantize_step(weights: str, activations: str | None, match: str) -> Pass:

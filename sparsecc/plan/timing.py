@@ -19,6 +19,7 @@ from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark, unmark
 from sparsecc.passes.lower.linear_form import Borders, LinearForm, Refusal, borders, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
 from sparsecc.passes.lower.recurrent import (
+    LayoutPair,
     RecurrentForm,
     leads,
     pair_text,
@@ -28,7 +29,7 @@ from sparsecc.passes.lower.recurrent import (
 from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer
-from sparsecc.sparse import INT8_DENSE, Layout, Pattern
+from sparsecc.sparse import INT8_DENSE, Layout
 
 __all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "part_model", "site_model"]
 
@@ -159,13 +160,11 @@ class MeasuredCosts:
 
         return self.table.get_or_measure(key, ["dense", str(INT8_DENSE)], measure)
 
-    def recurrent_times_ms(
-        self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
-    ) -> dict[str, float]:
+    def recurrent_times_ms(self, model: Model, site: Site, layouts: Sequence[LayoutPair]) -> dict[str, float]:
         """As ``site_times_ms`` for an LSTM or GRU whose W is ``site``: layouts of (W, R), ``W+R`` if they differ."""
         form = recurrent_form(model, weight_pair(model, site), site.nodes[0])
         shape = self._input_shape(model, site)
-        names = [pair_text(pair) for pair in patterns]
+        names = [pair_text(pair) for pair in layouts]
         zeros = _digest(*(np.packbits(w != 0).tobytes() for w in (form.input_weight, form.state_weight)))
         key = (
             f"{form.cell} x{list(shape)} h{form.hidden} {form.direction} lbr={form.before_reset:d} "

@@ -157,7 +157,7 @@ class CostSource(Protocol):
         """
 
     def recurrent_times_ms(
-        self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
+        self, model: Model, site: Site, layouts: Sequence[tuple[Layout, Layout]]
     ) -> Mapping[str, float]:
         """As ``site_times_ms`` for an LSTM or GRU whose W is ``site``: layouts of (W, R), ``W+R`` if they differ."""
 

@@ -256,8 +256,8 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 def test_lossy_passes_report_numbers(name):
     model = prepared(name, layers_dense())
     recovers = ".recover." in get_pass(name).__module__
-    # Those undo what ran before them.
-    spec = f"prune-magnitude,{name}" if recovers or name == "restore-dense" else name
+    # Those work on what ran before them.
+    spec = f"prune-magnitude,{name}" if recovers or name in ("restore-dense", "round-weights") else name
     if name == "heal":
         pytest.importorskip("torch", reason="healing needs PyTorch: pip install 'sparsecc[heal]'")
         spec = spec.replace("heal", "heal{steps=20}")

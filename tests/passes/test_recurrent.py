@@ -89,9 +89,9 @@ class FakeCosts:
         raise AssertionError("no site here is timed by itself")
 
     def recurrent_times_ms(
-        self, model: Model, site: Site, patterns: Sequence[tuple[Pattern, Pattern]]
+        self, model: Model, site: Site, layouts: Sequence[tuple[Layout, Layout]]
     ) -> Mapping[str, float]:
-        self.asked.append((site.name, patterns))
+        self.asked.append((site.name, layouts))
         return self.times
 
     def relative_time(self, model: Model, sites: frozenset[str], quantization: object = None) -> float:
@@ -268,7 +268,7 @@ def _costs(model: Model, **changes: Any) -> MeasuredCosts:
 def test_sites_in_bodies_are_timed() -> None:
     model = build(BRANCHES)
     assert input_shapes_of_sites(model, inputs_of(model)) == {"first.W": (5, 3, 24)}
-    pairs = [(Pattern.parse("16x1"),) * 2, (Pattern.parse("16x1"), Pattern.parse("unstructured"))]
+    pairs = [(Layout.parse("16x1"),) * 2, (Layout.parse("16x1"), Layout.parse("unstructured"))]
     times = _costs(model).recurrent_times_ms(model, model.sites()[0], pairs)
     assert set(times) == {"dense", "16x1", "16x1+unstructured"}
     assert min(times.values()) > 0
