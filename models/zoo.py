@@ -285,7 +285,8 @@ def _decoder_attention(
     )
     scores = graph.op("Mul", f"{scope}/scores", scores, graph.scalar(1 / math.sqrt(size)))
     if seq > 1:
-        mask = np.triu(np.full((seq, spec.past + seq), -10000, np.float32), k=spec.past + 1)
+        lowest = np.finfo(np.float32).min
+        mask = np.triu(np.full((seq, spec.past + seq), lowest, np.float32), k=spec.past + 1)
         scores = graph.op("Add", f"{scope}/scores", scores, graph.constant("causal_mask", mask))
     y = graph.op("MatMul", f"{scope}/context", graph.op("Softmax", scope, scores, axis=-1), v)
     y = graph.op("Reshape", f"{scope}/ungroup", y, graph.ints([0, spec.heads, seq, size]))

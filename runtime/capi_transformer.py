@@ -30,10 +30,13 @@ class AttentionDesc(ctypes.Structure):
 
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
-        *((name, ctypes.c_int64) for name in ("batch", "heads", "queries", "keys", "head_size")),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "head_size")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("q", "k", "v")),
         *((name, ctypes.c_int64 * 3) for name in ("q_strides", "k_strides", "v_strides")),
+        ("cosines", ctypes.c_void_p),
+        ("sines", ctypes.c_void_p),
+        ("rotary_strides", ctypes.c_int64 * 2),
         ("mask", ctypes.c_void_p),
         ("mask_strides", ctypes.c_int64 * 4),
         ("y", ctypes.c_void_p),
@@ -112,6 +115,7 @@ def native_attention(
     *,
     scale: float,
     mask: NDArray[np.float32] | None = None,
+    rotary: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
     isa: str | None = None,
     out: NDArray[np.float32] | None = None,
     executor: Any = None,
@@ -120,10 +124,11 @@ def native_attention(
 
     Args:
         q: float32 ``[batch, queries, heads, size]``, the last axis contiguous.
-        k: ``[batch, keys, heads, size]``, likewise.
+        k: ``[batch, keys, kv heads, size]``, likewise; neighbouring heads of q share one where there are fewer.
         v: as k.
         scale: factor of the scores.
         mask: float32, to be broadcast to ``[batch, heads, queries, keys]``; added to the scores.
+        rotary: cosines and sines ``[1 or batch, queries, size]`` by which q and k are turned first.
         isa: one of ``isas()``; ``None`` is the best (or ``SPARSECC_ISA``).
         out: where y ``[batch, queries, heads, size]`` is written; made when not given.
         executor: a ``sparsecc_executor`` by reference; ``None`` is the calling thread.
@@ -133,8 +138,8 @@ def native_attention(
         UsageError: the arrays do not fit together.
     """
     batch, queries, heads, size = q.shape
-    keys = k.shape[1]
-    if k.shape != (batch, keys, heads, size) or v.shape != k.shape:
+    keys, kv_heads = k.shape[1:3]
+    if k.shape != (batch, keys, kv_heads, size) or v.shape != k.shape:
         raise UsageError(f"q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     y = np.empty(q.shape, np.float32) if out is None else out
     mask_strides = (ctypes.c_int64 * 4)()
@@ -142,9 +147,16 @@ def native_attention(
         mask = np.asarray(mask, np.float32, order="C")
         wide = np.broadcast_to(mask, (batch, heads, queries, keys))
         mask_strides = (ctypes.c_int64 * 4)(*(stride // 4 for stride in wide.strides))
+    tables = [np.ascontiguousarray(table, np.float32) for table in rotary or ()]
+    fitting = [(1, queries, size), (batch, queries, size)]
+    if tables and not tables[0].shape == tables[1].shape in fitting:
+        raise UsageError(f"cosines and sines must be [1 or {batch}, {queries}, {size}]")
+    cosines, sines = (table.ctypes.data for table in tables) if tables else (None, None)
+    per_batch = queries * size if tables and len(tables[0]) > 1 else 0
     desc = AttentionDesc(
-        ctypes.sizeof(AttentionDesc), batch, heads, queries, keys, size, scale,
+        ctypes.sizeof(AttentionDesc), batch, heads, kv_heads, queries, keys, size, scale,
         q.ctypes.data, k.ctypes.data, v.ctypes.data, _strides(q), _strides(k), _strides(v),
+        cosines, sines, (ctypes.c_int64 * 2)(per_batch, size),
         None if mask is None else mask.ctypes.data, mask_strides, y.ctypes.data, _strides(y),
         None if isa is None else isa.encode(),
     )  # fmt: skip

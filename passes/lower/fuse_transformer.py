@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -14,13 +14,15 @@ import onnx_ir as ir
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.names import value_names
-from sparsecc.ir.ops_transformer import GATES, attention_node, gate_node, norm_node
+from sparsecc.ir.ops_transformer import ATTENTIONS, GATES, attention_node, gate_node, norm_node
 from sparsecc.ir.packed import is_linear, packed_weight
-from sparsecc.ir.shapes import infer_shapes
 from sparsecc.ir.sparse_ops import DOMAIN, FAMILIES, MEMBERS_KEY, sparse_op_node
 from sparsecc.passes.lower.activations import constant_array
+from sparsecc.passes.lower.attention_patterns import match_attention
+from sparsecc.passes.lower.fuse_prepare import prepare
+from sparsecc.passes.lower.head_patterns import Rotary
 from sparsecc.passes.lower.linear_form import Refusal
-from sparsecc.passes.lower.transformer_patterns import NormMatch, dims, match_attention, match_norm
+from sparsecc.passes.lower.transformer_patterns import NormMatch, dims, match_norm
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport
 from sparsecc.sparse import stack_outputs
@@ -29,6 +31,7 @@ __all__ = ["STEPS", "FuseTransformer", "Outcome"]
 
 #: The function bodies need Constant with value_int and Softmax over one axis.
 _MIN_OPSET = 13
+_APART = {variant.name: variant for variant in ATTENTIONS if not variant.packed}
 
 
 @dataclass
@@ -150,8 +153,9 @@ def fuse_attention(model: Model) -> Outcome:
         if match is None:
             continue
         fused = attention_node(
-            match.inputs, match.mask, heads=match.heads, scale=match.scale, name=str(node.name)
-        )
+            match.inputs, match.mask, heads=match.heads, kv_heads=match.kv_heads, scale=match.scale,
+            rotary=match.rotary, name=str(node.name),
+        )  # fmt: skip
         last = match.output.producer()
         assert last is not None, "a match ends at a node"
         _replace(match.output, fused, fused.outputs[0], last)
@@ -232,7 +236,7 @@ def stack_attention_inputs(model: Model) -> Outcome:
     """Compute q, k and v of an attention by one product, so that x is packed and quantised once."""
     outcome = Outcome()
     for node in _main_nodes(model):
-        if node.domain != DOMAIN or not node.op_type.startswith("Attention"):
+        if node.op_type not in _APART or node.domain != DOMAIN:
             continue
         name = str(node.name)
         sources = [value.producer() for value in node.inputs[:3] if value is not None]
@@ -240,21 +244,23 @@ def stack_attention_inputs(model: Model) -> Outcome:
         if len(set(products)) != 3:
             outcome.refused.append((name, "q, k and v are not made by three sparse products of its own"))
             continue
-        if len({packed_weight(product).shape for product in products}) > 1:
-            outcome.refused.append((name, "q, k and v are not equally wide"))
+        heads = node.attributes["heads"].as_int()
+        kv_heads = node.attributes["kv_heads"].as_int() if "kv_heads" in node.attributes else heads
+        widths = [packed_weight(product).shape[0] for product in products]
+        if widths[1] != widths[2] or widths[0] * kv_heads != widths[1] * heads:
+            outcome.refused.append((name, "q, k and v are not as wide as their heads"))
             continue
         try:
             stacked = _stack(model, products)
         except Refusal as refusal:
             outcome.refused.append((name, str(refusal)))
             continue
+        variant = _APART[node.op_type]
+        rotary = cast(Rotary, tuple(node.inputs[3:5])) if variant.kind == "Rotary" else None
         fused = attention_node(
-            (stacked.outputs[0],),
-            node.inputs[3] if len(node.inputs) > 3 else None,
-            heads=node.attributes["heads"].as_int(),
-            scale=node.attributes["scale"].as_float(),
-            name=name,
-        )
+            (stacked.outputs[0],), node.inputs[-1] if variant.mask else None, heads=heads, kv_heads=kv_heads,
+            scale=node.attributes["scale"].as_float(), rotary=rotary, name=name,
+        )  # fmt: skip
         _replace(node.outputs[0], fused, fused.outputs[0], node)
         outcome.changed.append((name, "q, k and v by one product"))
     return outcome
@@ -325,9 +331,10 @@ class FuseTransformer(Pass):
     faster with it.
 
     Changes: Add with LayerNormalization (or its decomposed form, or RMS norm), the core of attention between the
-    rows of q, k, v and its result, three products that read the same, and gated units become ``ai.sparsecc``
-    nodes. Runs after ``lower-sparse``.
-    Skips: models without a sparse operator, and whatever does not match, with the reason.
+    rows of q, k, v and its result (heads may share keys and values and be turned by rotary positions), three
+    products that read the same, and gated units become ``ai.sparsecc`` nodes. Runs after ``lower-sparse``.
+    Skips: models without a sparse operator, attention with a cache of keys and values, and whatever does not match,
+    with the reason.
 
     Sample: ``fuse-transformer{min-gain=1.05}``
 
@@ -395,7 +402,7 @@ class FuseTransformer(Pass):
 
 
 def _apply(step: Callable[[Model], Outcome], model: Model) -> Outcome:
-    infer_shapes(model.onnx)
+    prepare(model.onnx)
     outcome = step(model)
     if outcome.changed:
         remove_dead(model.onnx)

@@ -13,18 +13,17 @@ constexpr int kMostBlockRows = 48;
 // One head, some rows of queries. `keys_wide` and `size_wide` are keys and size in whole groups of 16.
 struct AttentionJob {
   const float* q;  // [queries][size], rows q_stride apart
-  int64_t q_stride, queries;
+  int64_t q_stride, queries;  // at most kMostBlockRows queries, so that scores stay in cache
   const float* keys_t;  // [size][keys_wide]
   const float* values;  // [keys][size_wide], zeros beyond size
-  int64_t keys, keys_wide, size, size_wide;
+  int64_t keys, keys_wide, size, size_wide;  // only the first `keys` of those packed count
   const float* mask;  // added to the scores; null: none
   int64_t mask_row_stride, mask_key_stride;
   float scale;
   float* y;
   int64_t y_stride;
-  float* scores;       // room for [block_rows][keys_wide]
-  float* turned;       // room for [block_rows][size]
-  int64_t block_rows;  // at most kMostBlockRows, a multiple of the tile's rows: so that scores stay in cache
+  float* scores;  // room for [queries, up to a whole tile][keys_wide]
+  float* turned;  // room for [queries, up to a whole tile][size]
 };
 
 // Keys and values of one head into the form that AttentionJob reads.
@@ -34,6 +33,15 @@ struct AttentionPackJob {
   int64_t k_stride, v_stride, keys, keys_wide, size, size_wide;
   float* keys_t;
   float* values;
+};
+
+// Rotary positions: y = x * cosines + (-second half of x, first half of x) * sines.
+struct RotaryJob {
+  const float* x;
+  int64_t x_stride;
+  const float *cosines, *sines;
+  int64_t table_stride, rows, size;
+  float* y;  // [rows][size]
 };
 
 // y = norm(x + residual) * gain + shift over rows of `size`.
@@ -62,6 +70,7 @@ struct TransformerHelpers {
   Tile attention_tile;
   void (*pack_attention)(const AttentionPackJob* job);
   void (*attention)(const AttentionJob* job);
+  void (*rotate)(const RotaryJob* job);
   void (*norm)(const NormJob* job);
   void (*gate)(const GateJob* job);
 };

@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "common.h"
 #include "c_guard.h"
@@ -15,6 +17,7 @@ namespace {
 
 constexpr int64_t kScoreBytes = 24 * 1024;  // of a block of queries, so that they stay in a first-level cache
 constexpr int64_t kLargest = int64_t{1} << 40;
+constexpr float kHidden = -1e30f;  // a mask this low makes a weight of exactly 0 where another key has none like it
 constexpr int64_t kRowTask = 1 << 13;  // floats, at least, that are worth a task of their own
 
 const TransformerHelpers& transformer(Isa isa) {
@@ -31,12 +34,18 @@ void in_range(const char* name, int64_t value) {
 
 void check(const sparsecc_attention_desc& a) {
   if (a.struct_size != sizeof(a)) throw Failure{"struct_size of the attention is wrong"};
-  const int64_t sizes[] = {a.batch, a.heads, a.queries, a.keys, a.head_size};
+  const int64_t sizes[] = {a.batch, a.heads, a.kv_heads, a.queries, a.keys, a.head_size};
   for (const int64_t size : sizes) in_range("a size of the attention", size);
   for (int i = 0; i < 3; ++i)
     for (const int64_t* strides : {a.q_strides, a.k_strides, a.v_strides, a.y_strides})
       in_range("a stride of the attention", strides[i]);
+  for (const int64_t stride : a.rotary_strides) in_range("a stride of the cosines", stride);
   for (const int64_t stride : a.mask_strides) in_range("a stride of the mask", stride);
+  if (a.kv_heads == 0 ? a.heads != 0 : a.heads % a.kv_heads != 0)
+    throw Failure{"kv_heads does not divide heads"};
+  if ((a.cosines == nullptr) != (a.sines == nullptr)) throw Failure{"cosines or sines are missing"};
+  if (a.cosines != nullptr && (a.queries != a.keys || a.head_size % 2 != 0))
+    throw Failure{"rotary positions need an even head size and as many queries as keys"};
   if (a.mask_strides[3] > 1) throw Failure{"the last stride of the mask must be 0 or 1"};
   if (a.head_size > INT32_MAX || a.keys > INT32_MAX) throw Failure{"head size or keys are too large"};
 }
@@ -44,18 +53,58 @@ void check(const sparsecc_attention_desc& a) {
 struct AttentionShape {
   const TransformerHelpers& help;
   int64_t keys_wide, size_wide, block_rows;
+  int64_t group;  // heads of q that share one of k and v
 };
 
-// Queries [first, first + count) of one head.
-void attention_task(const sparsecc_attention_desc& a, const AttentionShape& shape, int64_t batch, int64_t head,
-                    int64_t first, int64_t count) {
-  const auto at = [&](const int64_t (&strides)[3]) { return batch * strides[0] + head * strides[2]; };
+int64_t offset(const int64_t (&strides)[3], int64_t batch, int64_t row, int64_t head) {
+  return batch * strides[0] + row * strides[1] + head * strides[2];
+}
+
+// Turns rows of one head, where there are cosines; else says where they are. Returns their stride too.
+std::pair<const float*, int64_t> turned(const sparsecc_attention_desc& a, const TransformerHelpers& help,
+                                        const float* x, int64_t stride, int64_t batch, int64_t first,
+                                        int64_t rows, float* to) {
+  if (a.cosines == nullptr) return {x, stride};
+  const int64_t table = batch * a.rotary_strides[0] + first * a.rotary_strides[1];
+  const RotaryJob job{x,    stride,      a.cosines + table, a.sines + table, a.rotary_strides[1],
+                      rows, a.head_size, to};
+  help.rotate(&job);
+  return {to, a.head_size};
+}
+
+// How many keys, from the first, any of some rows of the mask does not hide, up to a whole group; all keys if a row
+// hides all of them: what it adds to the scores counts then.
+int64_t visible_keys(const AttentionJob& job) {
+  if (job.mask == nullptr || job.mask_key_stride == 0) return job.keys;
+  int64_t groups = 0;
+  for (int64_t row = 0; row < (job.mask_row_stride == 0 ? 1 : job.queries); ++row) {
+    const float* mask = job.mask + row * job.mask_row_stride;
+    int64_t group = ceil_div(job.keys, kGroup);
+    for (bool seen = false; !seen; --group) {
+      if (group == 0) return job.keys;
+      const int64_t first = (group - 1) * kGroup, last = std::min<int64_t>(job.keys, group * kGroup);
+      for (int64_t key = first; key < last; ++key) seen |= !(mask[key] <= kHidden);
+      if (seen) groups = std::max(groups, group);
+    }
+  }
+  return std::min(job.keys, groups * kGroup);
+}
+
+// Rows [first, first + count) of the queries of all heads that share a head of keys, one head after the other.
+void attention_task(const sparsecc_attention_desc& a, const AttentionShape& shape, int64_t batch,
+                    int64_t kv_head, int64_t first, int64_t count) {
   const int64_t packed_keys = a.head_size * shape.keys_wide, packed_values = a.keys * shape.size_wide;
+  const bool rotary = a.cosines != nullptr;
   Scratch<0> packed(packed_keys + packed_values);
-  Scratch<1> working(shape.block_rows * (shape.keys_wide + a.head_size));
-  const AttentionPackJob pack{a.k + at(a.k_strides),
-                              a.v + at(a.v_strides),
-                              a.k_strides[1],
+  Scratch<1> working(shape.block_rows * (shape.keys_wide + 2 * a.head_size));
+  Scratch<2> turned_keys(rotary ? a.keys * a.head_size : 0);
+  float* turned_queries = working.data() + shape.block_rows * (shape.keys_wide + a.head_size);
+  const auto [k, k_stride] =
+      turned(a, shape.help, a.k + offset(a.k_strides, batch, 0, kv_head), a.k_strides[1], batch, 0, a.keys,
+             turned_keys.data());
+  const AttentionPackJob pack{k,
+                              a.v + offset(a.v_strides, batch, 0, kv_head),
+                              k_stride,
                               a.v_strides[1],
                               a.keys,
                               shape.keys_wide,
@@ -65,40 +114,39 @@ void attention_task(const sparsecc_attention_desc& a, const AttentionShape& shap
                               packed.data() + packed_keys};
   shape.help.pack_attention(&pack);
   AttentionJob job{};
-  job.q = a.q + at(a.q_strides) + first * a.q_strides[1];
-  job.q_stride = a.q_strides[1];
-  job.queries = count;
   job.keys_t = pack.keys_t;
   job.values = pack.values;
-  job.keys = a.keys;
   job.keys_wide = shape.keys_wide;
   job.size = a.head_size;
   job.size_wide = shape.size_wide;
-  if (a.mask != nullptr)
-    job.mask =
-        a.mask + batch * a.mask_strides[0] + head * a.mask_strides[1] + first * a.mask_strides[2];
   job.mask_row_stride = a.mask_strides[2];
   job.mask_key_stride = a.mask_strides[3];
   job.scale = a.scale;
-  job.y = a.y + at(a.y_strides) + first * a.y_strides[1];
   job.y_stride = a.y_strides[1];
   job.scores = working.data();
   job.turned = working.data() + shape.block_rows * shape.keys_wide;
-  job.block_rows = shape.block_rows;
-  shape.help.attention(&job);
+  for (int64_t at = first; at < first + count; at += job.queries) {
+    const int64_t head = kv_head * shape.group + at / a.queries, row = at % a.queries;
+    job.queries = std::min({shape.block_rows, a.queries - row, first + count - at});
+    std::tie(job.q, job.q_stride) = turned(a, shape.help, a.q + offset(a.q_strides, batch, row, head),
+                                           a.q_strides[1], batch, row, job.queries, turned_queries);
+    if (a.mask != nullptr)
+      job.mask = a.mask + batch * a.mask_strides[0] + head * a.mask_strides[1] + row * a.mask_strides[2];
+    job.y = a.y + offset(a.y_strides, batch, row, head);
+    job.keys = a.keys;
+    job.keys = visible_keys(job);
+    shape.help.attention(&job);
+  }
 }
 
-// One task a head, or several with some of its queries each where heads alone are too few; packing the keys is
-// repeated then.
+// One task a head of keys, or several with some of the queries each where heads alone are too few; packing the keys
+// is repeated then.
 void run_attention(const sparsecc_attention_desc& a, const sparsecc_executor* executor) {
-  const int64_t heads = a.batch * a.heads;
-  if (heads == 0 || a.queries == 0 || a.head_size == 0) return;
+  if (a.batch == 0 || a.heads == 0 || a.queries == 0 || a.head_size == 0) return;
   if (a.keys == 0) {
-    for (int64_t i = 0; i < heads * a.queries; ++i) {
+    for (int64_t i = 0; i < a.batch * a.heads * a.queries; ++i) {
       const int64_t row = i / a.heads;
-      std::fill_n(a.y + row / a.queries * a.y_strides[0] + row % a.queries * a.y_strides[1] +
-                      i % a.heads * a.y_strides[2],
-                  a.head_size, 0.0f);
+      std::fill_n(a.y + offset(a.y_strides, row / a.queries, row % a.queries, i % a.heads), a.head_size, 0.0f);
     }
     return;
   }
@@ -106,13 +154,15 @@ void run_attention(const sparsecc_attention_desc& a, const sparsecc_executor* ex
   const int64_t keys_wide = round_up(a.keys, kGroup), rows = help.attention_tile.rows;
   const int64_t fit = kScoreBytes / (keys_wide * 4) / rows * rows;
   const AttentionShape shape{help, keys_wide, round_up(a.head_size, kGroup),
-                             std::clamp<int64_t>(fit, rows, kMostBlockRows / rows * rows)};
-  const int64_t tasks = wanted_tasks(executor);
-  const int64_t parts = std::clamp<int64_t>(ceil_div(tasks, heads), 1, ceil_div(a.queries, rows));
-  run_tasks(executor, heads * parts, [&](int64_t task) {
+                             std::clamp<int64_t>(fit, rows, kMostBlockRows / rows * rows),
+                             a.heads / a.kv_heads};
+  const int64_t kv_heads = a.batch * a.kv_heads, queries = shape.group * a.queries;
+  const int64_t parts =
+      std::clamp<int64_t>(ceil_div(wanted_tasks(executor), kv_heads), 1, ceil_div(queries, rows));
+  run_tasks(executor, kv_heads * parts, [&](int64_t task) {
     const int64_t head = task / parts, part = task % parts;
-    const int64_t first = part * a.queries / parts, last = (part + 1) * a.queries / parts;
-    attention_task(a, shape, head / a.heads, head % a.heads, first, last - first);
+    const int64_t first = part * queries / parts, last = (part + 1) * queries / parts;
+    attention_task(a, shape, head / a.kv_heads, head % a.kv_heads, first, last - first);
   });
 }
 

@@ -51,25 +51,40 @@ class AttentionOp(TransformerOp):
     @property
     def inputs(self) -> tuple[Input, ...]:
         """All inputs, in order; none needs to be constant."""
-        mask = Input("mask", "float32", "up to [B,heads,S,T]", "added to the scores, broadcast")
+        shared, rows = self.variant.kind != "", "S" if self.variant.kind == "Rotary" else "T"
+        narrow = f"[B,{rows},V]" if shared else f"[B,{rows},W]"
         three = (
             Input("q", "float32", "[B,S,W]", "queries, heads side by side"),
-            Input("k", "float32", "[B,T,W]", "keys"),
-            Input("v", "float32", "[B,T,W]", "values"),
+            Input("k", "float32", narrow, "keys" + ", `kv_heads` heads as wide as those of q" * shared),
+            Input("v", "float32", narrow, "values"),
         )
-        packed = Input("qkv", "float32", "[B,S,3*W]", "queries, keys and values side by side; T = S")
-        return (*((packed,) if self.variant.packed else three), *((mask,) if self.variant.mask else ()))
+        wide = "[B,S,W+2*V]" if shared else "[B,S,3*W]"
+        packed = Input("qkv", "float32", wide, "queries, keys and values side by side; T = S")
+        tables = (
+            Input("cos", "float32", "[S,D]", "cosines for a head; before them 1, or the batch or 1, and 1"),
+            Input("sin", "float32", "[S,D]", "sines, of the same shape"),
+        )
+        mask = Input("mask", "float32", "up to [B,heads,S,T]", "added to the scores, broadcast")
+        return (
+            *((packed,) if self.variant.packed else three),
+            *(tables if self.variant.kind == "Rotary" else ()),
+            *((mask,) if self.variant.mask else ()),
+        )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
         """The result alone."""
-        return (Output("y", "float32", "[B,S,W]", "softmax(`scale` q k^T + mask) v of every head"),)
+        turned = ", q and k turned: z cos + (-second half of z, first half of z) sin"
+        meaning = "softmax(`scale` q k^T + mask) v of every head" + turned * (self.variant.kind == "Rotary")
+        return (Output("y", "float32", "[B,S,W]", meaning),)
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:
         """All attributes."""
+        shared = Attribute("kv_heads", "int", "into how many parts V is cut; heads / kv_heads of q share one")
         return (
             Attribute("heads", "int", "into how many parts W is cut"),
+            *((shared,) if self.variant.kind else ()),
             Attribute("scale", "float", "factor of the scores"),
         )
 
@@ -81,12 +96,17 @@ class AttentionOp(TransformerOp):
         if x is None:
             return (None,)
         batch, rows, width = x
-        if self.variant.packed:
-            width = width // 3 if isinstance(width, int) else None
+        if self.variant.packed and isinstance(width, int):
+            heads, kv_heads = attributes["heads"], attributes.get("kv_heads")
+            width = width // 3 if kv_heads is None else width // (heads + 2 * kv_heads) * heads
+        elif self.variant.packed:
+            width = None
         return ((batch, rows, width),)
 
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
+        if self.variant.kind:
+            return self.function_in(opset, _grouped_body(self.variant))
         equal = ", num_outputs = 3" if opset >= _FIRST_WITH_AXES_AS_INPUT else ""
         split = f"  q, k, v = Split <axis = -1{equal}> (qkv)\n" if self.variant.packed else ""
         add = "  masked = Add (scaled, mask)\n" if self.variant.mask else "  masked = Identity (scaled)\n"
@@ -98,9 +118,20 @@ class AttentionOp(TransformerOp):
         """Return y in double precision."""
         arrays = [array.astype(np.float64) for array in inputs]
         mask = arrays.pop() if self.variant.mask else np.zeros(1)
-        three = np.split(arrays[0], 3, axis=-1) if self.variant.packed else arrays
         heads = cast(int, attributes["heads"])
-        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in three)
+        kv_heads = cast(int, attributes["kv_heads"]) if self.variant.kind else heads
+        if self.variant.packed:
+            size = arrays[0].shape[-1] // (heads + 2 * kv_heads)
+            three = np.split(arrays[0], [heads * size, (heads + kv_heads) * size], axis=-1)
+        else:
+            three = arrays[:3]
+        q, k, v = (
+            x.reshape(*x.shape[:2], count, -1).transpose(0, 2, 1, 3)
+            for x, count in zip(three, (heads, kv_heads, kv_heads), strict=True)
+        )
+        if self.variant.kind == "Rotary":
+            q, k = (_turned(x, *arrays[-2:]) for x in (q, k))
+        k, v = (np.repeat(x, heads // kv_heads, axis=1) for x in (k, v))
         scores = q @ k.swapaxes(-1, -2) * cast(float, attributes["scale"]) + mask
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         y = weights / weights.sum(axis=-1, keepdims=True) @ v
@@ -257,6 +288,11 @@ def transformer_operators() -> tuple[Operator, ...]:
     )
 
 
+def _turned(x: Array, cosines: Array, sines: Array) -> Array:
+    low, high = np.split(x, 2, axis=-1)
+    return x * cosines + np.concatenate([-high, low], axis=-1) * sines
+
+
 def _mean(value: str, axes_as_input: bool) -> str:
     return f"ReduceMean ({value}, last)" if axes_as_input else f"ReduceMean <axes = [-1]> ({value})"
 
@@ -293,3 +329,100 @@ _CONTEXT = """
   joined_shape = Concat <axis = 0> (same, width)
   y = Reshape (rows, joined_shape)
 """
+
+_SHARED_START = """
+  zero = Constant <value = int64[1] {0}> ()
+  one = Constant <value = int64[1] {1}> ()
+  two = Constant <value = int64[1] {2}> ()
+  three = Constant <value = int64[1] {3}> ()
+  heads_scalar = Constant <value_int: int = @heads> ()
+  kv_scalar = Constant <value_int: int = @kv_heads> ()
+  heads_one = Reshape (heads_scalar, one)
+  kv_one = Reshape (kv_scalar, one)
+  group = Div (heads_one, kv_one)
+"""
+
+_SHARED_PACKED = """
+  shape = Shape (qkv)
+  all_width = Slice (shape, two, three)
+  twice = Add (kv_one, kv_one)
+  all_heads = Add (heads_one, twice)
+  size = Div (all_width, all_heads)
+  width = Mul (heads_one, size)
+  kv_width = Mul (kv_one, size)
+  widths = Concat <axis = 0> (width, kv_width, kv_width)
+  q, k, v = Split <axis = -1> (qkv, widths)
+"""
+
+_SHARED_THREE = """
+  shape = Shape (q)
+  width = Slice (shape, two, three)
+  size = Div (width, heads_one)
+"""
+
+_SHARED_HEADS = """
+  q_cut = Concat <axis = 0> (zero, zero, heads_one, size)
+  kv_cut = Concat <axis = 0> (zero, zero, kv_one, size)
+  q_split = Reshape (q, q_cut)
+  k_split = Reshape (k, kv_cut)
+  v_split = Reshape (v, kv_cut)
+  q_plain = Transpose <perm = [0, 2, 1, 3]> (q_split)
+  k_plain = Transpose <perm = [0, 2, 1, 3]> (k_split)
+  v_heads = Transpose <perm = [0, 2, 1, 3]> (v_split)
+"""
+
+_SHARED_ROTARY = """
+  half = Div (size, two)
+  halves = Concat <axis = 0> (half, half)
+"""
+
+_TURN = """
+  {x}_low, {x}_high = Split <axis = -1> ({x}_plain, halves)
+  {x}_minus = Neg ({x}_high)
+  {x}_other = Concat <axis = -1> ({x}_minus, {x}_low)
+  {x}_by_cos = Mul ({x}_plain, cos)
+  {x}_by_sin = Mul ({x}_other, sin)
+  {x}_heads = Add ({x}_by_cos, {x}_by_sin)
+"""
+
+# The heads of q that share one of k and v stand along an axis of their own, along which k and v are broadcast.
+_SHARED_END = """
+  k_shape = Shape (k)
+  rows = Slice (shape, one, two)
+  keys = Slice (k_shape, one, two)
+  q_grouping = Concat <axis = 0> (zero, kv_one, group, rows, size)
+  q_grouped = Reshape (q_heads, q_grouping)
+  k_turned = Transpose <perm = [0, 1, 3, 2]> (k_heads)
+  k_grouped = Unsqueeze (k_turned, two)
+  v_grouped = Unsqueeze (v_heads, two)
+  scores = MatMul (q_grouped, k_grouped)
+  factor = Constant <value_float: float = @scale> ()
+  scaled = Mul (scores, factor)
+  by_head = Concat <axis = 0> (zero, heads_one, rows, keys)
+  by_group = Concat <axis = 0> (zero, kv_one, group, rows, keys)
+  open = Reshape (scaled, by_head)
+  masked = {masked}
+  weights = Softmax <axis = -1> (masked)
+  weights_grouped = Reshape (weights, by_group)
+  context_grouped = MatMul (weights_grouped, v_grouped)
+  context_shape = Concat <axis = 0> (zero, heads_one, rows, size)
+  context = Reshape (context_grouped, context_shape)
+  joined = Transpose <perm = [0, 2, 1, 3]> (context)
+  joined_shape = Concat <axis = 0> (zero, zero, width)
+  y = Reshape (joined, joined_shape)
+"""
+
+
+def _grouped_body(variant: AttentionVariant) -> str:
+    turn = "".join(
+        _TURN.format(x=x) if variant.kind == "Rotary" else f"  {x}_heads = Identity ({x}_plain)\n"
+        for x in "qk"
+    )
+    return (
+        _SHARED_START
+        + (_SHARED_PACKED if variant.packed else _SHARED_THREE)
+        + _SHARED_HEADS
+        + _SHARED_ROTARY * (variant.kind == "Rotary")
+        + turn
+        + _SHARED_END.format(masked="Add (open, mask)" if variant.mask else "Identity (open)")
+    )

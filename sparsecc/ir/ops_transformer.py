@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import onnx_ir as ir
 
@@ -14,6 +15,7 @@ from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
 
 __all__ = [
     "GATES",
+    "AttentionKind",
     "AttentionVariant",
     "NormVariant",
     "attention_node",
@@ -26,22 +28,28 @@ GATES: Mapping[str, str] = {"GatedSilu": "Silu", "GatedGelu": "Gelu", "GatedGelu
 """Gated units by name, with the activation of the gate."""
 
 
+AttentionKind = Literal["", "Grouped", "Rotary"]
+"""How heads are made: each of q has its own of k and v; several share one; that, and q and k turned by positions."""
+
+
 @dataclass(frozen=True)
 class AttentionVariant:
     """Which attention: every input of an operator is always there, so what may be missing is in the name.
 
     Attributes:
+        kind: see there.
         packed: q, k and v side by side in one input; otherwise three inputs.
         mask: whether a mask is added to the scores.
     """
 
+    kind: AttentionKind
     packed: bool
     mask: bool
 
     @property
     def name(self) -> str:
-        """The operator's type, for instance ``PackedAttentionMask``."""
-        return "Packed" * self.packed + "Attention" + "Mask" * self.mask
+        """The operator's type, for instance ``PackedRotaryAttentionMask``."""
+        return "Packed" * self.packed + self.kind + "Attention" + "Mask" * self.mask
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,12 @@ class NormVariant:
         return "Add" * self.residual + ("LayerNorm" if self.centred else "RmsNorm") + "Sum" * self.sum
 
 
-ATTENTIONS = tuple(AttentionVariant(packed, mask) for packed in (False, True) for mask in (False, True))
+ATTENTIONS = tuple(
+    AttentionVariant(kind, packed, mask)
+    for kind in get_args(AttentionKind)
+    for packed in (False, True)
+    for mask in (False, True)
+)
 NORMS = tuple(
     NormVariant(residual, centred, sum_)
     for centred in (True, False)
@@ -78,14 +91,24 @@ def transformer_names() -> frozenset[str]:
 
 
 def attention_node(
-    inputs: tuple[ir.Value, ...], mask: ir.Value | None, *, heads: int, scale: float, name: str
+    inputs: tuple[ir.Value, ...],
+    mask: ir.Value | None,
+    *,
+    heads: int,
+    scale: float,
+    name: str,
+    kv_heads: int | None = None,
+    rotary: tuple[ir.Value, ir.Value] | None = None,
 ) -> ir.Node:
     """Return a node of attention, not yet in a graph.
 
     Args:
-        inputs: q, k and v, float32 ``[B, S, W]``, or one value ``[B, S, 3 W]`` that holds them side by side.
+        inputs: q, k and v, float32 ``[B, S, heads * size]``, ``[B, T, kv_heads * size]`` twice, or one value
+            ``[B, S, ...]`` that holds them side by side.
         mask: float32, to be broadcast to ``[B, heads, queries, keys]``, or ``None``.
-        heads: into how many parts W is cut.
+        heads: into how many parts q is cut.
+        kv_heads: into how many parts k and v are cut; ``None`` is as many.
+        rotary: cosines and sines ``[1 or B, 1, S, size]``, or without leading dimensions.
         scale: factor of the scores.
         name: of the node.
 
@@ -94,12 +117,14 @@ def attention_node(
     """
     if len(inputs) not in (1, 3):
         raise ValueError(f"attention of {len(inputs)} inputs")
-    variant = AttentionVariant(len(inputs) == 1, mask is not None)
+    kv_heads = heads if kv_heads is None else kv_heads
+    kind: AttentionKind = "Rotary" if rotary else "Grouped" if kv_heads != heads else ""
+    shared = [ir.AttrInt64("kv_heads", kv_heads)] if kind else []
     return ir.Node(
         DOMAIN,
-        variant.name,
-        [*inputs, *(() if mask is None else (mask,))],
-        [ir.AttrInt64("heads", heads), ir.AttrFloat32("scale", scale)],
+        AttentionVariant(kind, len(inputs) == 1, mask is not None).name,
+        [*inputs, *(rotary or ()), *(() if mask is None else (mask,))],
+        [ir.AttrInt64("heads", heads), *shared, ir.AttrFloat32("scale", scale)],
         name=name,
         version=DOMAIN_VERSION,
     )

@@ -44,10 +44,23 @@ def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
     return Executor(None, threads, PARALLEL_FOR(parallel_for))
 
 
+def turned(x: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
+    low, high = np.split(x, 2, axis=-1)
+    return x * cosines[:, None] + np.concatenate([-high, low], axis=-1) * sines[:, None]
+
+
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, mask: np.ndarray | None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    scale: float,
+    mask: np.ndarray | None,
+    rotary: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (q, k, v))
+    if rotary is not None:
+        q, k = (turned(x, *rotary) for x in (q, k))
+    k, v = (np.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
     scores = q @ k.swapaxes(-1, -2) * scale + (0 if mask is None else mask.astype(np.float64))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return (weights / weights.sum(axis=-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
@@ -65,12 +78,17 @@ def case(
 
 
 def check_attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None, **options: Any
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    mask: np.ndarray | None,
+    rotary: tuple[np.ndarray, np.ndarray] | None = None,
+    **options: Any,
 ) -> np.ndarray:
     scale = 0.3
     room = np.full((q.shape[0], q.shape[1] + 2, q.shape[2], q.shape[3] + 3), CANARY, np.float32)
     y = room[:, 1:-1, :, 1:-2]
-    native_attention(q, k, v, scale=scale, mask=mask, out=y, **options)
+    native_attention(q, k, v, scale=scale, mask=mask, rotary=rotary, out=y, **options)
     inside = np.zeros(room.shape, bool)
     inside[:, 1:-1, :, 1:-2] = True
     assert (room[~inside] == CANARY).all()
@@ -78,7 +96,7 @@ def check_attention(
     bound = (
         EPS * (8 + k.shape[1] / 4 + 4 * (q.shape[3] ** 0.5 + 2) * max(1.0, most)) * np.abs(v).max(initial=0)
     )
-    assert np.abs(y - attention(q, k, v, scale, mask)).max(initial=0) <= bound
+    assert np.abs(y - attention(q, k, v, scale, mask, rotary)).max(initial=0) <= bound
     return y
 
 
@@ -139,6 +157,45 @@ def test_attention_of_masks_that_are_infinite_and_of_nan(isa: str) -> None:
     assert nan[4].all()
     assert nan.sum() == 3
     assert nan[7, 1]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [2, 6, 30, 32, 34, 64, 70])
+def test_attention_whose_heads_share_keys_and_are_turned(isa: str, size: int) -> None:
+    rng = np.random.default_rng(7)
+    shapes = ((1, 4, 1, 7), (2, 4, 2, 50), (1, 6, 6, 33))
+    with ThreadPoolExecutor(4) as pool:
+        for (batch, heads, kv_heads, rows), positions in itertools.product(shapes, ("", "one", "batch")):
+            q, k, v = (
+                rng.standard_normal((batch, rows, count, size)).astype(np.float32)
+                for count in (heads, kv_heads, kv_heads)
+            )
+            angle = rng.uniform(-4, 4, (batch if positions == "batch" else 1, rows, size))
+            tables = (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
+            rotary = tables if positions else None
+            mask = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
+            y = check_attention(q, k, v, mask, rotary, isa=isa)
+            for threads in (2, 5):
+                lent = ctypes.byref(pool_executor(pool, threads))
+                again = check_attention(q, k, v, mask, rotary, isa=isa, executor=lent)
+                np.testing.assert_array_equal(again, y)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("low", [-np.inf, float(np.finfo(np.float32).min), -1e30, -1e29])
+def test_attention_leaves_out_hidden_keys_only_where_all_rows_have_others(isa: str, low: float) -> None:
+    """Whatever the groups of keys and blocks of rows; in a row of nothing but low ones these count."""
+    rng = np.random.default_rng(8)
+    q, k, v = case(rng, 1, 70, 90, 2, 16, False)
+    for keys in (1, 15, 16, 17, 48, 89, 90):
+        mask = np.zeros((2, 70, 90), np.float32)
+        mask[:, :, keys:] = low
+        check_attention(q, k, v, mask, isa=isa)
+        mask[1, 69, 89] = 0
+        check_attention(q, k, v, mask, isa=isa)
+    mask = np.triu(np.full((70, 90), low, np.float32), -20)  # the first rows have no key at all
+    if np.isfinite(low):
+        check_attention(q, k, v, mask, isa=isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -254,6 +311,7 @@ def test_bad_descriptors_are_refused() -> None:
         "struct_size": ctypes.sizeof(AttentionDesc),
         "batch": 1,
         "heads": 1,
+        "kv_heads": 1,
         "queries": 1,
         "keys": 1,
         "head_size": 1,
@@ -261,7 +319,11 @@ def test_bad_descriptors_are_refused() -> None:
     for wrong, message in (
         ({"struct_size": 8}, "struct_size"), ({"batch": -1}, "negative or too large"),
         ({"head_size": 1 << 40}, "too large"), ({"keys": 1 << 40}, "too large"),
-        ({"mask_strides": (0, 0, 0, 2)}, "0 or 1"), ({"q_strides": (0, -1, 0)}, "stride"), ({}, "must not be null"),
+        ({"heads": 4, "kv_heads": 3}, "does not divide"), ({"kv_heads": 0}, "does not divide"),
+        ({"cosines": 64}, "missing"), ({"cosines": 64, "sines": 64}, "even head size"),
+        ({"cosines": 64, "sines": 64, "head_size": 2, "keys": 2}, "as many queries"),
+        ({"rotary_strides": (0, -1)}, "stride"), ({"mask_strides": (0, 0, 0, 2)}, "0 or 1"),
+        ({"q_strides": (0, -1, 0)}, "stride"), ({}, "must not be null"),
     ):  # fmt: skip
         desc = AttentionDesc(**{**good, **wrong})
         assert message in _error("sparsecc_attention_run", ctypes.byref(desc), None)
@@ -280,3 +342,6 @@ def test_bad_descriptors_are_refused() -> None:
         native_gate(np.ones((1, 2), np.float32), "Silu", isa="sse9")
     with pytest.raises(UsageError, match="fit together"):
         native_attention(*(np.ones((1, n, 1, 1), np.float32) for n in (1, 2, 3)), scale=1)
+    one = np.ones((1, 2, 1, 2), np.float32)
+    with pytest.raises(UsageError, match="cosines and sines"):
+        native_attention(one, one, one, scale=1, rotary=(np.ones((1, 2, 2)), np.ones((1, 2, 3))))

@@ -16,10 +16,11 @@ from sparsecc.ir.ops_transformer import attention_node, gate_node, norm_node, tr
 from sparsecc.ir.sparse_ops import DOMAIN
 
 OPS = [op for op in emit.operators().values() if isinstance(op, emit.TransformerOp)]
-ATTRIBUTES = {"heads": 3, "scale": 0.5, "epsilon": 1e-3}
+ATTRIBUTES = {"heads": 4, "kv_heads": 2, "scale": 0.5, "epsilon": 1e-3}
 BY_SHAPE = {
-    "[B,S,W]": (2, 5, 12), "[B,T,W]": (2, 7, 12), "[B,S,3*W]": (2, 5, 36), "[N]": (6,), "[...,N]": (2, 5, 6),
-    "[...,2*N]": (2, 5, 12),
+    "[B,S,W]": (2, 5, 24), "[B,T,W]": (2, 7, 24), "[B,S,3*W]": (2, 5, 72), "[N]": (6,), "[...,N]": (2, 5, 6),
+    "[...,2*N]": (2, 5, 12), "[B,T,V]": (2, 7, 12), "[B,S,V]": (2, 5, 12), "[B,S,W+2*V]": (2, 5, 48),
+    "[S,D]": (2, 1, 5, 6),
 }  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def inputs_of(op: emit.Operator) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shapes = {item.name: BY_SHAPE.get(item.shape, ()) for item in op.inputs}
     if "mask" in shapes:
-        shapes["mask"] = (2, 1, 1, 5 if "qkv" in shapes else 7)
+        shapes["mask"] = (2, 1, 1, 5 if {"qkv", "cos"} & set(shapes) else 7)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -98,15 +99,30 @@ def run_with(
     return session(model.to_proto(), library=True).run(None, inputs)
 
 
+ROTARY = {"q": (2, 5, 24), "k": (2, 5, 12), "v": (2, 5, 12), "cos": (5, 6), "sin": (5, 6)}
 BAD = [
-    ("Attention", {"q": (2, 5, 13), "k": (2, 5, 12), "v": (2, 5, 12)}, r"multiple of 3"),
+    ("Attention", {"q": (2, 5, 13), "k": (2, 5, 12), "v": (2, 5, 12)}, r"multiple of 4"),
     ("Attention", {"q": (5, 12), "k": (2, 5, 12), "v": (2, 5, 12)}, r"three dimensions"),
     ("Attention", {"q": (2, 5, 12), "k": (2, 5, 12), "v": (2, 4, 12)}, r"do not fit together"),
     ("Attention", {"q": (2, 5, 12), "k": (1, 5, 12), "v": (1, 5, 12)}, r"do not fit together"),
-    ("PackedAttention", {"qkv": (2, 5, 12)}, r"multiple of 9"),
-    ("PackedAttentionMask", {"qkv": (2, 5, 36), "mask": (4,)}, r"does not broadcast to \[2,3,5,5\]"),
+    ("PackedAttention", {"qkv": (2, 5, 16)}, r"multiple of 12"),
+    ("PackedAttentionMask", {"qkv": (2, 5, 36), "mask": (4,)}, r"does not broadcast to \[2,4,5,5\]"),
     ("PackedAttentionMask", {"qkv": (2, 5, 36), "mask": (1, 1, 1, 1, 5)}, r"does not broadcast"),
     ("PackedAttentionMask", {"qkv": (2, 5, 36), "mask": (2, 1, 5)}, r"does not broadcast"),
+    ("GroupedAttention", {"q": (2, 5, 24), "k": (2, 7, 13), "v": (2, 7, 13)}, r"multiple of 2"),
+    ("GroupedAttention", {"q": (2, 5, 24), "k": (2, 7, 24), "v": (2, 7, 24)}, r"do not fit together"),
+    ("PackedGroupedAttention", {"qkv": (2, 5, 36)}, r"multiple of 8"),
+    ("RotaryAttention", {**ROTARY, "k": (2, 6, 12), "v": (2, 6, 12)}, r"as many queries as keys"),
+    (
+        "RotaryAttention",
+        {"q": (2, 5, 12), "k": (2, 5, 6), "v": (2, 5, 6), "cos": (5, 3), "sin": (5, 3)},
+        r"even",
+    ),
+    ("RotaryAttention", {**ROTARY, "cos": (5, 4)}, r"expected both to be \[1 or 2,1,5,6\]"),
+    ("RotaryAttention", {**ROTARY, "cos": (6,), "sin": (6,)}, r"expected both"),
+    ("RotaryAttention", {**ROTARY, "cos": (2, 5, 6), "sin": (2, 5, 6)}, r"expected both"),
+    ("RotaryAttention", {**ROTARY, "cos": (3, 1, 5, 6), "sin": (3, 1, 5, 6)}, r"expected both"),
+    ("RotaryAttention", {**ROTARY, "cos": (1, 1, 1, 5, 6), "sin": (1, 1, 1, 5, 6)}, r"expected both"),
     (
         "AddLayerNorm",
         {"x": (2, 5, 6), "residual": (5, 5, 6), "gain": (6,), "shift": (6,)},
@@ -136,6 +152,13 @@ def test_shapes_that_do_not_fit(session, name: str, shapes: dict[str, tuple[int,
 def test_heads_out_of_range(session, heads: int) -> None:
     with pytest.raises(Exception, match="heads"):
         run_with(session, "PackedAttention", {"qkv": (2, 5, 36)}, heads=heads)
+
+
+@pytest.mark.parametrize("kv_heads", [0, -1, 3, 8])
+def test_heads_of_keys_that_do_not_divide_those_of_queries(session, kv_heads: int) -> None:
+    shapes = {"q": (2, 5, 24), "k": (2, 7, 24), "v": (2, 7, 24)}
+    with pytest.raises(Exception, match="'kv_heads' is"):
+        run_with(session, "GroupedAttention", shapes, kv_heads=kv_heads)
 
 
 def test_residual_with_leading_ones_and_missing_dimensions(session) -> None:

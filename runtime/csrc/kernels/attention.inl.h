@@ -170,37 +170,32 @@ static float softmax_row(const AttentionJob& job, float* scores, int64_t row) {
   return 1.0f / sum_of_lanes(sum);
 }
 
-// Queries [first, first + rows) of the job.
-static void attention_block(const AttentionJob& job, int64_t first, int64_t rows) {
+static void attention(const AttentionJob* all) {
+  const AttentionJob& job = *all;
   constexpr int tile = attention_tile.rows;
+  const int64_t rows = job.queries;
   float shares[kMostBlockRows];
   for (int64_t row = 0; row < rows; row += tile)
     for (int64_t i = 0; i < job.size; i += kGroup)
-      transpose_tile(job.q + (first + row) * job.q_stride + i, job.q_stride,
+      transpose_tile(job.q + row * job.q_stride + i, job.q_stride,
                      rows - row < tile ? rows - row : tile, job.size - i < kGroup ? job.size - i : kGroup,
                      job.turned + row * job.size + i * tile, tile);
-  for_each_run(job.keys_wide / kGroup, [&](int64_t key, int wide) {
+  for_each_run((job.keys + kGroup - 1) / kGroup, [&](int64_t key, int wide) {
     for (int64_t row = 0; row < rows; row += tile)
       call_tile<tile, attention_tile.wide, Scores>((int)(rows - row < tile ? rows - row : tile), wide, &job,
                                                    (const float*)job.turned + row * job.size, key,
                                                    job.scores + row * job.keys_wide);
   });
   for (int64_t row = 0; row < rows; ++row)
-    shares[row] = softmax_row(job, job.scores + row * job.keys_wide, first + row);
+    shares[row] = softmax_row(job, job.scores + row * job.keys_wide, row);
   for_each_run(job.size_wide / kGroup, [&](int64_t column, int wide) {
     for (int64_t row = 0; row < rows; row += tile) {
       const int count = (int)(rows - row < tile ? rows - row : tile);
       call_tile<tile, attention_tile.wide, Values>(
           count, wide, &job, (const float*)job.scores + row * job.keys_wide, (const float*)shares + row,
-          column, job.y + (first + row) * job.y_stride);
+          column, job.y + row * job.y_stride);
     }
   });
-}
-
-static void attention(const AttentionJob* job) {
-  for (int64_t row = 0; row < job->queries; row += job->block_rows)
-    attention_block(*job, row,
-                    job->queries - row < job->block_rows ? job->queries - row : job->block_rows);
 }
 
 static void pack_attention(const AttentionPackJob* job) {

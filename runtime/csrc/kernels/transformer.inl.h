@@ -23,10 +23,11 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "attention.inl.h"
 #include "gate.inl.h"
 #include "norm.inl.h"
+#include "rotary.inl.h"
 
 }  // namespace
 
-extern const TransformerHelpers kTransformer = {attention_tile, pack_attention, attention, norm, gate};
+extern const TransformerHelpers kTransformer = {attention_tile, pack_attention, attention, rotate, norm, gate};
 
 }  // namespace SPARSECC_NAMESPACE
 }  // namespace sparsecc

@@ -18,8 +18,10 @@ const float* floats(const TensorView& view) { return static_cast<const float*>(v
 // ---- attention --------------------------------------------------------------------------------------
 
 struct AttentionForm {
-  bool packed;  // one input [..., q k v] side by side; else three
-  bool mask;    // a last input, added to the scores
+  bool packed;   // one input [..., q k v] side by side; else three
+  bool grouped;  // heads of q share those of k and v: attribute kv_heads
+  bool rotary;   // cosines and sines by which q and k are turned; grouped too
+  bool mask;     // a last input, added to the scores
 };
 
 class AttentionKernel final : public Kernel {
@@ -29,21 +31,31 @@ class AttentionKernel final : public Kernel {
       : Kernel(functions, std::move(node_label)),
         form_(form),
         heads_(node.integer("heads")),
+        kv_heads_(form.grouped ? node.integer("kv_heads") : heads_),
         scale_(node.number("scale")),
         gauge_(threads) {
     if (heads_ < 1 || heads_ > kMostHeads)
       throw KernelError("attribute 'heads' is " + std::to_string(heads_) + ", expected 1..1048576");
+    if (kv_heads_ < 1 || heads_ % kv_heads_ != 0)
+      throw KernelError("attribute 'kv_heads' is " + std::to_string(kv_heads_) + ", which does not divide " +
+                        std::to_string(heads_) + " heads");
   }
 
   void run(OrtKernelContext* context) const override {
     sparsecc_attention_desc desc{};
     desc.struct_size = sizeof(desc);
+    desc.heads = heads_;
+    desc.kv_heads = kv_heads_;
     desc.scale = scale_;
     std::vector<int64_t> y_dims = form_.packed ? read_packed(context, &desc) : read_three(context, &desc);
-    if (form_.mask) read_mask(context, &desc);
+    size_t next = form_.packed ? 1 : 3;
+    if (form_.rotary) {
+      read_rotary(context, next, &desc);
+      next += 2;
+    }
+    if (form_.mask) read_mask(context, next, &desc);
     desc.y = static_cast<float*>(make_output(api, context, 0, y_dims));
-    const int64_t width = y_dims[2];
-    set_strides(desc.y_strides, desc.queries, width, desc.head_size);
+    set_strides(desc.y_strides, desc.queries, y_dims[2], desc.head_size);
     SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
       return sparsecc_attention_run(&desc, &threads.executor, error, size);
@@ -58,57 +70,76 @@ class AttentionKernel final : public Kernel {
     strides[2] = head_size;
   }
 
-  TensorView read_rows(const OrtKernelContext* context, size_t index, const char* name,
-                       int64_t parts) const {
+  // Rows of `heads` heads.
+  TensorView read_rows(const OrtKernelContext* context, size_t index, const char* name, int64_t heads) const {
     TensorView x = read_input(api, context, index);
-    if (x.dims.size() != 3 || x.dims[2] % (parts * heads_) != 0) {
+    if (x.dims.size() != 3 || x.dims[2] % heads != 0) {
       throw KernelError(std::string(name) + " has shape " + to_text(x.dims) +
-                        ", expected three dimensions, the last a multiple of " +
-                        std::to_string(parts * heads_));
+                        ", expected three dimensions, the last a multiple of " + std::to_string(heads));
     }
     return x;
   }
 
   std::vector<int64_t> read_packed(const OrtKernelContext* context, sparsecc_attention_desc* desc) const {
-    const TensorView x = read_rows(context, 0, "qkv", 3);
-    const int64_t width = x.dims[2] / 3;
+    const int64_t all = heads_ + 2 * kv_heads_;
+    const TensorView x = read_rows(context, 0, "qkv", all);
     desc->batch = x.dims[0];
     desc->queries = desc->keys = x.dims[1];
-    desc->heads = heads_;
-    desc->head_size = width / heads_;
+    desc->head_size = x.dims[2] / all;
     desc->q = floats(x);
-    desc->k = desc->q + width;
-    desc->v = desc->k + width;
-    set_strides(desc->q_strides, x.dims[1], 3 * width, desc->head_size);
-    std::copy_n(desc->q_strides, 3, desc->k_strides);
-    std::copy_n(desc->q_strides, 3, desc->v_strides);
-    return {x.dims[0], x.dims[1], width};
+    desc->k = desc->q + heads_ * desc->head_size;
+    desc->v = desc->k + kv_heads_ * desc->head_size;
+    for (int64_t(*strides)[3] : {&desc->q_strides, &desc->k_strides, &desc->v_strides})
+      set_strides(*strides, x.dims[1], x.dims[2], desc->head_size);
+    return {x.dims[0], x.dims[1], heads_ * desc->head_size};
   }
 
   std::vector<int64_t> read_three(const OrtKernelContext* context, sparsecc_attention_desc* desc) const {
-    const TensorView q = read_rows(context, 0, "q", 1), k = read_rows(context, 1, "k", 1),
-                     v = read_rows(context, 2, "v", 1);
-    if (k.dims != v.dims || k.dims[0] != q.dims[0] || k.dims[2] != q.dims[2]) {
+    const TensorView q = read_rows(context, 0, "q", heads_), k = read_rows(context, 1, "k", kv_heads_),
+                     v = read_rows(context, 2, "v", kv_heads_);
+    if (k.dims != v.dims || k.dims[0] != q.dims[0] || k.dims[2] / kv_heads_ != q.dims[2] / heads_) {
       throw KernelError("q, k and v have shapes " + to_text(q.dims) + ", " + to_text(k.dims) + " and " +
                         to_text(v.dims) + ", which do not fit together");
     }
     desc->batch = q.dims[0];
     desc->queries = q.dims[1];
     desc->keys = k.dims[1];
-    desc->heads = heads_;
     desc->head_size = q.dims[2] / heads_;
     desc->q = floats(q);
     desc->k = floats(k);
     desc->v = floats(v);
     set_strides(desc->q_strides, desc->queries, q.dims[2], desc->head_size);
-    set_strides(desc->k_strides, desc->keys, q.dims[2], desc->head_size);
-    set_strides(desc->v_strides, desc->keys, q.dims[2], desc->head_size);
+    set_strides(desc->k_strides, desc->keys, k.dims[2], desc->head_size);
+    set_strides(desc->v_strides, desc->keys, k.dims[2], desc->head_size);
     return q.dims;
   }
 
+  // [queries, head size], before it ones and at most the batch: [1 or batch, 1, queries, head size].
+  void read_rotary(const OrtKernelContext* context, size_t first, sparsecc_attention_desc* desc) const {
+    const TensorView cosines = read_input(api, context, first), sines = read_input(api, context, first + 1);
+    if (desc->keys != desc->queries || desc->head_size % 2 != 0) {
+      throw KernelError("rotary positions need an even head size and as many queries as keys, here " +
+                        to_text({desc->head_size, desc->queries, desc->keys}));
+    }
+    const std::vector<int64_t>& dims = cosines.dims;
+    const size_t rank = dims.size();
+    const bool fits = sines.dims == dims && rank >= 2 && rank <= 4 && dims[rank - 1] == desc->head_size &&
+                      dims[rank - 2] == desc->queries && (rank < 3 || dims[rank - 3] == 1) &&
+                      (rank < 4 || dims[0] == 1 || dims[0] == desc->batch);
+    if (!fits) {
+      throw KernelError("cosines and sines have shapes " + to_text(dims) + " and " + to_text(sines.dims) +
+                        ", expected both to be [1 or " + std::to_string(desc->batch) + ",1," +
+                        std::to_string(desc->queries) + "," + std::to_string(desc->head_size) + "]");
+    }
+    desc->cosines = floats(cosines);
+    desc->sines = floats(sines);
+    desc->rotary_strides[0] = rank == 4 && dims[0] > 1 ? desc->queries * desc->head_size : 0;
+    desc->rotary_strides[1] = desc->head_size;
+  }
+
   // Broadcast to [batch, heads, queries, keys], dimensions counted from the last.
-  void read_mask(const OrtKernelContext* context, sparsecc_attention_desc* desc) const {
-    const TensorView mask = read_input(api, context, form_.packed ? 1 : 3);
+  void read_mask(const OrtKernelContext* context, size_t index, sparsecc_attention_desc* desc) const {
+    const TensorView mask = read_input(api, context, index);
     const std::array<int64_t, 4> wanted{desc->batch, desc->heads, desc->queries, desc->keys};
     int64_t stride = 1;
     bool fits = mask.dims.size() <= wanted.size();
@@ -127,7 +158,7 @@ class AttentionKernel final : public Kernel {
   }
 
   const AttentionForm form_;
-  const int64_t heads_;
+  const int64_t heads_, kv_heads_;
   const float scale_;
   mutable ThreadGauge gauge_;
 };
@@ -246,15 +277,19 @@ std::vector<OperatorSpec> transformer_operators() {
   using Types = std::vector<ElementType>;
   constexpr ElementType kFloat = ElementType::kFloat;
   std::vector<OperatorSpec> specs;
-  for (const AttentionForm form : {AttentionForm{false, false}, {false, true}, {true, false}, {true, true}}) {
-    const size_t inputs = (form.packed ? 1 : 3) + (form.mask ? 1 : 0);
-    specs.push_back({std::string(form.packed ? "PackedAttention" : "Attention") + (form.mask ? "Mask" : ""),
-                     Types(inputs, kFloat),
-                     {kFloat},
-                     [form](const NodeReader& node, const Functions& api, const std::string& label,
-                            int32_t threads) {
-                       return std::make_unique<AttentionKernel>(node, api, label, form, threads);
-                     }});
+  for (const char* kind : {"", "Grouped", "Rotary"}) {
+    const bool grouped = *kind != 0, rotary = *kind == 'R';
+    for (const AttentionForm form : {AttentionForm{false, grouped, rotary, false}, {false, grouped, rotary, true},
+                                     {true, grouped, rotary, false}, {true, grouped, rotary, true}}) {
+      const size_t inputs = (form.packed ? 1 : 3) + (rotary ? 2 : 0) + (form.mask ? 1 : 0);
+      specs.push_back({std::string(form.packed ? "Packed" : "") + kind + "Attention" + (form.mask ? "Mask" : ""),
+                       Types(inputs, kFloat),
+                       {kFloat},
+                       [form](const NodeReader& node, const Functions& api, const std::string& label,
+                              int32_t threads) {
+                         return std::make_unique<AttentionKernel>(node, api, label, form, threads);
+                       }});
+    }
   }
   for (const bool centred : {true, false}) {
     for (const NormForm form : {NormForm{false, centred, false}, {true, centred, false}, {true, centred, true}}) {

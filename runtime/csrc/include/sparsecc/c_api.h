@@ -301,13 +301,17 @@ SPARSECC_API int sparsecc_planes_mean(const uint8_t* x, int64_t planes, int64_t 
 /* ---- attention and normalisation ---- */
 
 /* y = softmax(scale * q k^T + mask) v for every head. Head h of row s of batch b starts at
- * q[b * q_strides[0] + s * q_strides[1] + h * q_strides[2]] and is contiguous; the same for k, v and y. */
+ * q[b * q_strides[0] + s * q_strides[1] + h * q_strides[2]] and is contiguous; the same for k, v and y, but that
+ * heads / kv_heads neighbouring heads of q share one of k and v. With cosines, q and k are turned first: z becomes
+ * z * cos + w * sin, where w is the second half of z, negated, and behind it the first. */
 typedef struct {
   size_t struct_size; /* sizeof(sparsecc_attention_desc) */
-  int64_t batch, heads, queries, keys, head_size;
+  int64_t batch, heads, kv_heads, queries, keys, head_size;
   float scale;
   const float *q, *k, *v;
   int64_t q_strides[3], k_strides[3], v_strides[3]; /* of batch, row and head, in floats, not negative */
+  const float *cosines, *sines; /* [head_size] for each row of q, as many as of k; or both NULL */
+  int64_t rotary_strides[2];    /* of batch and row */
   const float* mask;                                /* or NULL */
   int64_t mask_strides[4];                          /* of batch, head, query and key; the last is 0 or 1 */
   float* y;
@@ -315,7 +319,8 @@ typedef struct {
   const char* isa; /* one of sparsecc_isas(), or NULL: $SPARSECC_ISA, else the best here */
 } sparsecc_attention_desc;
 
-/* y must not overlap the others. Without keys y is 0. NaN in a query, or in the keys, makes the whole row NaN. */
+/* y must not overlap the others. Without keys y is 0. NaN in a query, or in the keys, makes the whole row NaN, but
+ * keys (and values) whose mask is -1e30 or less, for rows that have others, may be left out. */
 SPARSECC_API int sparsecc_attention_run(const sparsecc_attention_desc* attention,
                                         const sparsecc_executor* executor, char* error, size_t error_size);
 
