@@ -1,6 +1,7 @@
 """fp32 kernels and the engines of others against dense onnxruntime, one linear layer at a time.
 
     python bench/kernels.py --json bench/results/kernels.json
+    python bench/kernels.py --values fp32 --values fp16 --values bf16 --rows 1 --rows 16 --no-peers
     python bench/kernels.py --shape 768x768 --rows 1 --rows 128 --pattern 16x1 --sparsity 0.9 --no-peers
 
 "sparsecc" is the operator in a session of onnxruntime, as a model runs it; "sparsecc, C" is its kernel called
@@ -41,6 +42,8 @@ from layers import (
 )
 from peers import Peer, PeerError, in_child, limited_openvino, usable
 
+from sparsecc.sparse import FLOATS
+
 PATTERNS = ("unstructured", "2:4", "1:4", "16x1", "32x1", "64x1")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 
@@ -48,7 +51,7 @@ SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 def engines_of(
     layer: Layer,
     cells: Sequence[tuple[str, float]],
-    ours: str,
+    ours: Sequence[str],
     peers: Sequence[Peer],
     isa: str | None,
     failed: dict[str, str],
@@ -76,7 +79,7 @@ def engines_of(
     rng = np.random.default_rng(1)
     for cell in cells:
         zeros = pruned(layer, cell, rng)
-        for engine in OURS[ours](zeros, isa):
+        for engine in (engine for name in ours for engine in OURS[name](zeros, isa)):
             check(engine, zeros)
             yield engine
         if cell[0] == cells[0][0]:
@@ -84,7 +87,7 @@ def engines_of(
 
 
 def compare(
-    ours: str,
+    ours: Sequence[str],
     bases: Sequence[str],
     *,
     shapes: Sequence[str],
@@ -99,7 +102,7 @@ def compare(
     openvino_isa: str | None,
     path: Path | None,
 ) -> None:
-    """Time one kind of our kernels with all peers over layers, print tables and write JSON."""
+    """Time some kinds of our kernels with all peers over layers, print tables and write JSON."""
     screen, cells = console(), cells_of(patterns, sparsities)
     there, missing = usable() if peers else ([], {})
     if in_child() is not None:
@@ -140,10 +143,14 @@ def compare(
 
 
 @click.command(context_settings={"show_default": True})
+@click.option(
+    "--values", multiple=True, type=click.Choice(tuple(FLOATS)), default=("fp32",), help="Stored so."
+)
 @layer_options(PATTERNS, SPARSITIES)
-def main(**options: object) -> None:
+def main(values: Sequence[str], **options: object) -> None:
     """Time the sparse fp32 kernels and other engines against dense onnxruntime."""
-    compare("sparsecc fp32", ("fp32",), **options)  # type: ignore[arg-type]
+    ours = [f"sparsecc {floats}" for floats in values]
+    compare(ours, ("fp32",), **options)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

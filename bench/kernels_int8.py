@@ -28,7 +28,7 @@ def main(isa: str | None, **options: Any) -> None:
     """Time the sparse int8 kernels and other engines against dense onnxruntime, int8 and fp32."""
     if isa is not None:
         os.environ["SPARSECC_ISA"] = isa  # read by the library whenever it makes an operator
-    compare("sparsecc int8", ("int8", "fp32"), isa=isa, **options)
+    compare(("sparsecc int8",), ("int8", "fp32"), isa=isa, **options)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ from typing import Any, TypeVar
 import click
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import helper
 from rich.console import Console
 from rich.table import Table
 
@@ -40,7 +41,7 @@ from sparsecc.runtime import (
     library_version,
     register,
 )
-from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor, keep_mask
+from sparsecc.sparse import FLOATS, Floats, Pattern, QuantizedTensor, SparseTensor, keep_mask, rounded
 from sparsecc.verify.timing import Clock, time_interleaved
 
 SHAPES = ("384x1536", "768x768", "768x3072", "3072x768", "1024x4096", "4096x4096")  # inputs x outputs
@@ -48,6 +49,7 @@ ROWS = (1, 16, 128, 512)
 DOMAINS = {"": 17, "com.microsoft": 1, "ai.sparsecc": 1}
 ORT, ORT_INT8 = "onnxruntime fp32", "onnxruntime int8"
 EXACT, ROUNDED, BYTES = 1e-5, 0.02, 0.05  # relative distances allowed: fp32, bf16, int8
+STORED = {"fp32": EXACT, "fp16": 1e-3, "bf16": 5e-3}  # the same for weights stored so
 SPIN_SECONDS = 0.12  # after which the idle threads of every engine seen here have gone to sleep
 
 Call = Callable[[], object]
@@ -116,7 +118,7 @@ def layer_model(node: onnx.NodeProto, constants: dict[str, np.ndarray], layer: L
         "layer",
         [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, layer.x.shape)],
         [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [rows, outputs])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+        [ir.to_proto(ir.Tensor(array, name=name)) for name, array in constants.items()],
     )
     domains = [helper.make_opsetid(name, version) for name, version in DOMAINS.items()]
     return helper.make_model(graph, opset_imports=domains, ir_version=8)
@@ -153,19 +155,20 @@ def dense_int8(layer: Layer) -> Engine:
     return session_engine(ORT_INT8, node, constants, layer, tolerance=BYTES)
 
 
-def sparse_fp32(layer: Layer, isa: str | None) -> list[Engine]:
-    """Return our fp32 operator and, on one thread, its kernel through the C interface."""
-    tensor = SparseTensor.encode(layer.weight, Pattern.parse(layer.pattern))
+def sparse_floats(layer: Layer, isa: str | None, floats: Floats = "fp32") -> list[Engine]:
+    """Return our fp32 operator, values stored as ``floats``, and, on one thread, its kernel through the C interface."""
+    weight = rounded(layer.weight, floats)
+    tensor = SparseTensor.encode(weight, Pattern.parse(layer.pattern)).stored_as(floats)
     op = NativeMatMul(str(tensor.pattern), tensor.shape, tensor.values, tensor.indices, isa=isa)
-    facts = {"kernel": op.kernel(layer.x.shape[0])}
+    facts = {"kernel": op.kernel(layer.x.shape[0]), "tolerance": STORED[floats]}
     constants = {
         "values": tensor.values,
         "indices": tensor.indices,
         "shape": np.array(tensor.shape, np.int64),
         "bias": np.zeros(tensor.shape[0], np.float32),
     }
-    name = "BlockSparseMatMul" if tensor.pattern.kind == "block" else "SparseMatMul"
-    return our_engines(name, constants, layer, op, facts)
+    operator = "BlockSparseMatMul" if tensor.pattern.kind == "block" else "SparseMatMul"
+    return our_engines(f"sparsecc {floats}", operator, constants, layer, op, facts)
 
 
 def sparse_int8(layer: Layer, isa: str | None) -> list[Engine]:
@@ -180,14 +183,18 @@ def sparse_int8(layer: Layer, isa: str | None) -> list[Engine]:
         "bias": np.zeros(tensor.shape[0], np.float32),
     }
     facts = {"kernel": op.kernel, "tolerance": BYTES}
-    name = "BlockSparseMatMulInt8" if tensor.pattern.kind == "block" else "SparseMatMulInt8"
-    return our_engines(name, constants, layer, op, facts)
+    operator = "BlockSparseMatMulInt8" if tensor.pattern.kind == "block" else "SparseMatMulInt8"
+    return our_engines("sparsecc int8", operator, constants, layer, op, facts)
 
 
-OURS = {"sparsecc fp32": sparse_fp32, "sparsecc int8": sparse_int8}
+OURS: dict[str, Callable[[Layer, str | None], list[Engine]]] = {
+    **{f"sparsecc {floats}": partial(sparse_floats, floats=floats) for floats in FLOATS},
+    "sparsecc int8": sparse_int8,
+}
 
 
 def our_engines(
+    name: str,
     operator: str,
     constants: dict[str, np.ndarray],
     layer: Layer,
@@ -195,7 +202,6 @@ def our_engines(
     facts: dict[str, Any],
 ) -> list[Engine]:
     """Return the operator in a session, as a model runs it, and the kernel without onnxruntime around it."""
-    name = f"sparsecc {'int8' if operator.endswith('Int8') else 'fp32'}"
     node = helper.make_node(operator, ["x", *constants], ["y"], domain="ai.sparsecc",
                             layout=layer.pattern, layout_version=1)  # fmt: skip
     engines = [session_engine(name, node, constants, layer, **facts)]

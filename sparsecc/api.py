@@ -211,9 +211,8 @@ def optimize(
     library = _library_found(needed=keep_slower)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
-        "values": None if values == "fp32" else values,
+        "permute": permute or None, "values": None if values == "fp32" else values,
     }  # fmt: skip
-    flags["permute"] = permute or None
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))

@@ -44,6 +44,14 @@ def test_ours_against_the_baselines(
         assert found[1]["ratio_to_int8"] == 1
 
 
+def test_values_of_16_bits_beside_float32(root: Path) -> None:
+    printed = run(
+        root, "kernels.py", *QUICK, "--no-peers", "--pattern", "2:4", "--values", "fp32", "--values", "bf16"
+    )
+    assert "sparsecc fp32" in printed
+    assert "sparsecc bf16, C" in printed
+
+
 def test_a_peer_that_is_missing_is_said(root: Path) -> None:
     absent = [name for name, module in OPTIONAL.items() if importlib.util.find_spec(module) is None]
     if not absent:
