@@ -135,7 +135,7 @@ const char* sparsecc_isas(void) { return sparsecc::isa_list(); }
 const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows) { return op->kernel(rows); }
 
 double sparsecc_matmul_balance(const sparsecc_matmul* op, int64_t rows, int64_t parts) {
-  return op->shares(rows).balance(parts);
+  return op->balance(rows, parts);
 }
 
 double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t parts) {

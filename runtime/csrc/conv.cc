@@ -198,11 +198,11 @@ void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added
       job.sums = sums.data();
       for (const auto [first, last] : mine)
         for (int64_t c = first; c < last; ++c) {
-          const int64_t output = c * weight.height;
+          const int64_t output = weight.first_output(c);
           job.weight = weight.cell(c, block);
           job.bias = block == 0 ? bias + output : nullptr;
           job.added = added == nullptr ? nullptr : added + place + output * f.pixels;
-          job.outputs = weight.chunk_outputs(c);
+          job.outputs = weight.outputs_of(c, c + 1);
           job.target = Target{to + output * f.pixels, 1, f.pixels};
           kernel.run(&job);
           job.sums += job.outputs * lanes;
@@ -213,7 +213,7 @@ void sparsecc_conv::run_frame(const Frame& f, const float* x, const float* added
     for (const auto [first, last] : mine) {
       const int64_t output_count = weight.outputs_of(first, last);
       linear_.help.finish(done, lanes, output_count, count,
-                          Target{to + first * weight.height * f.pixels, 1, f.pixels}, &linear_.epilogue);
+                          Target{to + weight.first_output(first) * f.pixels, 1, f.pixels}, &linear_.epilogue);
       done += output_count * lanes;
     }
   });

@@ -9,6 +9,7 @@
 #include "common.h"
 #include "isa.h"
 #include "kernels_int8.h"
+#include "pieces.h"
 #include "shares.h"
 #include "sparsecc/c_api.h"
 #include "weight.h"
@@ -39,6 +40,7 @@ Weight read_int8_weight(const sparsecc_int8_weight_desc& desc);
 struct QuadPack {
   QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order, int width);
   QuadView view() const;
+  QuadView piece_view() const;
   int64_t blocks() const { return start[groups]; }  // or tiles
   int64_t bytes() const { return values_.size() + places_.size(); }
   // Of tiles, and bringing x together counted as more of them.
@@ -46,6 +48,7 @@ struct QuadPack {
   int64_t outputs, groups;
   Buffer<int64_t> start;  // [groups + 1]
   Shares shares;          // of groups
+  Pieces pieces;
 
  private:
   void pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order);
@@ -91,8 +94,14 @@ struct sparsecc_int8_matmul {
             uint8_t* panels) const;
   void run(Source x, sparsecc::ByteScale scale, int64_t rows, float* y,
            const sparsecc_executor* executor) const;
-  void multiply(const uint8_t* panels, int64_t rows, sparsecc::ByteScale scale, int64_t group_begin,
-                int64_t group_end, float* y) const;
+  struct RowChunk {
+    const uint8_t* panels;
+    int64_t number, first, rows;
+    float* y;  // of its first row
+  };
+  void multiply(sparsecc::Shares::Ranges groups, const RowChunk& chunk, sparsecc::ByteScale scale,
+                sparsecc::PartialSums<uint32_t>& partial) const;
+  void multiply(sparsecc::QuadJob job, int64_t begin, int64_t end, const RowChunk& chunk) const;
 
   int64_t inputs_;
   sparsecc::ByteKernel kernel_;

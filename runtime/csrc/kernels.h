@@ -32,9 +32,9 @@ struct Brain {
   uint16_t bits;
 };
 
-// Blocks of 16 * wide outputs by one input. Group g owns blocks [start[g], start[g + 1]).
+// Blocks of 16 * wide outputs by one input. Group g owns blocks [start[g], end[g]).
 struct BlockView {
-  const int64_t* start;
+  const int64_t *start, *end;
   const uint32_t* index;  // input of each block
   const void* values;     // [blocks][16 * wide] of the type the kernel reads
   int wide;
@@ -99,8 +99,9 @@ struct SlotMove {
 // others can wait: at 80 % zeros 11.5 of 16 lanes are used by kMasked, 12 by kPacked, 8 if windows did not overlap.
 struct SliceView {
   enum Form { kUniform, kMasked, kPacked } form;
-  const int64_t* slot_start;   // per group: first slot
-  const int64_t* value_start;  // per group: first value
+  const int64_t *slot_start, *slot_end;  // per group: first slot and the one after the last
+  const int64_t* value_start;            // per group: first value
+  const int64_t* origin;                 // per group: input where its first window starts to move; null: 0
   // kUniform, kMasked: 8 bytes per slot, four bits per output: 2j at bit 4j of the low half, 2j + 1 at
   // bit 4j of the high half. kPacked: 16 bytes, per output the input in five bits and above it by how much
   // the output's value comes before its lane.
@@ -134,6 +135,18 @@ struct PixelJob {
   float* panel;    // [input_count][stride]; lanes after `count` are of no consequence
 };
 
+// Sums that were cut: [rows][pieces][width], of which the first `outputs` of each `width` are added up.
+struct JoinJob {
+  const float* sums;
+  int64_t row_stride, pieces, width;
+  int64_t rows;
+  int64_t output, outputs;  // the first of at most 16
+  const int32_t* order;     // which output each place from `output` on is; null: in order
+  float* y;
+  int64_t y_stride;
+  const Epilogue* epilogue;
+};
+
 // What surrounds the kernels: bringing x into panels and sums out of them.
 struct Helpers {
   // panel[k * stride + r] = x[r * row_stride + k]; rows..stride are filled with zeros.
@@ -143,6 +156,7 @@ struct Helpers {
   // sums[outputs][stride] -> activation -> target, for `rows` of the stride.
   void (*finish)(float* sums, int64_t stride, int64_t outputs, int64_t rows, Target target,
                  const Epilogue* epilogue);
+  void (*join)(const JoinJob* job);
 };
 
 struct Tile {

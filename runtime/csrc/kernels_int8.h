@@ -40,10 +40,10 @@ enum class Picks {
   kShared  // four outputs pick together, or each output four neighbours: 16 places
 };
 
-// Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], start[g + 1]). In the order of tiles these are
+// Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], end[g]). In the order of tiles these are
 // tiles, of sixteen blocks each: index has sixteen quads for each, values 16 * 64 bytes.
 struct QuadView {
-  const int64_t* start;
+  const int64_t *start, *end;
   const uint32_t* index;  // which four inputs, or which window of inputs
   const int8_t* values;   // [blocks][64]
   const int32_t* sums;    // of the weights of each output, padded with zeros to whole groups
@@ -72,8 +72,9 @@ struct QuadJob {
   int64_t row_bytes;
   ByteScale x;
   float* y;
-  int64_t row_stride;
+  int64_t row_stride;  // of y or sums
   const Epilogue* epilogue;
+  uint32_t* sums;  // if not null: sums go there as they are, sixteen per group, and y does not count
 };
 
 struct QuantizeJob {
@@ -95,6 +96,8 @@ struct ByteHelpers {
   void (*extremes)(const float* x, int64_t count, float* low, float* high);
   void (*quantize)(const QuantizeJob* job);
   void (*quantize_windows)(const QuantizeJob* job, int width);
+  // What is due for the first group of the job, whose sums are [rows][pieces][16].
+  void (*join)(const QuadJob* job, const uint32_t* sums, int64_t row_stride, int64_t pieces);
 };
 
 #define SPARSECC_KERNEL(isa, kernel, Job, rows, wide) \

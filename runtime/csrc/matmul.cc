@@ -1,6 +1,7 @@
 // y[rows, outputs] = act(x[rows, inputs] W^T + bias)
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "common.h"
 #include "operator.h"
@@ -13,6 +14,7 @@ namespace {
 constexpr int64_t kCachedBytes = 384 * 1024;  // of packed x that stays in a second-level cache
 constexpr int64_t kGroupsAtOnce = 8;          // groups of outputs per pass over the rows
 constexpr int64_t kSumOutputs = 1024;         // outputs of the widest block of running sums
+constexpr int64_t kMostTasks = 8;             // of a thread
 constexpr int64_t kPackedAtOnce = 1 << 14;    // floats, at least, that are worth a task of their own
 
 // Rows of x up to which slots beat single weights, measured on Zen 5 (NEON: by counted instructions): they read
@@ -49,6 +51,10 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc)
 
 sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight) : linear_(desc, weight) {
   const int tall = element_tall(weight.layout);
+  const auto expect_pieces = [&](int64_t outputs) {
+    no_bias_ = Buffer<float>(outputs);
+    unfinished_ = {no_bias_.data(), SPARSECC_ACT_NONE, 0.0f, 0.0f};
+  };
   const sparsecc_value_type type = values_read(linear_.isa, weight.type);
   const auto make_elements = [&] {
     const Rows rows = expand_rows(weight, tall);
@@ -56,6 +62,7 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
   };
   if (has_block_kernel(weight.layout)) {
     block_.emplace(weight, type);
+    expect_pieces(block_->piece_view().outputs);
     tiles_ = FloatTiles::of(weight, desc.isa);
     if (tiles_.has_value()) {
       block_rows_ = tiles_->least_rows() - 1;
@@ -67,6 +74,7 @@ sparsecc_matmul::sparsecc_matmul(const sparsecc_weight_desc& desc, Weight weight
   }
   make_elements();
   slice_.emplace(expand_rows(weight, 1), linear_.isa == Isa::kAvx512, type);
+  expect_pieces(slice_->piece_view().outputs);
   slice_rows_ = most_slice_rows(linear_.isa, slice_->view().form);
 }
 
@@ -86,6 +94,18 @@ const char* sparsecc_matmul::kernel(int64_t rows) const {
   if (tiles_.has_value()) return tiles_->kernel();
   return uses_slice(rows) ? slice_kernel(linear_.isa, slice_->view().form, slice_->type()).name
                           : element_kernel(linear_.isa, element_->tall).name;
+}
+
+// Where rows of x are cut as well, idle threads take the next task.
+double sparsecc_matmul::balance(int64_t rows, int64_t threads) const {
+  if (uses_block(rows) || uses_slice(rows) || tiles_.has_value()) return shares(rows).balance(threads);
+  const LaneChunks chunks(rows, element_kernel(linear_.isa, element_->tall).tile.wide);
+  const int64_t parts = element_parts(chunks.count(), threads);
+  std::vector<int64_t> work(static_cast<size_t>(threads));
+  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk)
+    for (int64_t part = 0; part < parts; ++part)
+      *std::min_element(work.begin(), work.end()) += chunks.wide(chunk) * element_->shares.work(part, parts);
+  return evenness(work);
 }
 
 const Shares& sparsecc_matmul::shares(int64_t rows) const {
@@ -118,8 +138,11 @@ void sparsecc_matmul::run(const float* x, int64_t rows, float* y, const sparsecc
 void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
                                 const sparsecc_executor* executor) const {
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
-  const int64_t tasks = wanted_tasks(executor);
-  if (rows == 1 && tasks == 1) return run_groups(block_->shares.of(0, 1), x, 1, y);
+  const int64_t tasks = wanted_tasks(executor), width = block_->view().wide * kGroup;
+  if (rows == 1 && tasks == 1) {
+    PartialSums<float> partial(block_->pieces, 1, 1, width);
+    return run_groups(block_->shares.of(0, 1), {x, 0, 0, 1, y}, partial);
+  }
   const int64_t height = kTileRows, panels = ceil_div(rows, height);
   const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
   const int64_t chunk_panels =
@@ -127,12 +150,16 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
   const int64_t row_chunks = ceil_div(panels, chunk_panels), chunk = chunk_panels * height;
   const int64_t parts = block_->shares.parts(ceil_div(tasks, row_chunks));
   const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
+  PartialSums<float> partial(block_->pieces, rows, row_chunks, width);
+  const auto run_part = [&](int64_t part, int64_t row, const float* panels) {
+    run_groups(block_->shares.of(part, parts), {panels, row / chunk, row, rows_of(row), y + row * outputs}, partial);
+  };
   if (parts == 1) {
     run_tasks(executor, row_chunks, [&](int64_t i) {
       const int64_t row = i * chunk;
       Scratch<0> packed(rows == 1 ? 0 : rows_of(row) * inputs);
       if (rows > 1) pack_panels(x + row * inputs, rows_of(row), 0, inputs, packed.data());
-      run_groups(block_->shares.of(0, 1), rows == 1 ? x : packed.data(), rows_of(row), y + row * outputs);
+      run_part(0, row, rows == 1 ? x : packed.data());
     });
     return;
   }
@@ -148,8 +175,7 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
   }
   run_tasks(executor, row_chunks * parts, [&](int64_t task) {
     const int64_t row = task / parts * chunk;
-    run_groups(block_->shares.of(task % parts, parts), rows == 1 ? x : packed.data() + row * inputs,
-               rows_of(row), y + row * outputs);
+    run_part(task % parts, row, rows == 1 ? x : packed.data() + row * inputs);
   });
 }
 
@@ -163,24 +189,52 @@ void sparsecc_matmul::pack_panels(const float* x, int64_t rows, int64_t first, i
   }
 }
 
-void sparsecc_matmul::run_groups(Shares::Ranges groups, const float* packed, int64_t rows, float* y) const {
-  const BlockView weight = block_->view();
+// Of groups that are cut only partial sums, until the last piece is there.
+void sparsecc_matmul::run_groups(Shares::Ranges groups, const RowChunk& chunk,
+                                 PartialSums<float>& partial) const {
+  const BlockView weight = block_->view(), pieces = block_->piece_view();
+  for (const auto [begin, end] : groups) {
+    if (begin < block_->groups) {
+      multiply(weight, linear_.epilogue, begin, end, chunk, Target{chunk.y, linear_.outputs, 1});
+      continue;
+    }
+    const int64_t first = begin - block_->groups, last = end - block_->groups;
+    multiply(pieces, unfinished_, first, last, chunk, Target{partial.row(chunk.first), partial.stride(), 1});
+    partial.done(chunk.number, first, last, [&](const Pieces::Whole& whole) {
+      for (int64_t v = 0; v < weight.wide; ++v)
+        join(partial.of(chunk.first, whole) + v * kGroup, partial.stride(), whole, weight.wide * kGroup,
+             (whole.group * weight.wide + v) * kGroup, nullptr, chunk);
+    });
+  }
+}
+
+// A few groups of outputs at a time over all panels.
+void sparsecc_matmul::multiply(const BlockView& weight, const Epilogue& epilogue, int64_t begin, int64_t end,
+                               const RowChunk& chunk, Target target) const {
   const auto kernel = block_kernel(linear_.isa, weight.wide, block_->type());
-  const int64_t at_once = rows <= kTileRows ? weight.outputs : kGroupsAtOnce;
-  for (const auto [begin, end] : groups)
-    for (int64_t group = begin; group < end; group += at_once)
-      for (int64_t row = 0; row < rows; row += kTileRows) {
-        const int64_t count = std::min<int64_t>(kTileRows, rows - row);
-        const BlockJob job{&weight,
-                           group,
-                           std::min(end, group + at_once),
-                           packed + row * linear_.inputs,
-                           count,
-                           static_cast<int>(count),
-                           Target{y + row * linear_.outputs, linear_.outputs, 1},
-                           &linear_.epilogue};
-        kernel.run(&job);
-      }
+  const int64_t at_once = chunk.rows <= kTileRows ? weight.outputs : kGroupsAtOnce;
+  for (int64_t group = begin; group < end; group += at_once)
+    for (int64_t row = 0; row < chunk.rows; row += kTileRows) {
+      const int64_t count = std::min<int64_t>(kTileRows, chunk.rows - row);
+      const BlockJob job{&weight,
+                         group,
+                         std::min(end, group + at_once),
+                         chunk.x + row * linear_.inputs,
+                         count,
+                         static_cast<int>(count),
+                         Target{target.y + row * target.row_stride, target.row_stride, 1},
+                         &epilogue};
+      kernel.run(&job);
+    }
+}
+
+void sparsecc_matmul::join(const float* sums, int64_t stride, const Pieces::Whole& whole, int64_t width,
+                           int64_t output, const int32_t* order, const RowChunk& chunk) const {
+  const int64_t outputs = std::min<int64_t>(kGroup, linear_.outputs - output);
+  if (outputs <= 0) return;
+  const JoinJob job{sums,  stride,  whole.count,     width,           chunk.rows, output, outputs,
+                    order, chunk.y, linear_.outputs, &linear_.epilogue};
+  linear_.help.join(&job);
 }
 
 void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
@@ -193,15 +247,39 @@ void sparsecc_matmul::run_slice(const float* x, int64_t rows, float* y,
     std::copy_n(x + row * inputs, inputs, padded.data() + row * whole);
     std::fill_n(padded.data() + row * whole + inputs, whole - inputs, 0.0f);
   }
-  x = padded.data();
+  const RowChunk all{padded.data(), 0, 0, rows, y};
+  const SliceView pieces = slice_->piece_view();
+  PartialSums<float> partial(slice_->pieces, rows, 1, kGroup);
   const int64_t parts = slice_->shares.parts(wanted_tasks(executor));
   run_tasks(executor, parts, [&](int64_t part) {
     for (const auto [begin, end] : slice_->shares.of(part, parts)) {
-      const SliceJob job{&weight, begin, end, x, whole, static_cast<int>(rows), Target{y, linear_.outputs, 1},
-                         &linear_.epilogue};
+      if (begin < slice_->groups) {
+        const SliceJob job{&weight, begin, end, all.x, whole, static_cast<int>(rows), Target{y, linear_.outputs, 1},
+                           &linear_.epilogue};
+        kernel.run(&job);
+        continue;
+      }
+      const int64_t first = begin - slice_->groups, last = end - slice_->groups;
+      const SliceJob job{&pieces, first, last, all.x, whole, static_cast<int>(rows),
+                         Target{partial.row(0), partial.stride(), 1}, &unfinished_};
       kernel.run(&job);
+      partial.done(0, first, last, [&](const Pieces::Whole& group) {
+        const int64_t output = group.group * kGroup;
+        join(partial.of(0, group), partial.stride(), group, kGroup, output,
+             weight.order, all);
+      });
     }
   });
+}
+
+// Parts of the outputs, for each chunk of rows: as few as give every thread as many tasks as the others.
+int64_t sparsecc_matmul::element_parts(int64_t row_chunks, int64_t threads) const {
+  const Shares& shares = element_->shares;
+  const int64_t for_threads = ceil_div(wanted_tasks(threads), row_chunks);
+  int64_t parts = shares.parts(std::max(for_threads, ceil_div(linear_.outputs, kSumOutputs)));
+  const auto uneven = [&] { return row_chunks * parts % threads != 0; };
+  while (uneven() && row_chunks * parts < kMostTasks * threads && shares.parts(2 * parts) > parts) parts *= 2;
+  return parts;
 }
 
 void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
@@ -210,8 +288,7 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
   const auto kernel = element_kernel(linear_.isa, weight.tall);
   const int64_t inputs = linear_.inputs, outputs = linear_.outputs;
   const LaneChunks chunks(rows, kernel.tile.wide);
-  const int64_t parts = weight.shares.parts(
-      std::max(ceil_div(wanted_tasks(executor), chunks.count()), ceil_div(outputs, kSumOutputs)));
+  const int64_t parts = element_parts(chunks.count(), thread_count(executor));
   run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
     const int64_t chunk = task / parts, row = chunks.begin(chunk), count = chunks.size(chunk);
     const int wide = chunks.wide(chunk);
@@ -233,15 +310,15 @@ void sparsecc_matmul::run_element(const float* x, int64_t rows, float* y,
       for (const auto [first, last] : mine)
         for (int64_t c = first; c < last; ++c) {
           job.weight = weight.cell(c, block);
-          job.bias = block == 0 ? linear_.epilogue.bias + c * weight.height : nullptr;
-          job.outputs = weight.chunk_outputs(c);
+          job.bias = block == 0 ? linear_.epilogue.bias + weight.first_output(c) : nullptr;
+          job.outputs = weight.outputs_of(c, c + 1);
           kernel.run(&job);
           job.sums += job.outputs * lanes;
         }
     }
     float* done = sums.data();
     for (const auto [first, last] : mine) {
-      const int64_t output = first * weight.height, output_count = weight.outputs_of(first, last);
+      const int64_t output = weight.first_output(first), output_count = weight.outputs_of(first, last);
       linear_.help.finish(done, lanes, output_count, count, Target{y + row * outputs + output, outputs, 1},
                           &linear_.epilogue);
       done += output_count * lanes;

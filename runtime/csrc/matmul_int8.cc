@@ -179,26 +179,46 @@ void sparsecc_int8_matmul::pack(Source x, int64_t first_row, int64_t rows, int64
   }
 }
 
+// Of groups that are cut only partial sums, until the last piece is there.
+void sparsecc_int8_matmul::multiply(Shares::Ranges groups, const RowChunk& chunk, ByteScale scale,
+                                    PartialSums<uint32_t>& partial) const {
+  const QuadView weight = weight_.view(), pieces = weight_.piece_view();
+  const int64_t bytes = panel_bytes(inputs_, kernel_);
+  QuadJob job{&weight, 0, 0, nullptr, 0, bytes, scale, chunk.y, weight.outputs, &epilogue_, nullptr};
+  QuadJob cut{&pieces, 0, 0, nullptr, 0, bytes, scale, nullptr, partial.stride(), &epilogue_, partial.row(chunk.first)};
+  for (const auto [begin, end] : groups) {
+    if (begin < weight_.groups) {
+      multiply(job, begin, end, chunk);
+      continue;
+    }
+    const int64_t first = begin - weight_.groups, last = end - weight_.groups;
+    multiply(cut, first, last, chunk);
+    partial.done(chunk.number, first, last, [&](const Pieces::Whole& whole) {
+      job.group_begin = whole.group;
+      job.rows = static_cast<int>(chunk.rows);
+      kernel_.help->join(&job, partial.of(chunk.first, whole), partial.stride(), whole.count);
+    });
+  }
+}
+
 // A few groups of outputs at a time over all panels, so that neighbouring outputs of a row are written close
 // together in time.
-void sparsecc_int8_matmul::multiply(const uint8_t* panels, int64_t rows, ByteScale scale, int64_t group_begin,
-                                    int64_t group_end, float* y) const {
-  const QuadView weight = weight_.view();
+void sparsecc_int8_matmul::multiply(QuadJob job, int64_t begin, int64_t end, const RowChunk& chunk) const {
   const int64_t bytes = panel_bytes(inputs_, kernel_);
-  const int64_t groups = rows <= kTileRows ? group_end - group_begin : kGroupsAtOnce;
   const int64_t step = std::max(kTileRows, kernel_.tile.rows);
-  for (int64_t group = group_begin; group < group_end; group += groups)
-    for (int64_t row = 0; row < rows; row += step) {
-      const QuadJob job{&weight,
-                        group,
-                        std::min(group_end, group + groups),
-                        panels + row * bytes,
-                        static_cast<int>(std::min(step, rows - row)),
-                        bytes,
-                        scale,
-                        y + row * weight.outputs,
-                        weight.outputs,
-                        &epilogue_};
+  const int64_t groups = chunk.rows <= kTileRows ? end - begin : kGroupsAtOnce;
+  const QuadJob first = job;
+  for (int64_t group = begin; group < end; group += groups)
+    for (int64_t row = 0; row < chunk.rows; row += step) {
+      job.group_begin = group;
+      job.group_end = std::min(end, group + groups);
+      job.panel = chunk.panels + row * bytes;
+      job.rows = static_cast<int>(std::min(step, chunk.rows - row));
+      if (job.sums != nullptr) {
+        job.sums = first.sums + row * job.row_stride;
+      } else {
+        job.y = first.y + row * job.row_stride;
+      }
       kernel_.run(&job);
     }
 }
@@ -215,12 +235,17 @@ void sparsecc_int8_matmul::run(Source x, ByteScale scale, int64_t rows, float* y
   const int64_t chunks = ceil_div(rows, chunk);
   const int64_t parts = weight_.shares.parts(ceil_div(tasks, chunks));
   const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
+  PartialSums<uint32_t> partial(weight_.pieces, rows, chunks, kGroup);
+  const auto run_part = [&](int64_t part, int64_t row, const uint8_t* of_row) {
+    const RowChunk mine{of_row, row / chunk, row, rows_of(row), y + row * weight_.outputs};
+    multiply(weight_.shares.of(part, parts), mine, scale, partial);
+  };
   if (parts == 1) {
     run_tasks(executor, chunks, [&](int64_t i) {
       const int64_t row = i * chunk;
       Scratch<0, uint8_t> packed(rows_of(row) * bytes);
       pack(x, row, rows_of(row), 0, inputs_, scale, packed.data());
-      multiply(packed.data(), rows_of(row), scale, 0, weight_.groups, y + row * weight_.outputs);
+      run_part(0, row, packed.data());
     });
     return;
   }
@@ -237,8 +262,7 @@ void sparsecc_int8_matmul::run(Source x, ByteScale scale, int64_t rows, float* y
   });
   run_tasks(executor, chunks * parts, [&](int64_t task) {
     const int64_t row = task / parts * chunk;
-    for (const auto [begin, end] : weight_.shares.of(task % parts, parts))
-      multiply(packed.data() + row * bytes, rows_of(row), scale, begin, end, y + row * weight_.outputs);
+    run_part(task % parts, row, packed.data() + row * bytes);
   });
 }
 

@@ -75,18 +75,31 @@ struct sparsecc_matmul {
   sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
   void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   const char* kernel(int64_t rows) const;
-  const sparsecc::Shares& shares(int64_t rows) const;
+  // The work of the busiest of so many threads over the mean.
+  double balance(int64_t rows, int64_t threads) const;
   int64_t inputs() const { return linear_.inputs; }
 
  private:
   void run_block(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_slice(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   void run_element(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
+  const sparsecc::Shares& shares(int64_t rows) const;
+  int64_t element_parts(int64_t row_chunks, int64_t threads) const;
   bool uses_slice(int64_t rows) const;
   bool uses_block(int64_t rows) const;
   int64_t tail_rows(int64_t rows) const;
   void pack_panels(const float* x, int64_t rows, int64_t first, int64_t last, float* packed) const;
-  void run_groups(sparsecc::Shares::Ranges groups, const float* packed, int64_t rows, float* y) const;
+  struct RowChunk {
+    const float* x;  // in panels
+    int64_t number, first, rows;
+    float* y;  // of its first row
+  };
+  void run_groups(sparsecc::Shares::Ranges groups, const RowChunk& chunk,
+                  sparsecc::PartialSums<float>& partial) const;
+  void multiply(const sparsecc::BlockView& weight, const sparsecc::Epilogue& epilogue, int64_t begin,
+                int64_t end, const RowChunk& chunk, sparsecc::Target target) const;
+  void join(const float* sums, int64_t stride, const sparsecc::Pieces::Whole& whole, int64_t width,
+            int64_t output, const int32_t* order, const RowChunk& chunk) const;
 
   sparsecc::Linear linear_;
   int64_t slice_rows_ = 0, block_rows_ = 0;
@@ -94,6 +107,8 @@ struct sparsecc_matmul {
   std::optional<sparsecc::ElementPack> element_;
   std::optional<sparsecc::SlicePack> slice_;
   std::optional<sparsecc::FloatTiles> tiles_;
+  sparsecc::Buffer<float> no_bias_;
+  sparsecc::Epilogue unfinished_;  // of pieces
 };
 
 struct sparsecc_conv {

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 #include "half.h"
+#include "schedule.h"
 
 namespace sparsecc {
 namespace {
@@ -41,7 +41,8 @@ BlockPack::BlockPack(const Weight& weight, sparsecc_value_type type) : outputs_(
       columns += columns_of(unit);
     start[group + 1] = start[group] + columns;
   }
-  shares = Shares(start.data(), groups, kGroupOverhead);
+  shares = Shares(start.data(), groups, kGroupOverhead, kGrain);
+  pieces = Pieces(shares.pieces());
   index_ = Buffer<uint32_t>(start[groups]);
   Buffer<float> values(start[groups] * tall);
   for (int64_t group = 0; group < groups; ++group) {
@@ -58,25 +59,50 @@ BlockPack::BlockPack(const Weight& weight, sparsecc_value_type type) : outputs_(
   values_ = PackedValues(std::move(values), type);
 }
 
-BlockView BlockPack::view() const { return {start.data(), index_.data(), values_.data(), wide_, outputs_}; }
+BlockView BlockPack::view() const {
+  return {start.data(), start.data() + 1, index_.data(), values_.data(), wide_, outputs_};
+}
+
+BlockView BlockPack::piece_view() const {
+  const int64_t outputs = pieces.count() * wide_ * kGroup;
+  return {pieces.begin.data(), pieces.end.data(), index_.data(), values_.data(), wide_, outputs};
+}
 
 namespace {
 
-// As many outputs as make the inner loop's trip counts predictable, but several chunks for every thread.
-int64_t chunk_height(int64_t outputs) {
-  static const int64_t threads = std::max(1U, std::thread::hardware_concurrency());
-  return std::clamp<int64_t>(round_up(ceil_div(outputs, threads * 4), kGroup), 64, 256);
+constexpr int64_t kMeanChunk = 384;  // outputs, at most: more than that bring nothing
+constexpr int64_t kMostChunk = 1024;
+
+// Chunks of nearly equal work. Tall ones make the inner loop's trip counts more predictable, so there are only as
+// many as the threads of this machine are kept busy by; sums do not depend on them.
+std::vector<int64_t> chunk_borders(const int64_t* start, int64_t outputs, int tall) {
+  const int64_t asked_for = threads_asked_for(), threads = asked_for > 0 ? asked_for : threads_of_machine();
+  const int64_t wanted = std::min<int64_t>(64, 2 * threads);
+  int64_t count = 1;
+  while (count * kMeanChunk < outputs || (count < wanted && 2 * count * kGroup <= outputs)) count *= 2;
+  const int64_t step = outputs >= 8 * kGroup * count ? kGroup : tall;  // whole vectors of results, if those are many
+  const int64_t rows = ceil_div(outputs, tall);
+  const auto cost = [&](int64_t row) { return static_cast<double>((start[row] - start[0] + row) * tall); };
+  std::vector<int64_t> borders{0};
+  int64_t row = 0;
+  for (int64_t i = 1; i <= count; ++i) {
+    const double goal = cost(rows) * static_cast<double>(i) / static_cast<double>(count);
+    while (row < rows && (cost(row) + cost(row + 1)) / 2 < goal) ++row;
+    const int64_t near = (row * tall + step / 2) / step * step;
+    const int64_t border = i == count ? outputs : std::min(near, outputs);
+    while (border - borders.back() > kMostChunk) borders.push_back(borders.back() + kMostChunk);
+    if (border > borders.back()) borders.push_back(border);
+  }
+  return borders;
 }
 
 }  // namespace
 
 ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block)
-    : height(chunk_height(output_count)),
-      block_inputs(block),
-      chunks(ceil_div(output_count, height)),
+    : block_inputs(block),
       blocks(std::max<int64_t>(1, ceil_div(rows.inputs, block))),
       tall(rows.tall),
-      outputs_(output_count) {
+      borders_(chunk_borders(rows.start.data() + first_output / rows.tall, output_count, rows.tall)) {
   const int64_t first_row = first_output / tall, row_count = ceil_div(output_count, tall);
   const int64_t units = rows.start[at(first_row + row_count)] - rows.start[at(first_row)];
   index_ = Buffer<uint16_t>(units);
@@ -84,12 +110,12 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
   std::vector<uint16_t> row;
   const auto start = rows.start.begin() + first_row;
   std::vector<int64_t> next(start, start + row_count);
-  std::vector<int64_t> end(at(height));
+  std::vector<int64_t> end(at(ceil_div(kMostChunk, tall)));
   std::vector<uint16_t> order;
+  std::vector<int64_t> work_before{0};
   int64_t placed = 0;
-  chunk_start.push_back(0);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t base = chunk * height / tall, count = ceil_div(chunk_outputs(chunk), tall);
+  for (int64_t chunk = 0; chunk + 1 < static_cast<int64_t>(borders_.size()); ++chunk) {
+    const int64_t base = borders_[at(chunk)] / tall, count = ceil_div(outputs_of(chunk, chunk + 1), tall);
     for (int64_t b = 0; b < blocks; ++b) {
       order.clear();
       const auto size = [&](uint16_t r) { return end[r] - next[at(base + r)]; };
@@ -117,9 +143,9 @@ ElementPack::ElementPack(const Rows& rows, int64_t first_output, int64_t output_
         }
       }
     }
-    chunk_start.push_back(placed * tall);
+    work_before.push_back(placed * tall + borders_[at(chunk + 1)]);
   }
-  shares = Shares(chunk_start.data(), chunks, height);
+  shares = Shares(work_before.data(), static_cast<int64_t>(work_before.size()) - 1, 0);
   row.insert(row.end(), kElementAhead, 0);
   row_ = aligned(row);
 }
@@ -312,17 +338,60 @@ SlicePack::SlicePack(const Rows& rows, bool can_pack, sparsecc_value_type type)
     value_start_[group + 1] = static_cast<int64_t>(values.size());
   }
   values.insert(values.end(), kGroup, 0.0f);
-  shares = Shares(slot_start.data(), groups, 2 * kGroupOverhead);
+  shares = Shares(slot_start.data(), groups, 2 * kGroupOverhead,
+                  form_ == SliceView::kUniform ? 0 : kGrain);
+  pieces = Pieces(shares.pieces());
   positions_ = aligned(positions);
   masks_ = aligned(masks);
   moves_ = aligned(moves);
   values_ = PackedValues(aligned(values), type);
+  find_pieces();
+}
+
+// Where the window is and which values come next when a piece begins.
+void SlicePack::find_pieces() {
+  const int64_t unit = window_of(form_).unit;
+  int64_t slot = 0, value = 0, origin = 0;
+  for (const Shares::Piece& piece : shares.pieces()) {
+    if (piece.begin == slot_start[piece.unit]) {
+      slot = piece.begin;
+      value = value_start_[piece.unit];
+      origin = 0;
+    }
+    for (; slot < piece.begin; ++slot) {
+      value += moves_[slot].values;
+      origin += moves_[slot].step * unit;
+    }
+    piece_value_start_.push_back(value);
+    piece_origin_.push_back(origin);
+  }
 }
 
 SliceView SlicePack::view() const {
-  return {form_,         slot_start.data(), value_start_.data(), positions_.data(), masks_.data(),
-          moves_.data(), values_.data(),    slots_per_slice_,    slices_,           outputs_,
+  return {form_,
+          slot_start.data(),
+          slot_start.data() + 1,
+          value_start_.data(),
+          nullptr,
+          positions_.data(),
+          masks_.data(),
+          moves_.data(),
+          values_.data(),
+          slots_per_slice_,
+          slices_,
+          outputs_,
           order_.data()};
+}
+
+SliceView SlicePack::piece_view() const {
+  SliceView of_pieces = view();
+  of_pieces.slot_start = pieces.begin.data();
+  of_pieces.slot_end = pieces.end.data();
+  of_pieces.value_start = piece_value_start_.data();
+  of_pieces.origin = piece_origin_.data();
+  of_pieces.outputs = pieces.count() * kGroup;
+  of_pieces.order = nullptr;
+  return of_pieces;
 }
 
 }  // namespace sparsecc

@@ -7,6 +7,7 @@
 
 #include "common.h"
 #include "kernels.h"
+#include "pieces.h"
 #include "shares.h"
 #include "weight.h"
 
@@ -32,9 +33,11 @@ struct BlockPack {
   BlockPack(const Weight& weight, sparsecc_value_type type);
   BlockView view() const;
   sparsecc_value_type type() const { return values_.type(); }
+  BlockView piece_view() const;
   int64_t groups = 0;
   Buffer<int64_t> start;  // [groups + 1]
   Shares shares;          // of groups
+  Pieces pieces;
 
  private:
   int64_t outputs_;
@@ -48,22 +51,18 @@ struct BlockPack {
 struct ElementPack {
   ElementPack(const Rows& rows, int64_t first_output, int64_t output_count, int64_t block_inputs);
   ElementView cell(int64_t chunk, int64_t block) const;
-  int64_t chunk_outputs(int64_t chunk) const { return outputs_of(chunk, chunk + 1); }
+  int64_t first_output(int64_t chunk) const { return borders_[static_cast<size_t>(chunk)]; }
   // Of the chunks [first, last).
-  int64_t outputs_of(int64_t first, int64_t last) const {
-    return std::min(last * height, outputs_) - first * height;
-  }
-  int64_t height;  // outputs of a chunk
-  int64_t block_inputs, chunks, blocks;
-  int tall;                          // outputs of a row
-  std::vector<int64_t> chunk_start;  // weights before each chunk, [chunks + 1]
-  Shares shares;                     // of chunks
+  int64_t outputs_of(int64_t first, int64_t last) const { return first_output(last) - first_output(first); }
+  int64_t block_inputs, blocks;
+  int tall;       // outputs of a row
+  Shares shares;  // of chunks
 
  private:
   struct Cell {
     int64_t run, run_count, row, unit;
   };
-  int64_t outputs_;
+  std::vector<int64_t> borders_;  // of the chunks, in outputs
   std::vector<Cell> cells_;
   std::vector<ElementRun> runs_;
   Buffer<uint16_t> row_, index_;
@@ -75,11 +74,14 @@ struct SlicePack {
   SlicePack(const Rows& rows, bool can_pack, sparsecc_value_type type);
   SliceView view() const;
   sparsecc_value_type type() const { return values_.type(); }
+  SliceView piece_view() const;
   int64_t groups;
   Buffer<int64_t> slot_start;  // [groups + 1]
   Shares shares;               // of groups
+  Pieces pieces;
 
  private:
+  void find_pieces();
   int64_t outputs_, slices_, slots_per_slice_ = 0;
   SliceView::Form form_;
   Buffer<int32_t> order_;  // empty: outputs stay where they are
@@ -88,6 +90,7 @@ struct SlicePack {
   Buffer<uint16_t> masks_;
   Buffer<SlotMove> moves_;
   PackedValues values_;
+  std::vector<int64_t> piece_value_start_, piece_origin_;
 };
 
 }  // namespace sparsecc

@@ -106,7 +106,8 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
   } else {
     pack_windows(weight, desc.values, order, width);
   }
-  shares = Shares(start.data(), groups, kGroupOverhead);
+  shares = Shares(start.data(), groups, kGroupOverhead, kGrain);
+  pieces = Pieces(shares.pieces());
 }
 
 void QuadPack::pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order) {
@@ -249,8 +250,16 @@ void QuadPack::pack_windows(const Weight& weight, const int8_t* values, QuadOrde
 }
 
 QuadView QuadPack::view() const {
-  return {start.data(), index_.data(),  values_.data(), sums_.data(),  scales_.data(),
-          outputs,      picks_,         places_.data(), spread_.data(), added_.data()};
+  return {start.data(), start.data() + 1, index_.data(),  values_.data(),  sums_.data(), scales_.data(),
+          outputs,      picks_,           places_.data(), spread_.data(), added_.data()};
+}
+
+QuadView QuadPack::piece_view() const {
+  QuadView of_pieces = view();
+  of_pieces.start = pieces.begin.data();
+  of_pieces.end = pieces.end.data();
+  of_pieces.outputs = pieces.count() * kGroup;
+  return of_pieces;
 }
 
 }  // namespace sparsecc

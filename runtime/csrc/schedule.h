@@ -12,15 +12,19 @@
 
 namespace sparsecc {
 
+// A number of threads written in `text`, 0 if it is none.
+int32_t parse_threads(const char* text);
+// What $SPARSECC_THREADS says now, 0 if nothing.
+int32_t threads_asked_for();
+int32_t threads_of_machine();
+
 inline int64_t thread_count(const sparsecc_executor* executor) {
   return executor == nullptr || executor->parallel_for == nullptr ? 1 : std::max(1, executor->threads);
 }
 
 // How many tasks to cut the work in: a few per thread even out what the prefix sums do not see.
-inline int64_t wanted_tasks(const sparsecc_executor* executor) {
-  const int64_t threads = thread_count(executor);
-  return threads == 1 ? 1 : threads * 2;
-}
+inline int64_t wanted_tasks(int64_t threads) { return threads == 1 ? 1 : threads * 2; }
+inline int64_t wanted_tasks(const sparsecc_executor* executor) { return wanted_tasks(thread_count(executor)); }
 
 // Runs task(0..tasks-1). Tasks come from outside threads, so nothing may be thrown through them:
 // running out of memory in one is reported when all are done.

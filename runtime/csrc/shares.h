@@ -9,11 +9,17 @@ namespace sparsecc {
 
 // What a group of outputs costs beside its blocks, in blocks.
 constexpr int64_t kGroupOverhead = 4;
+// Groups are cut at multiples of so many blocks, which kernels go over together.
+constexpr int64_t kGrain = 4;
 
-// Units are groups or chunks of outputs, so that a sum never depends on who computes it. Made once when a weight
+// The largest over the mean; 1 if all are zero.
+double evenness(const std::vector<int64_t>& work);
+
+// Units are groups or chunks of outputs, and a sum never depends on who computes it. Made once when a weight
 // is packed, by the stored weights of each unit, for 64 parts; fewer parts are unions of these: part i of n holds
 // the parts [64 i / n, 64 (i + 1) / n). Where neighbouring units can be kept together at little cost in balance
-// they are, since their results lie side by side.
+// they are, since their results lie side by side. Only where no way of dealing whole units is even, units much
+// heavier than the others are cut along their weights, for any number of parts in the same places.
 class Shares {
  public:
   struct Range {
@@ -25,15 +31,24 @@ class Shares {
     const Range* begin() const { return first; }
     const Range* end() const { return last; }
   };
+  // Weights [begin, end) of a unit, counted as in the prefix sums.
+  struct Piece {
+    int64_t unit, begin, end;
+  };
 
   Shares() = default;
-  // prefix[i] is the weight before unit i; every unit costs `overhead` on top.
-  Shares(const int64_t* prefix, int64_t units, int64_t overhead);
+  // prefix[i] is the weight before unit i; every unit costs `overhead` on top. Units are cut at multiples of
+  // `grain` from where they start, and not at all if it is 0.
+  Shares(const int64_t* prefix, int64_t units, int64_t overhead, int64_t grain = 0);
 
+  // Of the units that are cut; those of one unit follow each other.
+  const std::vector<Piece>& pieces() const { return pieces_; }
   // The parts to cut in where `wanted` are: a power of two of at most 64, not many more than units.
   int64_t parts(int64_t wanted) const;
-  // What a part of so many (as `parts` returns them) computes, in ascending order.
+  // What a part of so many (as `parts` returns them) computes, in ascending order: units, and pieces numbered
+  // after them. No range has both.
   Ranges of(int64_t part, int64_t parts) const;
+  int64_t work(int64_t part, int64_t parts) const;
   // Work of the largest part over the mean part; 1 without work.
   double balance(int64_t parts) const;
 
@@ -42,11 +57,14 @@ class Shares {
   struct Level {
     std::vector<Range> ranges;
     std::vector<int64_t> start;  // of each part in ranges, and the end
-    double balance = 1.0;
+    std::vector<int64_t> work;   // of each part
   };
   static int level_of(int64_t parts);
 
+  const Level& level(int64_t parts) const { return levels_[level_of(parts)]; }
+
   int64_t units_ = 0;
+  std::vector<Piece> pieces_;
   Level levels_[kLevels];
 };
 

@@ -22,7 +22,7 @@ SPARSECC_INLINE void block_sums(const BlockView& w, int64_t group, const float* 
   for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
   for (int v = 0; v < Wide; ++v) part[c][r][v] = broadcast(0.0f);
   int64_t i = w.start[group];
-  const int64_t end = w.start[group + 1];
+  const int64_t end = w.end[group];
   const Value* values = (const Value*)w.values + i * kGroup * Wide;
   const auto one = [&](int c) __attribute__((always_inline)) {
     const float* x = panel + (int64_t)w.index[i + c] * stride;

@@ -28,6 +28,7 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "windows.inl.h"
 #endif
 #if !SPARSECC_VBMI
+#include "quad_join.inl.h"
 #include "quantize.inl.h"
 #endif
 #if SPARSECC_AMX
@@ -42,14 +43,14 @@ void windows64(const QuadJob* job) { window_tiles<kWide, windows64_tile.rows>(*j
 #elif SPARSECC_AMX
 void tiles(const QuadJob* job) { tile_panels(*job); }
 
-extern const ByteHelpers kByteHelpers = {QuadOrder::kTiles, extremes, quantize, quantize_windows};
+extern const ByteHelpers kByteHelpers = {QuadOrder::kTiles, extremes, quantize, quantize_windows, join_quads};
 #else
 void quads(const QuadJob* job) { quad_tiles<Neighbours, quads_tile.rows>(*job); }
 #if SPARSECC_AVX2 || SPARSECC_AVX512 || SPARSECC_NEON
 void windows16(const QuadJob* job) { window_tiles<kNarrow, windows16_tile.rows>(*job); }
 #endif
 
-extern const ByteHelpers kByteHelpers = {kOrder, extremes, quantize, quantize_windows};
+extern const ByteHelpers kByteHelpers = {kOrder, extremes, quantize, quantize_windows, join_quads};
 #endif
 
 }  // namespace SPARSECC_NAMESPACE

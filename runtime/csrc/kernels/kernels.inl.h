@@ -27,6 +27,7 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "element.inl.h"
 #include "pack.inl.h"
 #include "slice.inl.h"
+#include "join.inl.h"
 #include "recurrent.inl.h"
 
 }  // namespace
@@ -62,7 +63,7 @@ void lstm_cell(const LstmCellJob* job) { lstm_units(*job); }
 void gru_reset(const GruResetJob* job) { gru_reset_units(*job); }
 void gru_cell(const GruCellJob* job) { gru_units(*job); }
 
-const Helpers kHelpers = {pack_rows, pack_pixels, finish};
+const Helpers kHelpers = {pack_rows, pack_pixels, finish, join};
 
 }  // namespace SPARSECC_NAMESPACE
 }  // namespace sparsecc

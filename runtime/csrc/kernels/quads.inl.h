@@ -20,7 +20,7 @@ SPARSECC_INLINE void sum_blocks(const QuadView& w, int64_t group, I16 (&sum)[Row
   constexpr int chains = kParts == 1 ? kQuadChains<Rows> : SPARSECC_NEON && Rows * Step == 1 ? 2 : 1;
   Sums part[chains] = {};
   int64_t i = w.start[group];
-  const int64_t end = w.start[group + 1];
+  const int64_t end = w.end[group];
   for (; i + chains * Step <= end; i += chains * Step) SPARSECC_UNROLL
   for (int c = 0; c < chains; ++c) block(i + c * Step, part[c]);
   for (; i < end; i += Step) block(i, part[0]);
@@ -44,9 +44,18 @@ SPARSECC_INLINE void quad_scale(const QuadJob& job, int64_t output, I16 sum, F16
   }
 }
 
+SPARSECC_INLINE void store_sums(uint32_t* to, I16 sum) {
+  SPARSECC_UNROLL
+  for (int p = 0; p < kParts; ++p) *(VecUint*)(to + p * kLanes) = sum.part[p];
+}
+
 template <int Rows>
 SPARSECC_INLINE void quad_store(const QuadJob& job, int64_t group, int64_t first_row,
                                 const I16 (&sum)[Rows]) {
+  if (job.sums != nullptr) {
+    for (int r = 0; r < Rows; ++r) store_sums(job.sums + (first_row + r) * job.row_stride + group * kGroup, sum[r]);
+    return;
+  }
   const int64_t output = group * kGroup, left = job.weight->outputs - output;
   const int64_t n = left < kGroup ? left : kGroup;
   float* y = job.y + first_row * job.row_stride + output;

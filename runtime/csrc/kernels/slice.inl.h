@@ -126,7 +126,7 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   constexpr int chains = kSliceChains<Rows>;
   const SliceView& w = *job.weight;
   const Value* values = (const Value*)w.values + w.value_start[group];
-  const float* x = job.x + first_row * job.row_stride;
+  const float* x = job.x + first_row * job.row_stride + (w.origin == nullptr ? 0 : w.origin[group]);
   F16 part[chains][Rows];
   SPARSECC_UNROLL
   for (int c = 0; c < chains; ++c) SPARSECC_UNROLL
@@ -144,7 +144,7 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
   if constexpr (Form == SliceView::kUniform) {
     for (int64_t slice = 0; slice < w.slices; ++slice, x += kGroup) several(slot + w.slots_per_slice);
   } else {
-    several(w.slot_start[group + 1]);
+    several(w.slot_end[group]);
   }
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -155,12 +155,20 @@ SPARSECC_INLINE void slice_group(const SliceJob& job, int64_t group, int64_t fir
 }
 
 // The biases of the n outputs of a group, wherever these are.
-SPARSECC_INLINE F16 slice_bias(const SliceJob& job, int64_t output, int64_t n) {
-  const int32_t* order = job.weight->order;
-  if (order == nullptr) return load(job.epilogue->bias + output);
+SPARSECC_INLINE F16 lane_bias(const Epilogue& epilogue, const int32_t* order, int64_t output, int64_t n) {
+  if (order == nullptr) return load(epilogue.bias + output);
   float bias[kGroup] __attribute__((aligned(64))) = {};
-  for (int64_t lane = 0; lane < n; ++lane) bias[lane] = job.epilogue->bias[order[output + lane]];
+  for (int64_t lane = 0; lane < n; ++lane) bias[lane] = epilogue.bias[order[output + lane]];
   return load(bias);
+}
+
+// One row of their results.
+SPARSECC_INLINE void store_lanes(float* y, const float* lanes, const int32_t* order, int64_t output, int64_t n) {
+  if (order == nullptr) {
+    store_first(y + output, load(lanes), n);
+  } else {
+    for (int64_t lane = 0; lane < n; ++lane) y[order[output + lane]] = lanes[lane];
+  }
 }
 
 template <class Value, int Rows, int Form>
@@ -172,19 +180,13 @@ static void slice_rows(const SliceJob& job, int64_t first_row) {
     slice_group<Value, Rows, Form>(job, group, first_row, sum);
     const int64_t output = group * kGroup, left = job.weight->outputs - output;
     const int64_t n = left < kGroup ? left : kGroup;
-    const F16 bias = slice_bias(job, output, n);
+    const F16 bias = lane_bias(*job.epilogue, order, output, n);
     float tile[Rows * kGroup] __attribute__((aligned(64)));
     SPARSECC_UNROLL
     for (int r = 0; r < Rows; ++r) store(tile + r * kGroup, add(sum[r], bias));
     activate(tile, Rows, *job.epilogue);
-    for (int r = 0; r < Rows; ++r) {
-      float* y = to.y + (first_row + r) * to.row_stride;
-      if (order == nullptr) {
-        store_first(y + output, load(tile + r * kGroup), n);
-      } else {
-        for (int64_t lane = 0; lane < n; ++lane) y[order[output + lane]] = tile[r * kGroup + lane];
-      }
-    }
+    for (int r = 0; r < Rows; ++r)
+      store_lanes(to.y + (first_row + r) * to.row_stride, tile + r * kGroup, order, output, n);
   }
 }
 

@@ -53,7 +53,7 @@ static void tile_group(const QuadJob& job, int64_t group) {
   const auto rows_of = [&](int p) { return p + 1 < Panels ? kTileRows : job.rows - p * kTileRows; };
   tile_zero<kTileSum>();
   if constexpr (Panels > 1) tile_zero<kTileSum + 1>();
-  const int64_t end = w.start[group + 1];
+  const int64_t end = w.end[group];
   for (int64_t first = w.start[group]; first < end; first += kTilesAtOnce) {
     const int count = (int)(end - first < kTilesAtOnce ? end - first : kTilesAtOnce);
     TileX x[kTilesAtOnce][Panels];

@@ -10,6 +10,7 @@
 
 #include "kernel.h"
 #include "node_reader.h"
+#include "schedule.h"
 #include "session_threads.h"
 #include "sparsecc/c_api.h"
 

@@ -1,39 +1,22 @@
 #include "session_threads.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <thread>
 
 #include "kernel.h"
+#include "schedule.h"
 
 namespace sparsecc::ort {
 namespace {
 
 constexpr int32_t kConvinced = 16;  // runs without company that make a node cut for one thread
 constexpr uint32_t kLookAgain = 16;
-constexpr long kMostThreads = 1024;
-
-int32_t threads_asked_for() {
-  static const int32_t threads = [] {
-    const char* text = std::getenv("SPARSECC_THREADS");
-    return text != nullptr ? parse_threads(text) : 0;
-  }();
-  return threads;
-}
-
-int32_t threads_of_machine() {
-  static const unsigned cores = std::thread::hardware_concurrency();
-  return static_cast<int32_t>(std::max(cores, 1U));
-}
 
 }  // namespace
 
-int32_t parse_threads(const char* text) {
-  return static_cast<int32_t>(std::clamp(std::strtol(text, nullptr, 10), 0L, kMostThreads));
-}
-
 int32_t ThreadGauge::hint() {
-  if (threads_asked_for() > 0) return threads_asked_for();
+  static const int32_t asked_for = threads_asked_for();
+  if (asked_for > 0) return asked_for;
   if (told_ > 0) return told_;
   const bool alone = alone_.load(std::memory_order_relaxed) >= kConvinced;
   // Now and then look again: the other threads may only have been busy elsewhere.

@@ -30,9 +30,6 @@ class ThreadGauge {
   std::atomic<uint32_t> runs_{0};
 };
 
-// A number of threads written in `text`, 0 if it is none.
-int32_t parse_threads(const char* text);
-
 // For the time of one run.
 class SessionThreads {
  public:

@@ -355,9 +355,10 @@ SPARSECC_API int sparsecc_gate_run(const float* x, int64_t rows, int64_t size, s
 SPARSECC_API const char* sparsecc_transformer_kernel_table(void);
 
 /* How evenly an operator's work is dealt, from the stored weights alone: the largest part over the mean part when
- * it is cut for `parts` threads (rounded up to a power of two, at most 64). 1 is perfect. Rows of x are cut as
- * well where there are many, and evenly, so that this is the worst case: few rows. rows as in
- * sparsecc_matmul_kernel, since kernels deal different units. */
+ * it is cut for `parts` threads (rounded up to a power of two, at most 64). 1 is perfect. Where single weights meet
+ * many rows of x those are cut too, and parts are threads of which each takes the next task when it is free. For
+ * other weights this is the worst case: few rows. rows as in sparsecc_matmul_kernel, since kernels deal different
+ * units. */
 SPARSECC_API double sparsecc_matmul_balance(const sparsecc_matmul* op, int64_t rows, int64_t parts);
 SPARSECC_API double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t parts);
 
