@@ -1,8 +1,14 @@
 // Activations over whole vectors. Comparisons are written so that NaN passes through.
 #pragma once
 
+#if SPARSECC_AVX512
+// One instruction, which returns its second operand where either is NaN.
+SPARSECC_INLINE Vec at_least(Vec x, Vec low) { return (Vec)_mm512_max_ps((__m512)low, (__m512)x); }
+SPARSECC_INLINE Vec at_most(Vec x, Vec high) { return (Vec)_mm512_min_ps((__m512)high, (__m512)x); }
+#else
 SPARSECC_INLINE Vec at_least(Vec x, Vec low) { return x < low ? low : x; }
 SPARSECC_INLINE Vec at_most(Vec x, Vec high) { return x > high ? high : x; }
+#endif
 
 // Cephes expf: x = n ln 2 + r, polynomial in r; the scale 2^n is applied in two halves so that
 // results near the ends of the range come out as denormal, zero or infinite.

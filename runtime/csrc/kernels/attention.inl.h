@@ -126,48 +126,69 @@ SPARSECC_INLINE void for_each_run(int64_t vectors, Function function) {
   }
 }
 
-SPARSECC_INLINE F16 masked(const AttentionJob& job, F16 score, int64_t row, int64_t key, int64_t n) {
-  SPARSECC_UNROLL
-  for (int p = 0; p < kParts; ++p) score.part[p] *= splat(job.scale);
-  if (job.mask == nullptr) return score;
-  const float* mask = job.mask + row * job.mask_row_stride + key * job.mask_key_stride;
-  if (job.mask_key_stride == 0) return add(score, broadcast(*mask));
-  return add(score, load_first(mask, n));
-}
+constexpr int kSoftmaxRows = kParts == 1 ? 4 : 2;
 
-// One row of scores to exp(score - largest); returns one over their sum.
-static float softmax_row(const AttentionJob& job, float* scores, int64_t row) {
-  const int64_t whole = job.keys / kGroup * kGroup, rest = job.keys - whole;
-  F16 most = broadcast(-__builtin_inff());
-  for (int64_t key = 0; key < whole; key += kGroup) {
-    const F16 score = masked(job, load(scores + key), row, key, kGroup);
-    store(scores + key, score);
+// `Rows` rows of scores to exp(score - largest), and one over their sums. A few rows together: one alone would mostly
+// wait for its own sums.
+template <int Rows>
+static void softmax_rows(const AttentionJob& job, float* scores, int64_t row, float* shares) {
+  // In locals, since scores are stored between uses.
+  const int64_t stride = job.keys_wide, keys = job.keys, whole = keys / kGroup * kGroup, rest = keys - whole;
+  const int64_t mask_stride = job.mask_row_stride, key_stride = job.mask_key_stride;
+  const float* mask = job.mask == nullptr ? nullptr : job.mask + row * mask_stride;
+  const Vec scale = splat(job.scale);
+  const auto masked = [=](int r, int64_t key, int64_t n) __attribute__((always_inline)) {
+    F16 score = load(scores + r * stride + key);
     SPARSECC_UNROLL
-    for (int p = 0; p < kParts; ++p) most.part[p] = at_least(score.part[p], most.part[p]);
+    for (int p = 0; p < kParts; ++p) score.part[p] *= scale;
+    if (mask == nullptr) return score;
+    const float* from = mask + r * mask_stride + key * key_stride;
+    return add(score, key_stride == 0 ? broadcast(*from) : load_first(from, n));
+  };
+  F16 most[Rows], sum[Rows];
+  float largest[Rows];
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    most[r] = broadcast(-__builtin_inff());
+    sum[r] = broadcast(0.0f);
   }
-  float largest = most_of_lanes(most);
-  if (rest > 0) {
-    store(scores + whole, masked(job, load(scores + whole), row, whole, rest));
-    for (int64_t i = whole; i < job.keys; ++i) largest = scores[i] > largest ? scores[i] : largest;
-  }
-  const auto weight = [&](int64_t key) __attribute__((always_inline)) {
-    F16 v = load(scores + key);
+  for (int64_t key = 0; key < whole; key += kGroup) SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const F16 score = masked(r, key, kGroup);
+    store(scores + r * stride + key, score);
     SPARSECC_UNROLL
-    for (int p = 0; p < kParts; ++p) v.part[p] = exp_vec(v.part[p] - splat(largest));
+    for (int p = 0; p < kParts; ++p) most[r].part[p] = at_least(score.part[p], most[r].part[p]);
+  }
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    largest[r] = most_of_lanes(most[r]);
+    if (rest == 0) continue;
+    float* last = scores + r * stride + whole;
+    store(last, masked(r, whole, rest));
+    for (int64_t i = 0; i < rest; ++i) largest[r] = last[i] > largest[r] ? last[i] : largest[r];
+  }
+  const auto weight = [=](const float* from, float most_of_row) __attribute__((always_inline)) {
+    F16 v = load(from);
+    SPARSECC_UNROLL
+    for (int p = 0; p < kParts; ++p) v.part[p] = exp_vec(v.part[p] - splat(most_of_row));
     return v;
   };
-  F16 sum = broadcast(0.0f);
-  for (int64_t key = 0; key < whole; key += kGroup) {
-    const F16 v = weight(key);
-    store(scores + key, v);
-    sum = add(sum, v);
+  for (int64_t key = 0; key < whole; key += kGroup) SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    const F16 v = weight(scores + r * stride + key, largest[r]);
+    store(scores + r * stride + key, v);
+    sum[r] = add(sum[r], v);
   }
-  if (rest > 0) {
-    const F16 v = first_lanes(weight(whole), rest);
-    store(scores + whole, v);
-    sum = add(sum, v);
+  SPARSECC_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    if (rest > 0) {
+      float* last = scores + r * stride + whole;
+      const F16 v = first_lanes(weight(last, largest[r]), rest);
+      store(last, v);
+      sum[r] = add(sum[r], v);
+    }
+    shares[r] = 1.0f / sum_of_lanes(sum[r]);
   }
-  return 1.0f / sum_of_lanes(sum);
 }
 
 static void attention(const AttentionJob* all) {
@@ -186,8 +207,10 @@ static void attention(const AttentionJob* all) {
                                                    (const float*)job.turned + row * job.size, key,
                                                    job.scores + row * job.keys_wide);
   });
-  for (int64_t row = 0; row < rows; ++row)
-    shares[row] = softmax_row(job, job.scores + row * job.keys_wide, row);
+  int64_t next = 0;
+  for (; next + kSoftmaxRows <= rows; next += kSoftmaxRows)
+    softmax_rows<kSoftmaxRows>(job, job.scores + next * job.keys_wide, next, shares + next);
+  for (; next < rows; ++next) softmax_rows<1>(job, job.scores + next * job.keys_wide, next, shares + next);
   for_each_run(job.size_wide / kGroup, [&](int64_t column, int wide) {
     for (int64_t row = 0; row < rows; row += tile) {
       const int count = (int)(rows - row < tile ? rows - row : tile);
