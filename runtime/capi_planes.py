@@ -26,8 +26,8 @@ from sparsecc.runtime.capi import (
 from sparsecc.runtime.capi_int8 import Int8WeightDesc
 from sparsecc.runtime.native import get_library_path
 
-__all__ = ["NativePlaneConv", "PlaneQuantization", "add_planes", "dequantize_planes", "max_pool_planes",
-           "mean_planes", "quantize_planes"]  # fmt: skip
+__all__ = ["NativePlaneConv", "PlaneQuantization", "add_planes", "concat_planes", "dequantize_planes",
+           "max_pool_planes", "mean_planes", "quantize_planes"]  # fmt: skip
 
 _ERROR_SIZE = 512
 
@@ -92,6 +92,10 @@ def _library(path: str) -> ctypes.CDLL:
         "sparsecc_planes_quantize": (ctypes.c_int, (pointer, count, count, count, *converted, *of_isa)),
         "sparsecc_planes_dequantize": (ctypes.c_int, (pointer, count, count, count, *converted, *of_isa)),
         "sparsecc_planes_add": (ctypes.c_int, (pointer, pointer, count, pointer, pointer, *of_isa)),
+        "sparsecc_planes_concat": (
+            ctypes.c_int,
+            (pointer, count, pointer, count, count, pointer, pointer, *of_isa),
+        ),
         "sparsecc_planes_max_pool": (ctypes.c_int, (pointer, count, count, count, pointer, pointer, *of_isa)),
         "sparsecc_planes_output_size": (ctypes.c_int, (pointer, pointer, *tail)),
         "sparsecc_planes_mean": (ctypes.c_int, (pointer, count, count, pointer, pointer, *of_isa)),
@@ -260,6 +264,26 @@ def add_planes(a: Bytes, b: Bytes, quantization: PlaneQuantization, isa: str | N
     function = _library(get_library_path()).sparsecc_planes_add
     to = quantization.struct()
     _call(function, a.ctypes.data, b.ctypes.data, a.size, ctypes.byref(to), y.ctypes.data, _isa(isa), None)
+    return y
+
+
+def concat_planes(a: Bytes, b: Bytes, quantization: PlaneQuantization, isa: str | None = None) -> Bytes:
+    """Return b's quads behind those of a; ``x`` of the quantization is a's and ``residual`` is b's.
+
+    Raises:
+        UsageError: the other sizes differ, or the quantization has no residual or a bad scale.
+    """
+    a, b = _quad_planes(a), _quad_planes(b)
+    if (a.shape[0], a.shape[2:]) != (b.shape[0], b.shape[2:]):
+        raise UsageError(f"a has shape {a.shape}, b {b.shape}")
+    y = np.empty((a.shape[0], a.shape[1] + b.shape[1], *a.shape[2:]), np.uint8)
+    batch = a.shape[0]
+    sizes = [array.size // max(batch, 1) for array in (a, b)]
+    function = _library(get_library_path()).sparsecc_planes_concat
+    _call(
+        function, a.ctypes.data, sizes[0], b.ctypes.data, sizes[1], batch, ctypes.byref(quantization.struct()),
+        y.ctypes.data, _isa(isa), None,
+    )  # fmt: skip
     return y
 
 

@@ -1,4 +1,4 @@
-"""Operators between QuantizeLinear and DequantizeLinear that can run on bytes in quad planes, and their rewriting.
+"""Operators between QuantizeLinear and DequantizeLinear that can run on bytes in quad planes.
 
 A *stored* tensor is the result of a QuantizeLinear with one scale, read through DequantizeLinear. A *step* is an
 operator that reads stored tensors and whose result is stored: those are rewritten, and between them bytes stay in
@@ -7,7 +7,7 @@ quad planes. A *region* is a set of steps connected by stored tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,21 +15,30 @@ import numpy.typing as npt
 import onnx_ir
 
 from sparsecc.ir import ConvGeometry, conv_geometry
-from sparsecc.ir.names import free_name, value_names
-from sparsecc.ir.ops_planes import ByteScale, QuadsBuilder
+from sparsecc.ir.ops_planes import ByteScale
 from sparsecc.ir.quantized import dequantized_scale
-from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
 from sparsecc.ir.trace import RefusedError
 from sparsecc.passes.lower.activations import Activation, constant_array, elementwise_region
 from sparsecc.passes.lower.linear_form import Refusal
-from sparsecc.passes.tidy.graph import int_attribute, only_consumer, remove_dead
+from sparsecc.passes.tidy.graph import int_attribute, only_consumer
 from sparsecc.sparse import Pattern, QuantizedTensor
 
-__all__ = ["ByteConv", "Step", "find_steps", "fuse_additions", "regions_of", "rewrite"]
+__all__ = [
+    "ByteConv",
+    "Step",
+    "Stored",
+    "find_steps",
+    "fuse_additions",
+    "is_result",
+    "readers_of",
+    "regions_of",
+]
 
 #: Shapes of blocks that weights are stored in, the fewest bytes win; kernels regroup whatever it is.
 _BLOCKS = (Pattern.parse("16x4"), Pattern.parse("8x4"), Pattern.parse("4x4"))
 _BOUNDS = (0, 255)
+_LANES = 4  # channels of a quad
+_OPERATORS = frozenset({"Conv", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +64,7 @@ class Stored:
 
 @dataclass(frozen=True, eq=False)
 class ByteConv:
-    """What a convolution has besides its input.
+    """What a convolution has besides its input; AveragePool is one too, of each channel alone.
 
     Attributes:
         codes: int8 ``[Cout, kernel..., Cin / group]``.
@@ -133,11 +142,15 @@ class _Finder:
                 raise Refusal(
                     "what it reads is not known to have one or two spatial axes, or how many channels"
                 )
+        if node.op_type == "Concat":
+            _check_concat(node, sources)
+        if node.op_type == "AveragePool":
+            return Step(node, sources, target, bounds, conv=_average(node, sources[0]))
         if node.op_type == "Add" and sources[0].shape != sources[1].shape:
             raise Refusal("its summands are not known to have the same shape")
         window = None
         if node.op_type == "MaxPool":
-            window = _window(node)
+            window = _window(node, sources[0])
             if sources[0].scale != target.scale:
                 raise Refusal("its input and its output have different scales")
             if bounds != _BOUNDS:
@@ -251,16 +264,65 @@ def _bias(node: onnx_ir.Node, outputs: int) -> npt.NDArray[np.float32]:
     return bias.astype(np.float32)
 
 
-def _window(node: onnx_ir.Node) -> ConvGeometry:
+def _window(node: onnx_ir.Node, source: Stored) -> ConvGeometry:
     kernel = tuple(node.attributes.get_ints("kernel_shape", ()) or ())
-    if int_attribute(node, "ceil_mode", 0) or int_attribute(node, "storage_order", 0):
-        raise Refusal("MaxPool with ceil_mode or storage_order")
+    if int_attribute(node, "storage_order", 0):
+        raise Refusal("MaxPool with storage_order")
     geometry = conv_geometry(node, (1, 1, *kernel))
     if geometry.pads is None or len(kernel) not in (1, 2):
-        raise Refusal("MaxPool with auto_pad, or over more than two axes")
-    if any(pad >= kernel[axis % len(kernel)] for axis, pad in enumerate(geometry.pads)):
-        raise Refusal("MaxPool with a pad that is not smaller than its kernel")
+        raise Refusal(f"{node.op_type} with auto_pad, or over more than two axes")
+    if int_attribute(node, "ceil_mode", 0):
+        geometry = _ceiled(geometry, (source.shape or ())[2:])
+    if any(pad >= kernel[axis % len(kernel)] for axis, pad in enumerate(geometry.pads or ())):
+        raise Refusal(f"{node.op_type} with a pad that is not smaller than its kernel")
     return geometry
+
+
+def _ceiled(geometry: ConvGeometry, sides: Sequence[int | str | None]) -> ConvGeometry:
+    """The same windows without ceil_mode: as much more pad at the end as the last one needs."""
+    assert geometry.pads is not None  # the caller refuses these
+    axes = geometry.ndim
+    pads = list(geometry.pads)
+    for axis, side in enumerate(sides):
+        if not isinstance(side, int):
+            raise Refusal("ceil_mode over a size that is not known")
+        stride = geometry.strides[axis]
+        span = geometry.dilations[axis] * (geometry.kernel_shape[axis] - 1) + 1
+        windows = -(-(side + pads[axis] + pads[axes + axis] - span) // stride) + 1
+        last = (windows - 1) * stride - pads[axis]
+        if last >= side:  # releases of onnxruntime do not agree on whether there is such a window
+            raise Refusal("ceil_mode with a last window that begins behind the input")
+        pads[axes + axis] = max(pads[axes + axis], last + span - side)
+    return replace(geometry, pads=tuple(pads))
+
+
+def _average(node: onnx_ir.Node, source: Stored) -> ByteConv:
+    """AveragePool as a depthwise convolution whose weights are all 1."""
+    geometry = _window(node, source)
+    assert geometry.pads is not None  # _window refuses these
+    counts_all = int_attribute(node, "count_include_pad", 0) and not int_attribute(node, "ceil_mode", 0)
+    if any(geometry.pads) and not counts_all:
+        raise Refusal("AveragePool over fewer pixels at the border")
+    channels = source.shape[1] if source.shape is not None else None
+    assert isinstance(channels, int)  # seen to by the caller
+    kernel = geometry.kernel_shape
+    return ByteConv(
+        np.ones((channels, *kernel, 1), np.int8),
+        np.full(channels, 1 / np.prod(kernel), np.float32),
+        np.zeros(channels, np.float32),
+        replace(geometry, group=channels),
+    )
+
+
+def _check_concat(node: onnx_ir.Node, sources: Sequence[Stored]) -> None:
+    shapes = [source.shape or () for source in sources]
+    if len(shapes) < 2:
+        raise Refusal("Concat of one tensor")
+    if int_attribute(node, "axis", 0) not in (1, 1 - len(shapes[0])):
+        raise Refusal("Concat along another axis than that of the channels")
+    for shape in shapes[:-1]:
+        if not isinstance(shape[1], int) or shape[1] % _LANES:
+            raise Refusal("Concat behind a number of channels that is no multiple of 4")
 
 
 def find_steps(graph: onnx_ir.Graph, refuse: Callable[[onnx_ir.Node, str], None]) -> list[Step]:
@@ -269,7 +331,7 @@ def find_steps(graph: onnx_ir.Graph, refuse: Callable[[onnx_ir.Node, str], None]
     for node in graph:
         if node.domain not in ("", "ai.onnx"):
             continue
-        if node.op_type not in ("Conv", "Add", "MaxPool", "GlobalAveragePool"):
+        if node.op_type not in _OPERATORS:
             continue
         try:
             steps.append(finder.step(node))
@@ -296,7 +358,7 @@ def fuse_additions(steps: Sequence[Step]) -> list[Step]:
             if conv is None or conv.conv is None or conv in gone or len(conv.sources) > 1:
                 continue
             inside = 0 < conv.target.scale.zero_point < 255
-            alone = len(_readers(conv.target)) == 1 and not _is_result(conv.target)
+            alone = len(readers_of(conv.target)) == 1 and not is_result(conv.target)
             if conv.bounds == _BOUNDS and inside and alone:
                 made[step] = replace(
                     conv,
@@ -310,7 +372,7 @@ def fuse_additions(steps: Sequence[Step]) -> list[Step]:
     return [made.get(step, step) for step in steps if step not in gone]
 
 
-def _readers(stored: Stored) -> list[onnx_ir.Node]:
+def readers_of(stored: Stored) -> list[onnx_ir.Node]:
     """The nodes behind the DequantizeLinear of a stored tensor, and whatever else reads its bytes."""
     readers: list[onnx_ir.Node] = []
     codes = stored.quantizer.outputs[0]
@@ -319,7 +381,7 @@ def _readers(stored: Stored) -> list[onnx_ir.Node]:
     return readers
 
 
-def _is_result(stored: Stored) -> bool:
+def is_result(stored: Stored) -> bool:
     """Whether the model returns it, as bytes or as floats."""
     codes = stored.quantizer.outputs[0]
     read = [node.outputs[0] for node in codes.consumers() if node.op_type == "DequantizeLinear"]
@@ -343,78 +405,3 @@ def regions_of(steps: Iterable[Step]) -> list[list[Step]]:
     for step in steps:
         regions.setdefault(root(step.target), []).append(step)
     return list(regions.values())
-
-
-# ---- rewriting -----------------------------------------------------------------------------------------
-
-
-class _Writer:
-    def __init__(self, model: onnx_ir.Model) -> None:
-        self._graph = model.graph
-        self._taken = value_names(model)
-        self._build = QuadsBuilder(model.graph, self._taken)
-        self._channels: dict[Stored, int] = {}
-        self._quads: dict[Stored, onnx_ir.Value] = {}
-
-    def write(self, step: Step) -> None:
-        """Put the operator of one step in front of the QuantizeLinear behind it."""
-        inputs = [self._bytes(source, step.target.quantizer) for source in step.sources]
-        name, to = step.node.name or step.target.real.name or step.node.op_type, step.target.scale
-        scales = [source.scale for source in step.sources]
-        if step.conv is not None:
-            node = self._build.conv(
-                inputs[0], step.conv.packed(), name=name, weight_shape=step.conv.codes.shape,
-                conv=step.conv.geometry, x_scale=scales[0], y_scale=to, bounds=step.bounds, bias=step.conv.bias,
-                residual=(inputs[1], scales[1]) if len(inputs) > 1 else None,
-            )  # fmt: skip
-            self._channels[step.target] = step.conv.codes.shape[0]
-        else:
-            self._channels[step.target] = self._channels[step.sources[0]]
-            if step.window is not None:
-                node = self._build.max_pool(inputs[0], step.window, name=name)
-            elif step.node.op_type == "Add":
-                pairs = zip(inputs, scales, strict=True)
-                node = self._build.add(*pairs, name=name, y_scale=to, bounds=step.bounds)
-            else:
-                node = self._build.mean(
-                    inputs[0], name=name, x_scale=scales[0], y_scale=to, bounds=step.bounds
-                )
-        self._insert(node, step.target)
-
-    def leave(self, stored: Stored, converted: Collection[onnx_ir.Node]) -> None:
-        """Hand the floats of a stored tensor to what still reads it, through the QuantizeLinear it had."""
-        if not _is_result(stored) and all(reader in converted for reader in _readers(stored)):
-            return
-        node = self._build.dequantize(
-            self._quads[stored], stored.scale, self._channels[stored], name=f"{stored.real.name}.leave"
-        )
-        node.outputs[0].name = free_name(f"{node.name}.out", self._taken)
-        node.outputs[0].shape = stored.real.shape
-        self._graph.insert_before(stored.quantizer, node)
-        stored.quantizer.replace_input_with(0, node.outputs[0])
-
-    def _bytes(self, stored: Stored, before: onnx_ir.Node) -> onnx_ir.Value:
-        if stored not in self._quads:
-            shape = stored.shape
-            if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
-                self._channels[stored] = shape[1]
-            name = f"{stored.real.name}.enter"
-            self._insert(self._build.quantize(stored.real, stored.scale, name=name), stored)
-        return self._quads[stored]
-
-    def _insert(self, node: onnx_ir.Node, stored: Stored) -> None:
-        node.outputs[0].name = free_name(f"{stored.quantizer.outputs[0].name}.quads", self._taken)
-        self._graph.insert_before(stored.quantizer, node)
-        self._quads[stored] = node.outputs[0]
-
-
-def rewrite(model: onnx_ir.Model, steps: Sequence[Step]) -> None:
-    """Replace the operators of ``steps``, which are in the main graph and in its order, in place."""
-    writer = _Writer(model)
-    converted = {node for step in steps for node in (step.node, step.absorbed) if node is not None}
-    for step in steps:
-        writer.write(step)
-    for step in steps:
-        writer.leave(step.target, converted)
-    model.opset_imports.setdefault(DOMAIN, DOMAIN_VERSION)
-    remove_dead(model)

@@ -10,7 +10,8 @@ import onnx_ir
 
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, name_matches
-from sparsecc.passes.lower.byte_regions import Step, find_steps, fuse_additions, regions_of, rewrite
+from sparsecc.passes.lower.byte_regions import Step, find_steps, fuse_additions, regions_of
+from sparsecc.passes.lower.byte_rewriting import rewrite
 from sparsecc.passes.lower.confirm_layout import best_subset
 from sparsecc.pm import Pass, PassContext, PassReport
 
@@ -23,10 +24,10 @@ _MIN_OPSET = 13  # of the function bodies
 class LowerConvInt8(Pass):
     """Rewrite connected regions of QDQ convolutions so that bytes stay in quad planes between them.
 
-    A region is convolutions, additions, MaxPool and GlobalAveragePool between which tensors are stored by
-    QuantizeLinear with one constant scale. Its convolutions become ``BlockSparseConvQuads``, dense ones too; what
-    enters and leaves it is converted. A region is rewritten if one of its convolutions has zeros enough and the
-    whole model is measured faster with it.
+    A region is convolutions, additions, Concat of channels and pooling (MaxPool, AveragePool, GlobalAveragePool)
+    between which tensors are stored by QuantizeLinear with one constant scale. Its convolutions become
+    ``BlockSparseConvQuads``, dense ones too; what enters and leaves it is converted. A region is rewritten if one of
+    its convolutions has zeros enough and the whole model is measured faster with it.
 
     Results are those of the quantised model up to the rounding of float32, except where a convolution takes over the
     addition behind it: its result is then not rounded before, which is nearer to the model before quantisation.
@@ -93,7 +94,7 @@ class LowerConvInt8(Pass):
         ]
 
     def _is_worth_trying(self, region: list[Step], report: PassReport) -> bool:
-        densities = [step.conv.density for step in region if step.conv is not None]
+        densities = [step.conv.density for step in _convolutions(region) if step.conv is not None]
         if self.keep_slower or min(densities) <= self.max_density:
             return True
         for step in _convolutions(region):
@@ -142,7 +143,7 @@ class LowerConvInt8(Pass):
 
 
 def _convolutions(region: Sequence[Step]) -> list[Step]:
-    return [step for step in region if step.conv is not None]
+    return [step for step in region if step.node.op_type == "Conv"]
 
 
 def _name(node: onnx_ir.Node) -> str:

@@ -94,6 +94,20 @@ int sparsecc_planes_add(const uint8_t* a, const uint8_t* b, int64_t bytes,
   });
 }
 
+int sparsecc_planes_concat(const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes, int64_t batch,
+                           const sparsecc_plane_quantization* quantization, uint8_t* y, const char* isa,
+                           const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(quantization != nullptr, "quantization must not be null");
+    require(countable(batch, a_bytes, 1) && countable(batch, b_bytes, 1), "a size is negative or too large");
+    require(batch * a_bytes == 0 || (a != nullptr && y != nullptr), "a and y must not be null");
+    require(batch * b_bytes == 0 || (b != nullptr && y != nullptr), "b and y must not be null");
+    sparsecc::check_quantization(*quantization);
+    require(quantization->has_residual != 0, "the residual is what comes second: it must be there");
+    sparsecc::concat_planes(helpers_of(isa), *quantization, {a, a_bytes}, {b, b_bytes}, batch, y, executor);
+  });
+}
+
 int sparsecc_planes_max_pool(const uint8_t* x, int64_t planes, int64_t height, int64_t width,
                              const sparsecc_conv_geometry* geometry, uint8_t* y, const char* isa,
                              const sparsecc_executor* executor, char* error, size_t error_size) {

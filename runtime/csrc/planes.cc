@@ -90,6 +90,42 @@ void add_planes(const PlaneHelpers& help, const sparsecc_plane_quantization& to,
   });
 }
 
+void concat_planes(const PlaneHelpers& help, const sparsecc_plane_quantization& to, ByteSpan a, ByteSpan b,
+                   int64_t batch, uint8_t* y, const sparsecc_executor* executor) {
+  struct Part {
+    ByteSpan from;
+    int64_t place, pieces;
+    float scale, bias;
+    bool same;  // bytes mean the same before and after
+  };
+  const auto part = [&](ByteSpan from, int64_t place, float scale, int32_t zero_point) {
+    const double ratio = double{scale} / to.y_scale, bias = -ratio * zero_point;
+    if (!std::isfinite(static_cast<float>(ratio)) || !std::isfinite(static_cast<float>(bias)))
+      throw Failure{"scales do not fit a float together"};
+    const bool same = scale == to.y_scale && zero_point == to.y_zero_point && to.low == 0 && to.high == 255;
+    return Part{from, place, ceil_div(from.bytes, kTaskBytes), static_cast<float>(ratio),
+                static_cast<float>(bias), same};
+  };
+  const Part parts[2] = {part(a, 0, to.x_scale, to.x_zero_point),
+                         part(b, a.bytes, to.residual_scale, to.residual_zero_point)};
+  const int64_t pieces = parts[0].pieces + parts[1].pieces, whole = a.bytes + b.bytes;
+  for_each(executor, batch * pieces, kTaskBytes, [&](int64_t i) {
+    const int64_t image = i / pieces, piece = i % pieces;
+    const Part& p = parts[piece < parts[0].pieces ? 0 : 1];
+    const int64_t at = (piece < parts[0].pieces ? piece : piece - parts[0].pieces) * kTaskBytes;
+    const int64_t bytes = std::min(kTaskBytes, p.from.bytes - at);
+    const uint8_t* from = p.from.data + image * p.from.bytes + at;
+    uint8_t* into = y + image * whole + p.place + at;
+    if (p.same) {
+      std::memcpy(into, from, static_cast<size_t>(bytes));
+      return;
+    }
+    // A sum of which one part does not count.
+    const PlaneAddJob job{from, from, into, bytes, p.scale, 0.0f, p.bias, to.y_zero_point, to.low, to.high};
+    help.add(&job);
+  });
+}
+
 namespace {
 
 // The windows of one axis: window j covers position j * stride - pad + tap * dilation for every tap.

@@ -21,6 +21,14 @@ void dequantize_planes(const PlaneHelpers& help, const FloatPlanes& shape, const
                        const sparsecc_executor* executor);
 void add_planes(const PlaneHelpers& help, const sparsecc_plane_quantization& to, const uint8_t* a,
                 const uint8_t* b, int64_t bytes, uint8_t* y, const sparsecc_executor* executor);
+struct ByteSpan {
+  const uint8_t* data;
+  int64_t bytes;
+};
+
+// The bytes of images of a, each with those of b behind it.
+void concat_planes(const PlaneHelpers& help, const sparsecc_plane_quantization& to, ByteSpan a, ByteSpan b,
+                   int64_t batch, uint8_t* y, const sparsecc_executor* executor);
 void max_pool_planes(const PlaneHelpers& help, const sparsecc_conv_geometry& geometry, const uint8_t* x,
                      int64_t planes, int64_t height, int64_t width, uint8_t* y,
                      const sparsecc_executor* executor);

@@ -205,6 +205,56 @@ class AddQuads(QuadsOp):
 
 
 @dataclass(frozen=True)
+class ConcatQuads(QuadsOp):
+    """The channels of two tensors one behind the other, quad by quad."""
+
+    @property
+    def name(self) -> str:
+        """``ConcatQuads``."""
+        return "ConcatQuads"
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All inputs, in order. Everything but x and the residual must be a constant initializer."""
+        both = (
+            Input("x", "uint8", _QUADS, "what comes first: all lanes of its quads are channels"),
+            Input("residual", "uint8", "as x but for the quads", "what comes second"),
+        )
+        return (*both, *_quantization(3), _bounds())
+
+    def output_shapes(
+        self, inputs: Shapes, constants: Constants, attributes: Attributes
+    ) -> tuple[tuple[Dim, ...] | None]:
+        """Return the shape of y, where those of both inputs are known."""
+        x, behind = inputs[:2]
+        if x is None or behind is None or len(x) != len(behind) or len(x) < 4:
+            return (None,)
+        quads = x[1] + behind[1] if isinstance(x[1], int) and isinstance(behind[1], int) else None
+        return ((x[0], quads, *x[2:]),)
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            CONSTANTS
+            + _MORE_CONSTANTS
+            + _dequantize("x", 0)
+            + _dequantize("residual", 2)
+            + "  z = Concat <axis = 1> (x_floats, residual_floats)\n"
+            + _STORE
+            + "  y = Identity (y_kept)\n"
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy, in double precision before it is stored."""
+        arrays = self.by_name(inputs)
+        z = np.concatenate([_real(arrays, "x", 0), _real(arrays, "residual", 2)], axis=1)
+        return (_stored(z, arrays).astype(np.uint8),)
+
+
+@dataclass(frozen=True)
 class MaxPoolQuads(QuadsOp):
     """MaxPool: the bytes are in the order of the numbers they stand for."""
 
@@ -408,8 +458,8 @@ class DequantizeQuads(QuadsOp):
 
 def plane_operators() -> Iterator[QuadsOp]:
     """Yield every operator on quad planes."""
-    yield from (ConvQuads(False), ConvQuads(True), AddQuads(), MaxPoolQuads(), GlobalAveragePoolQuads())
-    yield from (QuantizeQuads(), DequantizeQuads())
+    yield from (ConvQuads(False), ConvQuads(True), AddQuads(), ConcatQuads(), MaxPoolQuads())
+    yield from (GlobalAveragePoolQuads(), QuantizeQuads(), DequantizeQuads())
 
 
 # ---- what the declarations share ----------------------------------------------------------------------

@@ -108,6 +108,19 @@ class QuadsBuilder:
         constants = self._quantization(name, [x[1], y_scale, residual[1]], bounds)
         return self._node("AddQuads", [x[0], residual[0], *constants], [], name)
 
+    def concat(
+        self,
+        x: tuple[ir.Value, ByteScale],
+        behind: tuple[ir.Value, ByteScale],
+        *,
+        name: str,
+        y_scale: ByteScale,
+        bounds: tuple[int, int] = (0, 255),
+    ) -> ir.Node:
+        """Return the quads of x and behind them those of another tensor, each with its scale."""
+        constants = self._quantization(name, [x[1], y_scale, behind[1]], bounds)
+        return self._node("ConcatQuads", [x[0], behind[0], *constants], [], name)
+
     def max_pool(self, x: ir.Value, geometry: ConvGeometry, *, name: str) -> ir.Node:
         """Return MaxPool of quad planes; ``geometry`` has explicit pads, all smaller than the kernel."""
         attributes = [ir.AttrInt64s("kernel_shape", list(geometry.kernel_shape)), *_geometry(geometry)]

@@ -355,3 +355,82 @@ def test_activation_behind_a_pool_is_not_lost() -> None:
     emit.finalize(after)
     inputs = verify.make_inputs(before, None, 0, None)
     assert verify.worst_rel_l2(verify.compare(before, after, inputs, library=(False, True))) < 1e-2
+
+
+def fire(g: Qdq, x: str, squeeze: int, expand: int, scale: float = 0.05) -> str:
+    """As SqueezeNet has it: two convolutions of one tensor, one behind the other."""
+    x = g.stored(g.same("Relu", g.conv(x, squeeze, 1)), 0.04, 0)
+    parts = [g.stored(g.same("Relu", g.conv(x, expand, kernel)), scale, 0) for kernel in (1, 3)]
+    y = g.same("Concat", *parts, axis=1)
+    g.channels[y] = 2 * expand
+    return g.stored(y, 0.05, 0)
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["library", "plain"])
+def test_concat_and_average_stay_in_bytes(library: bool) -> None:
+    g = Qdq(2, 3, 17, 15)
+    x = g.stored(g.same("Relu", g.conv(g.stored("x"), 16, 3, 2)), 0.04, 0)
+    x = fire(g, fire(g, x, 6, 12), 5, 8, 0.03)
+    pads = {"pads": [1, 1, 1, 1], "count_include_pad": 1}
+    branches = [
+        g.stored(g.conv(x, 8, 1)),
+        g.stored(g.same("AveragePool", x, kernel_shape=[3, 3], **pads), 0.03, 0),
+        g.stored(g.conv(x, 12, 3)),
+        g.stored(g.same("AveragePool", x, kernel_shape=[3, 1], pads=[1, 0, 1, 0], count_include_pad=1)),
+        g.stored(g.same("MaxPool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]), 0.05, 0),
+    ]
+    y = g.node("Concat", *branches, axis=-3)
+    g.channels[y] = sum(g.channels[branch] for branch in branches)
+    y = g.stored(g.same("Relu", y), 0.05, 20)
+    g.output(g.stored(g.conv(g.stored(g.same("AveragePool", y, kernel_shape=[2, 2], strides=[2, 2])), 9, 1)))
+    model = g.model()
+    lowered = model.copy()
+    report = run(lowered)
+    found = operators(lowered)
+    assert (found["ConcatQuads"], found["QuantizeQuads"], found["DequantizeQuads"]) == (2 + 4, 1, 1)
+    assert found["BlockSparseConvQuads"] == 10 + 3
+    assert found["Concat"] == found["AveragePool"] == found["MaxPool"] == found["Conv"] == 0
+    assert len(report.changed) == 10
+    assert distance(model, lowered, library=library) < 0.02
+
+
+def test_concat_and_averages_that_are_no_steps() -> None:
+    """Along pixels, behind an odd number of channels, over fewer pixels at the border; one tensor alone."""
+    g = Qdq(1, 8, 8, 8)
+    x = g.stored(g.conv(g.stored("x"), 6, 1))
+    tall = g.node("Concat", x, x, axis=2)
+    g.output(g.stored(tall))
+    g.output(g.stored(g.node("Concat", x, x, axis=1)))
+    g.output(g.stored(g.node("Concat", x, axis=1)))
+    g.output(g.stored(g.same("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1])))
+    g.output(g.stored(g.same("AveragePool", x, kernel_shape=[3, 3], ceil_mode=1, strides=[2, 2])))
+    model = g.model()
+    lowered = model.copy()
+    run(lowered)
+    found = operators(lowered)
+    assert (found["Concat"], found["AveragePool"], found["ConcatQuads"]) == (3, 2, 0)
+    assert distance(model, lowered, library=True) < 0.02
+
+
+@pytest.mark.parametrize(("height", "width", "steps"), [(9, 10, 1), (11, 13, 1), (9, 8, 0)])
+def test_pools_that_round_up(height: int, width: int, steps: int) -> None:
+    """A window that would begin behind the input is where releases of onnxruntime differ: nothing is assumed."""
+    g = Qdq(2, 8, height, width)
+    x = g.stored(g.conv(g.stored("x"), 8, 1), 0.04, 0)
+    kernel = [3, 2] if steps else [1, 1]
+    pads = [0, 1, 1, 0] if steps else [0, 0, 0, 0]
+    pool = g.same("MaxPool", x, kernel_shape=kernel, strides=[2, 3], pads=pads, ceil_mode=1)
+    g.output(g.stored(pool, 0.04, 0))
+    model = g.model()
+    lowered = model.copy()
+    run(lowered)
+    assert operators(lowered)["MaxPoolQuads"] == steps
+    assert distance(model, lowered, library=True) < 0.02
+
+
+def test_a_region_without_convolutions_is_left_alone() -> None:
+    g = Qdq(1, 8, 8, 8)
+    g.output(g.stored(g.same("AveragePool", g.stored("x"), kernel_shape=[2, 2])))
+    model = g.model()
+    assert not run(model).changed
+    assert operators(model)["AveragePool"] == 1

@@ -78,6 +78,14 @@ CASES = {
         lambda build, x: build.add((x[0], X), (x[1], ADDED), name="op", y_scale=Y, bounds=(33, 255)),
         [rolled(2, 3, 5, 5, 4), rolled(2, 3, 5, 5, 4) // 2],
     ),
+    "concat": (
+        lambda build, x: build.concat((x[0], X), (x[1], ADDED), name="op", y_scale=Y, bounds=(33, 255)),
+        [rolled(2, 3, 5, 5, 4), rolled(2, 2, 5, 5, 4)],
+    ),
+    "concat-1d": (
+        lambda build, x: build.concat((x[0], X), (x[1], Y), name="op", y_scale=Y),
+        [rolled(3, 1, 5, 4), rolled(3, 2, 5, 4)],
+    ),
     "max-pool": (lambda build, x: build.max_pool(x[0], POOL, name="op"), [rolled(2, 3, 9, 10, 4)]),
     "max-pool-1d": (lambda build, x: build.max_pool(x[0], LINE, name="op"), [rolled(2, 3, 9, 4)]),
     "mean": (
@@ -198,6 +206,19 @@ def test_malformed_others(session) -> None:
     refused(replace("steps", np.float32([-1])), "scale of the tensor", session, "quantize")
     refused(replace("steps", np.float32([1, np.nan])), "scale of y", session, "mean")
     refused(replace("steps", np.float32([1, 1, np.inf])), "scale of the residual", session, "add")
+    refused(replace("steps", np.float32([1, 0, 1])), "scale of y", session, "concat")
+    refused(replace("steps", np.float32([1e30, 1e-30, 1])), "do not fit a float", session, "concat")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5, 5, 4), (2, 2, 5, 4, 4), (2, 2, 5, 4)])
+def test_concat_of_tensors_that_do_not_fit(shape: tuple[int, ...], session) -> None:
+    make, (x, _) = CASES["concat"]
+    model = single(make, [x, rolled(*shape)])
+    model.onnx.functions.clear()
+    proto = model.to_proto()
+    del proto.graph.output[0].type.tensor_type.shape.dim[:]
+    with pytest.raises(Exception, match="residual has"):
+        session(proto, library=True).run(None, {"x0": x, "x1": rolled(*shape)})
 
 
 def test_reference_refuses_another_layout_version() -> None:

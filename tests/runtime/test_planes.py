@@ -20,6 +20,7 @@ from sparsecc.runtime import (
     NativePlaneConv,
     PlaneQuantization,
     add_planes,
+    concat_planes,
     dequantize_planes,
     get_library_path,
     int8_isas,
@@ -395,6 +396,36 @@ def test_sum_of_two(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+def test_one_behind_the_other(isa: str) -> None:
+    """Copied where bytes mean the same, else stored anew; also more bytes than one task has."""
+    rng = np.random.default_rng(4)
+    for batch, first, second, size in (
+        (1, 1, 1, 1),
+        (2, 3, 2, 35),
+        (3, 1, 4, 7),
+        (1, 2, 3, 9001),
+        (2, 0, 1, 3),
+    ):
+        a = rng.integers(0, 256, (batch, first, 1, size, 4)).astype(np.uint8)
+        b = rng.integers(0, 256, (batch, second, 1, size, 4)).astype(np.uint8)
+        same = PlaneQuantization((0.3, 7), (0.3, 7), (0, 255), (0.3, 7))
+        np.testing.assert_array_equal(concat_planes(a, b, same, isa), np.concatenate([a, b], 1))
+        for to in (
+            PlaneQuantization((0.5, 3), (0.7, 130), (20, 240), (0.8, 200)),
+            PlaneQuantization((0.3, 7), (0.3, 7), (7, 255), (0.2, 0)),
+        ):
+            assert to.residual is not None
+            z = np.concatenate(
+                [
+                    (array.astype(np.float64) - zero_point) * np.float32(scale)
+                    for array, (scale, zero_point) in ((a, to.x), (b, to.residual))
+                ],
+                1,
+            )
+            check_stored(concat_planes(a, b, to, isa), z / np.float32(to.y[0]), np.full(z.shape, 800.0), to)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_highest_and_mean(isa: str) -> None:
     rng = np.random.default_rng(3)
     for trial in range(60):
@@ -421,6 +452,10 @@ def test_refusals_of_the_rest() -> None:
         max_pool_planes(x, ConvGeometry((4, 1)))
     with pytest.raises(UsageError, match="the residual is what is added"):
         add_planes(x, x, PlaneQuantization())
+    with pytest.raises(UsageError, match="the residual is what comes second"):
+        concat_planes(x, x, PlaneQuantization())
+    with pytest.raises(UsageError, match="a has shape"):
+        concat_planes(x, x[:, :, :2], PlaneQuantization(residual=(1.0, 0)))
     with pytest.raises(UsageError, match="scale of the tensor"):
         quantize_planes(np.zeros((1, 1, 1, 1), np.float32), 0.0, 0)
     with pytest.raises(UsageError, match="scale of the tensor"):

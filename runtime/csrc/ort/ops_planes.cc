@@ -282,6 +282,30 @@ class AddKernel final : public PlaneKernel {
   const sparsecc_plane_quantization to_;
 };
 
+class ConcatKernel final : public PlaneKernel {
+ public:
+  ConcatKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
+      : PlaneKernel(functions, std::move(node_label), threads), to_(read_quantization(node, 2, 3, true)) {}
+
+  void run(OrtKernelContext* context) const override {
+    const Planes x = planes(context, 0, "x"), behind = planes(context, 1, "residual", x.axes);
+    const std::vector<int64_t> expected = x.with_sides(behind.quads, x.sides);
+    if (const std::vector<int64_t> dims = behind.with_sides(behind.quads, behind.sides); dims != expected) {
+      throw KernelError("residual has shape " + to_text(dims) + ", expected " + to_text(expected));
+    }
+    const int64_t quads = x.quads + behind.quads;
+    auto* y = static_cast<uint8_t*>(make_output(api, context, 0, x.with_sides(quads, x.sides)));
+    if (x.batch == 0) return;
+    on_threads(context, [&](const sparsecc_executor* executor, char* error, size_t size) {
+      return sparsecc_planes_concat(x.data, x.count / x.batch, behind.data, behind.count / x.batch, x.batch, &to_,
+                                    y, nullptr, executor, error, size);
+    });
+  }
+
+ private:
+  const sparsecc_plane_quantization to_;
+};
+
 class MaxPoolKernel final : public PlaneKernel {
  public:
   MaxPoolKernel(const Functions& functions, std::string node_label, const NodeReader& node, int32_t threads)
@@ -414,6 +438,7 @@ std::vector<OperatorSpec> plane_operators() {
   return {conv_spec("BlockSparseConvQuads", false),
           conv_spec("BlockSparseConvAddQuads", true),
           simple_spec<AddKernel>("AddQuads", {kUint8, kUint8, kFloat, kUint8, kUint8}, kUint8),
+          simple_spec<ConcatKernel>("ConcatQuads", {kUint8, kUint8, kFloat, kUint8, kUint8}, kUint8),
           simple_spec<MaxPoolKernel>("MaxPoolQuads", {kUint8}, kUint8),
           simple_spec<MeanKernel>("GlobalAveragePoolQuads", {kUint8, kFloat, kUint8, kUint8}, kUint8),
           simple_spec<QuantizeKernel>("QuantizeQuads", {kFloat, kFloat, kUint8}, kUint8),

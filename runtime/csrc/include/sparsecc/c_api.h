@@ -287,6 +287,12 @@ SPARSECC_API int sparsecc_planes_add(const uint8_t* a, const uint8_t* b, int64_t
                                      const sparsecc_plane_quantization* quantization, uint8_t* y,
                                      const char* isa, const sparsecc_executor* executor, char* error,
                                      size_t error_size);
+/* Concat along the channels: in every image the bytes of a and behind them those of b, stored as y; x is a, the
+ * residual is b. `a_bytes` and `b_bytes` are of one image. */
+SPARSECC_API int sparsecc_planes_concat(const uint8_t* a, int64_t a_bytes, const uint8_t* b, int64_t b_bytes,
+                                        int64_t batch, const sparsecc_plane_quantization* quantization,
+                                        uint8_t* y, const char* isa, const sparsecc_executor* executor,
+                                        char* error, size_t error_size);
 /* MaxPool of `planes` quad planes; a pad must be smaller than the kernel. out_hw as of a convolution. */
 SPARSECC_API int sparsecc_planes_max_pool(const uint8_t* x, int64_t planes, int64_t height, int64_t width,
                                           const sparsecc_conv_geometry* geometry, uint8_t* y, const char* isa,
