@@ -222,8 +222,8 @@ CONV: dict[str, tuple[Mutation, str]] = {
 BLOCK: dict[str, tuple[Mutation, str]] = {
     "layout of elements": (_attribute("layout", "unstructured"), "expected blocks"),
     "layout N:M": (_attribute("layout", "2:4"), "expected blocks"),
-    "layout other block": (_attribute("layout", "8x2"), r"needs \[blocks,8,2\]"),
-    "layout transposed": (_attribute("layout", "1x16"), r"needs \[blocks,1,16\]"),
+    "layout other block": (_attribute("layout", "8x2"), "which is not layout '8x2'"),
+    "layout transposed": (_attribute("layout", "1x16"), "which is not layout '1x16'"),
     "layout with a tail": (_attribute("layout", "16x1x1"), "expected blocks"),
     "layout with a space": (_attribute("layout", " 16x1"), "expected blocks"),
     "layout hexadecimal": (_attribute("layout", "0x1"), "expected blocks"),

@@ -5,6 +5,7 @@
 
 #include "kernel.h"
 #include "node_reader.h"
+#include "packed_reader.h"
 #include "session_threads.h"
 #include "sparsecc/c_api.h"
 
@@ -12,8 +13,6 @@ namespace sparsecc::ort {
 namespace {
 
 constexpr int64_t kLanes = 4;
-constexpr int64_t kLargestDim = INT32_MAX;
-constexpr size_t kLongestLayout = 32;
 
 // ---- what a node says -------------------------------------------------------------------------------
 
@@ -49,36 +48,6 @@ sparsecc_plane_quantization read_quantization(const NodeReader& node, size_t fir
     to.high = static_cast<const uint8_t*>(both.data)[1];
   }
   return to;
-}
-
-void check_range(const char* what, const std::vector<int64_t>& values, int64_t least) {
-  for (const int64_t value : values) {
-    if (value < least || value > kLargestDim) {
-      throw KernelError(std::string(what) + " is " + to_text(values) + ", every entry must be in " +
-                        std::to_string(least) + "..2147483647");
-    }
-  }
-}
-
-// One-dimensional windows are two-dimensional ones of height 1.
-sparsecc_conv_geometry read_geometry(const NodeReader& node, const std::vector<int64_t>& kernel) {
-  const size_t axes = kernel.size();
-  const std::vector<int64_t> strides = node.integers("strides", axes);
-  const std::vector<int64_t> dilations = node.integers("dilations", axes);
-  const std::vector<int64_t> pads = node.integers("pads", 2 * axes);
-  check_range("attribute 'strides'", strides, 1);
-  check_range("attribute 'dilations'", dilations, 1);
-  check_range("attribute 'pads'", pads, 0);
-  sparsecc_conv_geometry geometry{1, {1, 1}, {1, 1}, {1, 1}, {0, 0}, {0, 0}};
-  for (size_t axis = 0; axis < axes; ++axis) {
-    const size_t to = axis + 2 - axes;
-    geometry.kernel[to] = kernel[axis];
-    geometry.stride[to] = strides[axis];
-    geometry.dilation[to] = dilations[axis];
-    geometry.pad_begin[to] = pads[axis];
-    geometry.pad_end[to] = pads[axes + axis];
-  }
-  return geometry;
 }
 
 // ---- shapes at run time -----------------------------------------------------------------------------
@@ -149,45 +118,21 @@ class ConvKernel final : public PlaneKernel {
              int32_t threads)
       : PlaneKernel(functions, std::move(node_label), threads), residual_(residual) {
     const size_t first = residual ? 2 : 1;  // x and the residual come before the weight
-    const int64_t version = node.integer("layout_version");
-    if (version != SPARSECC_LAYOUT_VERSION) {
-      throw KernelError("layout_version " + std::to_string(version) +
-                        " is not supported (this library reads " + std::to_string(SPARSECC_LAYOUT_VERSION) +
-                        "): use a matching sparsecc release");
-    }
-    const std::string layout = node.text("layout");
-    if (layout.size() > kLongestLayout || layout.find('\0') != std::string::npos) {
-      throw KernelError("attribute 'layout' is too long or holds a zero byte");
-    }
-    const TensorView values = node.constant(first, "values", ElementType::kInt8, 3);
-    const std::string block = std::to_string(values.dims[1]) + "x" + std::to_string(values.dims[2]);
-    if (block != layout) {  // the function body takes the block from the values, the kernels from the layout
-      throw KernelError("input 'values' has shape " + to_text(values.dims) + ", which is not layout '" + layout +
-                        "'");
-    }
-    const TensorView indices = node.constant(first + 1, "indices", ElementType::kUint8, 1);
-    const std::vector<int64_t> shape = read_shape(node, first + 2);
-    outputs_ = shape[0];
-    const std::vector<float> scales = per_output(node, first + 3, "scales");
-    const std::vector<float> bias = per_output(node, first + 4, "bias");
+    check_layout_version(node);
+    // The shape is [Cout, kernel..., Cin / group].
+    const PackedWeight weight = read_packed(
+        node, {.first = first, .least = 3, .most = 4, .bytes = true, .blocks = true});
+    const std::vector<int64_t>& shape = weight.shape;
+    outputs_ = weight.outputs();
+    const std::vector<float> scales = read_per_output(node, first + 3, "scales", outputs_);
+    const std::vector<float> bias = read_per_output(node, first + 4, "bias", outputs_);
     axes_ = shape.size() - 2;
     sparsecc_conv_geometry geometry = read_geometry(node, {shape.begin() + 1, shape.end() - 1});
-    geometry.groups = node.integer("group");
-    check_range("attribute 'group'", {geometry.groups}, 1);
+    geometry.groups = read_group(node);
     if (shape.back() > kLargestDim / geometry.groups) throw KernelError("there are too many input channels");
     quads_ = (shape.back() * geometry.groups + kLanes - 1) / kLanes;
     const sparsecc_plane_quantization to = read_quantization(node, first + 5, residual ? 3 : 2, true);
-    sparsecc_int8_weight_desc desc{};
-    desc.struct_size = sizeof(desc);
-    desc.layout_version = SPARSECC_LAYOUT_VERSION;
-    desc.layout = layout.c_str();
-    desc.outputs = outputs_;
-    desc.inputs = 1;
-    for (size_t i = 1; i < shape.size(); ++i) desc.inputs *= shape[i];
-    desc.values = static_cast<const int8_t*>(values.data);
-    desc.value_count = values.count;
-    desc.indices = static_cast<const uint8_t*>(indices.data);
-    desc.index_bytes = indices.count;
+    auto desc = describe<sparsecc_int8_weight_desc>(weight);
     desc.scales = scales.data();
     desc.bias = bias.data();
     sparsecc_plane_conv* op = nullptr;
@@ -225,34 +170,6 @@ class ConvKernel final : public PlaneKernel {
   }
 
  private:
-  // [Cout, kernel..., Cin / group]
-  static std::vector<int64_t> read_shape(const NodeReader& node, size_t index) {
-    const TensorView tensor = node.constant(index, "shape", ElementType::kInt64, 1);
-    if (tensor.count != 3 && tensor.count != 4) {
-      throw KernelError("input 'shape' has " + std::to_string(tensor.count) + " entries, expected 3 or 4");
-    }
-    std::vector<int64_t> shape(static_cast<size_t>(tensor.count));
-    std::memcpy(shape.data(), tensor.data, shape.size() * sizeof(int64_t));
-    check_range("input 'shape'", shape, 1);
-    int64_t columns = 1;
-    for (size_t i = 1; i < shape.size(); ++i) {
-      columns *= shape[i];  // cannot overflow: both factors are below 2^31
-      if (columns > kLargestDim) throw KernelError("input 'shape' is " + to_text(shape) + ", which is too large");
-    }
-    return shape;
-  }
-
-  std::vector<float> per_output(const NodeReader& node, size_t index, const char* name) const {
-    const TensorView tensor = node.constant(index, name, ElementType::kFloat, 1);
-    if (tensor.count != outputs_) {
-      throw KernelError("input '" + std::string(name) + "' has " + std::to_string(tensor.count) +
-                        " entries, the weight has " + std::to_string(outputs_) + " outputs");
-    }
-    std::vector<float> held(static_cast<size_t>(outputs_));
-    std::memcpy(held.data(), tensor.data, held.size() * sizeof(float));
-    return held;
-  }
-
   const bool residual_;
   std::unique_ptr<sparsecc_plane_conv, Destroy> op_;
   int64_t outputs_ = 0, quads_ = 0;

@@ -3,6 +3,7 @@
 
 #include "kernel.h"
 #include "node_reader.h"
+#include "packed_reader.h"
 #include "session_threads.h"
 #include "sparsecc/c_api.h"
 
@@ -11,8 +12,6 @@ namespace {
 
 // x, three inputs for each weight, bias; then what the variant has.
 constexpr size_t kInputWeight = 1, kStateWeight = 4, kBias = 7, kFirstOptional = 8;
-constexpr int64_t kLargestDim = INT32_MAX;
-constexpr size_t kLongestText = 32;
 
 struct Variant {
   const char* name;
@@ -33,14 +32,6 @@ constexpr Variant kVariants[] = {
 
 bool lstm(const Variant& variant) { return variant.cell == SPARSECC_LSTM; }
 
-std::string short_text(const NodeReader& node, const char* attribute) {
-  std::string text = node.text(attribute);
-  if (text.size() > kLongestText || text.find('\0') != std::string::npos) {
-    throw KernelError("attribute '" + std::string(attribute) + "' is too long or holds a zero byte");
-  }
-  return text;
-}
-
 sparsecc_direction read_direction(const NodeReader& node) {
   const std::string text = short_text(node, "direction");
   if (text == "forward") return SPARSECC_FORWARD;
@@ -49,51 +40,14 @@ sparsecc_direction read_direction(const NodeReader& node) {
   throw KernelError("attribute 'direction' is '" + text + "', expected forward, reverse or bidirectional");
 }
 
-// A descriptor with the storage its pointers lead to.
-struct Packed {
-  std::string layout;
-  sparsecc_weight_desc desc{};
-};
-
-// Single weights are written as blocks of 1 by 1; the function body takes the block from the shape of the values,
-// the kernels take it from the layout, so the two must agree.
-void check_blocks(const TensorView& values, const std::string& input, const std::string& layout) {
-  const bool single = layout.find('x') == std::string::npos;
-  const std::string block = std::to_string(values.dims[1]) + "x" + std::to_string(values.dims[2]);
-  if (single ? block != "1x1" : block != layout) {
-    throw KernelError("input '" + input + "' has shape " + to_text(values.dims) + ", which is not layout '" +
-                      layout + "'");
-  }
-}
-
-void read_packed(const NodeReader& node, size_t first, const std::string& operand, Packed* packed) {
-  packed->layout = short_text(node, ("layout_" + operand).c_str());
-  const std::string of = operand + "_";
-  const TensorView values = node.stored_values(first, (of + "values").c_str(), 3);
-  const TensorView indices = node.constant(first + 1, (of + "indices").c_str(), ElementType::kUint8, 1);
-  const TensorView shape = node.constant(first + 2, (of + "shape").c_str(), ElementType::kInt64, 1);
-  check_blocks(values, of + "values", packed->layout);
-  if (shape.count != 2) {
-    throw KernelError("input '" + of + "shape' has " + std::to_string(shape.count) + " entries, expected 2");
-  }
-  int64_t sides[2];
-  std::memcpy(sides, shape.data, sizeof(sides));
-  for (const int64_t side : sides) {
-    if (side < 1 || side > kLargestDim) {
-      throw KernelError("input '" + of + "shape' has an entry outside 1..2147483647");
-    }
-  }
-  sparsecc_weight_desc& desc = packed->desc;
-  desc.struct_size = sizeof(desc);
-  desc.layout_version = SPARSECC_LAYOUT_VERSION;
-  desc.layout = packed->layout.c_str();
-  desc.outputs = sides[0];
-  desc.inputs = sides[1];
-  desc.values = values.data;
-  desc.value_type = value_type(values);
-  desc.value_count = values.count;
-  desc.indices = static_cast<const uint8_t*>(indices.data);
-  desc.index_bytes = indices.count;
+PackedWeight read_operand(const NodeReader& node, size_t first, const char* operand) {
+  return read_packed(node, {.first = first,
+                            .least = 2,
+                            .most = 2,
+                            .bytes = false,
+                            .blocks = true,
+                            .singles = true,
+                            .operand = operand});
 }
 
 struct Destroy {
@@ -105,12 +59,7 @@ class RecurrentKernel final : public Kernel {
   RecurrentKernel(const Functions& functions, std::string node_label, const Variant& variant,
                   const NodeReader& node, int32_t threads)
       : Kernel(functions, std::move(node_label)), variant_(variant), gauge_(threads) {
-    const int64_t version = node.integer("layout_version");
-    if (version != SPARSECC_LAYOUT_VERSION) {
-      throw KernelError("layout_version " + std::to_string(version) +
-                        " is not supported (this library reads " + std::to_string(SPARSECC_LAYOUT_VERSION) +
-                        "): use a matching sparsecc release");
-    }
+    check_layout_version(node);
     sparsecc_recurrent_desc desc{};
     desc.struct_size = sizeof(desc);
     desc.cell = variant.cell;
@@ -121,12 +70,11 @@ class RecurrentKernel final : public Kernel {
     if (hidden_ < 1 || hidden_ > kLargestDim / 16) {
       throw KernelError("attribute 'hidden_size' is " + std::to_string(hidden_) + ", which is out of range");
     }
-    Packed input, state;
-    read_packed(node, kInputWeight, "w", &input);
-    read_packed(node, kStateWeight, "r", &state);
-    desc.input_weight = input.desc;
-    desc.state_weight = state.desc;
-    inputs_ = input.desc.inputs;
+    const PackedWeight input = read_operand(node, kInputWeight, "w");
+    const PackedWeight state = read_operand(node, kStateWeight, "r");
+    desc.input_weight = describe<sparsecc_weight_desc>(input);
+    desc.state_weight = describe<sparsecc_weight_desc>(state);
+    inputs_ = input.inputs();
     const TensorView bias = node.constant(kBias, "bias", ElementType::kFloat, 2);
     const std::vector<int64_t> expected{directions_, (lstm(variant) ? 8 : 6) * hidden_};
     if (bias.dims != expected) {
