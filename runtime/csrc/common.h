@@ -33,6 +33,9 @@ inline std::string quoted(const char* text) {
   return shown;
 }
 
+inline std::string show(int64_t number) { return std::to_string(number); }  // in a message
+inline size_t at(int64_t i) { return static_cast<size_t>(i); }  // of a std::vector
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -19,8 +19,6 @@ namespace {
 constexpr int64_t kSumOutputs = 1024;
 constexpr int64_t kSlack = 64;  // floats that may be read past the end of padded input
 
-std::string show(int64_t number) { return std::to_string(number); }
-
 void check_blocks(const sparsecc_conv_geometry& g, const Weight& weight) {
   if (weight.layout.kind == Layout::kBlock && g.groups > 1 &&
       weight.outputs / g.groups % weight.layout.rows != 0)

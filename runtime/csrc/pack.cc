@@ -9,11 +9,6 @@
 #include "schedule.h"
 
 namespace sparsecc {
-namespace {
-
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
-}  // namespace
 
 PackedValues::PackedValues(Buffer<float> values, sparsecc_value_type type) : type_(type) {
   if (type == SPARSECC_FLOAT32) {

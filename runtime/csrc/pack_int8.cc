@@ -9,8 +9,6 @@
 namespace sparsecc {
 namespace {
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // Where weight (output, input) of a block lies among its 64 bytes.
 int64_t place(QuadOrder order, int64_t output, int64_t input) {
   switch (order) {

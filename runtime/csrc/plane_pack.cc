@@ -9,8 +9,6 @@ namespace {
 // Work for blocks of four outputs relative to that for eight, per output: x is loaded twice as often.
 constexpr double kFourCost = 1.1;
 
-size_t at(int64_t i) { return static_cast<size_t>(i); }
-
 // The matrix of a convolution seen as outputs by quads of channels at places of the kernel.
 class QuadGrid {
  public:

@@ -16,8 +16,6 @@ constexpr int64_t kPartRows = 64;                 // but never fewer rows: produ
 constexpr int64_t kThreadWork = int64_t{1} << 18;
 constexpr int64_t kStepWork = int64_t{1} << 19;
 
-std::string show(int64_t number) { return std::to_string(number); }
-
 void check_weight(const sparsecc_weight_desc& desc, const char* name, int64_t outputs, int64_t inputs) {
   const std::string weight = std::string(name) + " weight ";
   if (desc.outputs != outputs)

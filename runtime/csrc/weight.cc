@@ -15,8 +15,6 @@ constexpr int64_t kMaxGrid = int64_t{1} << 31;  // outputs * inputs
 constexpr int kMaxGroup = 16;                   // M of N:M
 constexpr int kMaxBlock = 64;                   // R and C of RxC
 
-std::string show(int64_t number) { return std::to_string(number); }
-
 // Reads one or two digits; the layout text is short, so that anything longer is an error anyway.
 int read_number(const char*& at) {
   int number = 0, digits = 0;
