@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.scores import is_pruned, prune_matrix
+from sparsecc.passes.prune.scores import Pruned, is_pruned, prune_matrix
+from sparsecc.passes.prune.selection import Cap, Selection
 from sparsecc.pm import Pass, PassContext, PassReport, SiteSettings, select_sites
-from sparsecc.sparse import Pattern, density
+from sparsecc.sparse import Pattern, Scope, density
 
-__all__ = ["DEFAULT_SPARSITY", "PrunePass", "Scorer"]
+__all__ = ["DEFAULT_SPARSITY", "PrunePass", "ScorePass", "Scorer", "Work"]
 
 DEFAULT_SPARSITY = 0.5
 
@@ -24,13 +25,55 @@ Scorer = Callable[[Site, NDArray[Any]], NDArray[Any] | str]
 """Gives the scores ``[N, K]`` of a site's weight, or the reason why it cannot."""
 
 
-Reorder = Callable[[NDArray[Any]], NDArray[Any]]
-"""Another order of the columns of a matrix ``[N, K]``."""
+@dataclass(frozen=True)
+class Work:
+    """A site to prune, and how.
+
+    Attributes:
+        site: where the weight is.
+        selection: how much of it stays, in which pattern.
+        order: order of its columns in which the pattern holds; None for the order they have.
+        protected: entries ``[N, K]`` that stay while there is room, in the order of the weight; None for none.
+    """
+
+    site: Site
+    selection: Selection
+    order: NDArray[np.intp] | None
+    protected: NDArray[np.bool_] | None
+
+    def ordered(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Return ``matrix`` with the columns in the order of the pattern."""
+        return matrix if self.order is None else matrix[:, self.order]
+
+    def restored(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """Return ``matrix``, which is in the order of the pattern, in the order of the weight."""
+        return matrix if self.order is None else matrix[:, np.argsort(self.order)]
+
+    def describe(self) -> str:
+        """Pattern and sparsity."""
+        amount = "" if self.selection.sparsity is None else f" at sparsity {self.selection.sparsity:g}"
+        return f"{self.selection.pattern}{amount}"
+
+    def record(self, report: PassReport, pruned: Pruned, **numbers: float) -> None:
+        """Store the pruned weight, which is in the order of the pattern, and report it."""
+        self.site.replace(self.restored(pruned.weight))
+        kept = {} if self.protected is None else {"protected": int(np.count_nonzero(self.protected))}
+        report.change(
+            self.site.name,
+            f"{self.describe()}: density {pruned.density_before:.4g} -> {pruned.density_after:.4g}",
+            pattern=str(self.selection.pattern),
+            density_before=pruned.density_before,
+            density_after=pruned.density_after,
+            relative_error=pruned.relative_error,
+            kept_score=pruned.kept_score,
+            **numbers,
+            **kept,
+        )
 
 
 @dataclass(frozen=True)
 class PrunePass(Pass):
-    """Base of passes that set the weights of lowest score to zero. Subclasses say what the score is."""
+    """Base of passes that set weights to zero: options, refusals, reports. Subclasses say how."""
 
     lossless: ClassVar[bool] = False
 
@@ -38,6 +81,7 @@ class PrunePass(Pass):
     sparsity: float | None = None
     match: str = "*"
     scope: Literal["layer", "row"] = "layer"
+    caps: tuple[Cap, ...] = ()
     min_elements: int = 1024
     min_reduction: int = 16
     by_channel: bool = False
@@ -46,6 +90,8 @@ class PrunePass(Pass):
         super().__post_init__()
         if self.pattern.kind == "dense":
             raise SpecError(f"{self.name}: pattern dense prunes nothing; leave the pass out")
+        if self.caps and self.pattern.kind != "unstructured":
+            raise SpecError(f"{self.name}: caps go with pattern unstructured, not with {self.pattern}")
         if self.sparsity is None:
             return
         if not 0 <= self.sparsity < 1:
@@ -58,26 +104,45 @@ class PrunePass(Pass):
             )
 
     @abstractmethod
-    def scorer(self, model: Model, sites: Sequence[Site], ctx: PassContext) -> Scorer:
-        """Return the score function for these sites; the slow part (statistics) happens here, once."""
+    def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
+        """Prune the sites of ``work`` in place; each one is recorded or skipped with a reason."""
+
+    def scope_of(self, site: Site) -> Scope:
+        """Return what the weights of ``site`` are compared over."""
+        return self.scope
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Prune every matching site in place; each one left alone is reported with the reason."""
         report = PassReport(self.name)
-        work: list[tuple[Site, SiteSettings]] = []
+        work: list[Work] = []
         for site in select_sites(model, self.match, report):
-            settings = self._settings(site, ctx)
-            reason = self._refusal(site, settings)
-            if reason is None:
-                work.append((site, settings))
+            item = self._work(site, ctx)
+            if isinstance(item, Work):
+                work.append(item)
             else:
-                report.skip(site.name, reason)
-        score = self.scorer(model, [site for site, _ in work], ctx)
-        for done, (site, settings) in enumerate(work):
-            ctx.progress(self.name, done, len(work))
-            self._prune(site, settings, score, report)
+                report.skip(site.name, item)
+        self.prune(model, work, ctx, report)
         ctx.progress(self.name, len(work), len(work))
         return report
+
+    def _work(self, site: Site, ctx: PassContext) -> Work | str:
+        """Return what to do with ``site``, or why it stays as it is."""
+        settings = self._settings(site, ctx)
+        reason = self._refusal(site, settings)
+        if reason is not None:
+            return reason
+        assert settings.pattern is not None  # _refusal
+        caps = self.caps if settings.pattern.kind == "unstructured" else ()
+        selection = Selection(settings.pattern, settings.sparsity, self.scope_of(site), caps)
+        work = Work(
+            site, selection, _column_order(site) if self.by_channel else None, ctx.protected.get(site.name)
+        )
+        weight = site.numpy()
+        if reason := _unusable(weight):
+            return reason
+        if is_pruned(work.ordered(weight), selection, site.groups):
+            return f"already {work.describe()} or sparser: density {density(weight):.4g}"
+        return work
 
     def _settings(self, site: Site, ctx: PassContext) -> SiteSettings:
         found = ctx.settings_for(site, self)
@@ -101,63 +166,50 @@ class PrunePass(Pass):
         needed = (1, pattern.m) if pattern.kind == "nm" else (pattern.rows, pattern.cols)
         if group_rows < needed[0] or columns < needed[1]:
             return f"pattern {pattern} does not fit {group_rows} outputs x {columns} inputs"
-        if pattern.needs_sparsity and self._keeps_nothing(group_rows, columns, settings):
+        if pattern.needs_sparsity and self._keeps_nothing(site, settings):
             return f"sparsity {settings.sparsity:g} in pattern {pattern} would leave nothing of it"
         return None
 
-    def _keeps_nothing(self, group_rows: int, columns: int, settings: SiteSettings) -> bool:
+    def _keeps_nothing(self, site: Site, settings: SiteSettings) -> bool:
         assert settings.pattern is not None  # the caller refused that
-        grid_rows, grid_columns = settings.pattern.grid((group_rows, columns))
-        units = grid_columns if self.scope == "row" else grid_rows * grid_columns
+        grid_rows, grid_columns = settings.pattern.grid((site.shape[0] // site.groups, site.shape[1]))
+        units = grid_columns if self.scope_of(site) == "row" else grid_rows * grid_columns
         return settings.pattern.keep_count(units, settings.sparsity) == 0
 
-    def _prune(self, site: Site, settings: SiteSettings, score: Scorer, report: PassReport) -> None:
-        reorder, restore = _column_orders(site, self.by_channel)
-        weight, pattern = reorder(site.numpy()), settings.pattern
-        assert pattern is not None  # _refusal
-        reason = _unusable(weight)
-        if reason is None and is_pruned(weight, pattern, settings.sparsity, self.scope, site.groups):
-            reason = f"already {_describe(settings)} or sparser: density {density(weight):.4g}"
-        if reason is not None:
-            report.skip(site.name, reason)
-            return
-        scores = score(site, site.numpy())
-        if isinstance(scores, str):
-            report.skip(site.name, scores)
-            return
-        pruned = prune_matrix(weight, reorder(scores), pattern, settings.sparsity, self.scope, site.groups)
-        site.replace(restore(pruned.weight))
-        report.change(
-            site.name,
-            f"{_describe(settings)}: density {pruned.density_before:.4g} -> {pruned.density_after:.4g}",
-            pattern=str(pattern),
-            density_before=pruned.density_before,
-            density_after=pruned.density_after,
-            relative_error=pruned.relative_error,
-            kept_score=pruned.kept_score,
-        )
+
+@dataclass(frozen=True)
+class ScorePass(PrunePass):
+    """Base of passes that drop the weights of lowest score and leave the others as they are."""
+
+    @abstractmethod
+    def scorer(self, model: Model, sites: Sequence[Site], ctx: PassContext) -> Scorer:
+        """Return the score function for these sites; the slow part (statistics) happens here, once."""
+
+    def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
+        """Score and mask the sites one by one."""
+        score = self.scorer(model, [item.site for item in work], ctx)
+        for done, item in enumerate(work):
+            ctx.progress(self.name, done, len(work))
+            weight = item.site.numpy()
+            scores = score(item.site, weight)
+            if isinstance(scores, str):
+                report.skip(item.site.name, scores)
+                continue
+            protected = None if item.protected is None else item.ordered(item.protected)
+            item.record(
+                report,
+                prune_matrix(
+                    item.ordered(weight), item.ordered(scores), item.selection, item.site.groups, protected
+                ),
+            )
 
 
-def _column_orders(site: Site, by_channel: bool) -> tuple[Reorder, Reorder]:
-    """From the order (cin, kernel) of a convolution's columns to (kernel, cin), and back."""
+def _column_order(site: Site) -> NDArray[np.intp] | None:
+    """From the order (cin, kernel) of a convolution's columns to (kernel, cin); None where it is the same."""
     kernel = 1 if site.conv is None else int(np.prod(site.conv.kernel_shape))
-    if not by_channel or kernel == 1:
-        return (lambda matrix: matrix), (lambda matrix: matrix)
-    channels = site.shape[1] // kernel
-
-    def swap(matrix: NDArray[Any], inner: int) -> NDArray[Any]:
-        cube = matrix.reshape(matrix.shape[0], -1, inner).swapaxes(1, 2)
-        return np.ascontiguousarray(cube).reshape(matrix.shape)
-
-    return (lambda matrix: swap(matrix, kernel)), (lambda matrix: swap(matrix, channels))
+    return None if kernel == 1 else np.arange(site.shape[1]).reshape(-1, kernel).T.reshape(-1)
 
 
 def _unusable(weight: NDArray[Any]) -> str | None:
     bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
     return f"{bad} of its {weight.size} weights are NaN or infinite" if bad else None
-
-
-def _describe(settings: SiteSettings) -> str:
-    return str(settings.pattern) + (
-        "" if settings.sparsity is None else f" at sparsity {settings.sparsity:g}"
-    )

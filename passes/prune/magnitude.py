@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.base import PrunePass, Scorer
+from sparsecc.passes.prune.base import ScorePass, Scorer
 from sparsecc.passes.prune.scores import magnitude_score
 from sparsecc.pm import PassContext
 
@@ -17,7 +17,7 @@ __all__ = ["PruneMagnitude"]
 
 
 @dataclass(frozen=True)
-class PruneMagnitude(PrunePass):
+class PruneMagnitude(ScorePass):
     """Set the weights of smallest magnitude to zero, an exact number per layer.
 
     Needs no data. Of all masks of the pattern this one has the smallest ``||W - pruned||_F``.
@@ -32,6 +32,7 @@ class PruneMagnitude(PrunePass):
         sparsity: fraction of weights or blocks to remove, in [0, 1); none means 0.5, or what N:M implies.
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
         scope: compare weights over the whole ``layer`` or within each output ``row``.
+        caps: with an unstructured pattern, nested limits ``n:m`` beside the count: at most n of every m inputs.
         min_elements: smaller weights stay dense.
         min_reduction: weights with fewer inputs per output stay dense.
         by_channel: group channels at the same place of a convolution's kernel instead of neighbouring entries of

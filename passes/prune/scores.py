@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import UsageError
-from sparsecc.sparse import Pattern, Scope, density, keep_mask
+from sparsecc.passes.prune.selection import Mask, Selection
+from sparsecc.sparse import density
 
-__all__ = ["Pruned", "is_pruned", "magnitude_score", "prune_matrix", "wanda_score"]
+__all__ = ["Pruned", "compared", "is_pruned", "magnitude_score", "prune_matrix", "wanda_score"]
 
 Matrix = NDArray[Any]
 
@@ -21,11 +22,11 @@ class Pruned:
     """A pruned weight matrix and what pruning it cost.
 
     Attributes:
-        weight: ``[N, K]`` in the dtype it came in; kept entries are unchanged.
+        weight: ``[N, K]`` in the dtype it came in.
         density_before: non-zeros / all, before.
         density_after: non-zeros / all, after.
         relative_error: ``||W - pruned||_F / ||W||_F``.
-        kept_score: squared scores kept / all squared scores; the score minimises 1 minus this.
+        kept_score: squared scores kept / all squared scores; the mask minimises 1 minus this.
     """
 
     weight: Matrix
@@ -67,47 +68,56 @@ def wanda_score(weight: Matrix, mean_square: NDArray[np.float64], groups: int = 
     return scaled
 
 
-def is_pruned(
-    weight: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int = 1
-) -> bool:
+def is_pruned(weight: Matrix, selection: Selection, groups: int = 1) -> bool:
     """Whether the zeros of ``weight [N, K]`` already obey the pattern at this sparsity or a higher one.
 
     The mask that keeps as many non-zeros as it may drops none exactly then.
     """
     present = (weight != 0).astype(np.float32)
-    return not (weight[~_grouped_mask(present, pattern, sparsity, scope, groups)] != 0).any()
+    return not (weight[~_grouped_mask(present, selection, groups)] != 0).any()
 
 
 def prune_matrix(
-    weight: Matrix, score: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int = 1
+    weight: Matrix, score: Matrix, selection: Selection, groups: int = 1, protected: Mask | None = None
 ) -> Pruned:
-    """Return ``weight [N, K]`` with the units of lowest score set to zero, an exact count (``keep_mask``).
+    """Return ``weight [N, K]`` with the units of lowest score set to zero, an exact count (``Selection``).
 
     The score of a block is the sum of its squared scores, so that masks of every pattern are the best there
     are for the sum of squares: no other of that pattern and count keeps a larger share.
 
-    Each of ``groups`` equal blocks of rows is a problem of its own: no count or block straddles two.
+    Each of ``groups`` equal blocks of rows is a problem of its own: no count or block straddles two. Units with
+    ``protected`` entries stay as long as the pattern has room for them.
     """
-    ranking = _relative_squares(score) if pattern.kind == "block" else score
-    keep = _grouped_mask(ranking, pattern, sparsity, scope, groups)
-    pruned = np.where(keep, weight, weight.dtype.type(0))
+    ranking = _relative_squares(score) if selection.pattern.kind == "block" else score
+    if protected is not None:
+        ranking = np.where(protected, np.inf, ranking)
+    keep = _grouped_mask(ranking, selection, groups)
+    return compared(weight, np.where(keep, weight, weight.dtype.type(0)), score)
+
+
+def compared(weight: Matrix, pruned: Matrix, score: Matrix) -> Pruned:
+    """Return ``pruned [N, K]`` with its figures beside ``weight`` and its scores."""
     return Pruned(
         weight=pruned,
         density_before=density(weight),
         density_after=density(pruned),
-        relative_error=float(np.sqrt(_share(magnitude_score(weight), ~keep))),
-        kept_score=1.0 - _share(score, ~keep),
+        relative_error=_relative_error(weight, pruned),
+        kept_score=1.0 - _share(score, pruned == 0),
     )
 
 
-def _grouped_mask(
-    score: Matrix, pattern: Pattern, sparsity: float | None, scope: Scope, groups: int
-) -> NDArray[np.bool_]:
-    blocks = np.split(score, groups)
-    return np.concatenate([keep_mask(block, pattern, sparsity, scope) for block in blocks])
+def _relative_error(weight: Matrix, pruned: Matrix) -> float:
+    wide = weight.astype(np.float64)
+    largest = float(np.abs(wide).max(initial=0.0)) or 1.0  # squares of the extremes stay in range
+    norm = float(np.linalg.norm(wide / largest))
+    return float(np.linalg.norm((wide - pruned) / largest)) / norm if norm else 0.0
 
 
-def _share(score: Matrix, mask: NDArray[np.bool_]) -> float:
+def _grouped_mask(score: Matrix, selection: Selection, groups: int) -> Mask:
+    return np.concatenate([selection.mask(block) for block in np.split(score, groups)])
+
+
+def _share(score: Matrix, mask: Mask) -> float:
     """Return sum of squares under the mask / sum of squares, in [0, 1]; 0 when all are zero."""
     squares = _relative_squares(score)
     total = float(squares.sum())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.base import PrunePass, Scorer
+from sparsecc.passes.prune.base import ScorePass, Scorer
 from sparsecc.passes.prune.scores import wanda_score
 from sparsecc.pm import PassContext
 
@@ -19,7 +19,7 @@ __all__ = ["PruneWanda"]
 
 
 @dataclass(frozen=True)
-class PruneWanda(PrunePass):
+class PruneWanda(ScorePass):
     """Set the weights of smallest ``|W_ij| * ||x_j||`` to zero, an exact number per output row.
 
     The metric of Wanda (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
@@ -38,6 +38,7 @@ class PruneWanda(PrunePass):
         sparsity: fraction of weights or blocks to remove, in [0, 1); none means 0.5, or what N:M implies.
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
         scope: compare weights within each output ``row`` (as the paper does) or over the whole ``layer``.
+        caps: with an unstructured pattern, nested limits ``n:m`` beside the count: at most n of every m inputs.
         min_elements: smaller weights stay dense.
         min_reduction: weights with fewer inputs per output stay dense.
         by_channel: group channels at the same place of a convolution's kernel instead of neighbouring entries of

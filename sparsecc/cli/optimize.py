@@ -40,7 +40,11 @@ __all__ = ["command"]
 @click.option(
     "--sparsity", type=click.FloatRange(0, 1, max_open=True), help="Fraction of the weights to remove."
 )
-@click.option("--method", help="How to choose what to remove: magnitude or wanda.")
+@click.option(
+    "--method",
+    help="How to prune: magnitude, or with calibration data wanda, wanda-ols, sparsegpt or alps (the last three also "
+    "change the weights that stay).",
+)
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
 )

@@ -9,7 +9,7 @@ from sparsecc.sparse import FLOATS, Pattern
 __all__ = ["ACTIVATIONS", "METHODS", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
-METHODS = {"magnitude": "prune-magnitude", "wanda": "prune-wanda"}
+METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "wanda-ols", "sparsegpt", "alps")}
 
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")

@@ -232,6 +232,7 @@ class PassContext:
         before_lossy: the model as it was before the first lossy pass of the run; the pipeline keeps it.
         quantization: what the last ``quantize`` of the run did; the pass keeps it.
         reference: the dense model that recovery passes aim at, where the model was pruned before the run.
+        protected: by site name the weights ``[N, K]`` that must stay and stay exact; ``protect`` finds them.
     """
 
     seed: int = 0
@@ -245,6 +246,7 @@ class PassContext:
     before_lossy: Model | None = None
     quantization: Requantizer | None = None
     reference: Model | None = None
+    protected: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def dense(self) -> Model | None:

@@ -11,7 +11,7 @@ from sparsecc.sparse.detect import BLOCK_WORTH, GROUP_WORTH, density, detect, ma
 from sparsecc.sparse.floats import FLOATS, Floats, floats_of, holds, rounded
 from sparsecc.sparse.gaps import pack_gaps, unpack_gaps
 from sparsecc.sparse.layout import INT8_DENSE, Layout, Values
-from sparsecc.sparse.mask import Scope, keep_mask
+from sparsecc.sparse.mask import Scope, keep_capped, keep_mask, keep_units
 from sparsecc.sparse.pattern import Pattern
 from sparsecc.sparse.quantized import QuantizedTensor, ScaleMethod, quantize_rows
 from sparsecc.sparse.stack import stack_outputs
@@ -35,7 +35,9 @@ __all__ = [
     "detect",
     "floats_of",
     "holds",
+    "keep_capped",
     "keep_mask",
+    "keep_units",
     "matches",
     "pack_gaps",
     "quantize_rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError, SpecError
 from sparsecc.sparse.pattern import Pattern
 
-__all__ = ["Scope", "block_view", "group_planes", "keep_mask"]
+__all__ = ["Scope", "block_view", "group_planes", "keep_capped", "keep_mask", "keep_units"]
 
 Scope = Literal["layer", "row"]
 BoolArray = NDArray[np.bool_]
@@ -44,12 +45,60 @@ def keep_mask(
         return _keep_groups(score, pattern.n, pattern.m)
     if scope not in ("layer", "row"):
         raise SpecError(f"unknown scope {scope!r}: write layer or row")
+    grid = pattern.grid((score.shape[0], score.shape[1]))
+    total = grid[1] if scope == "row" else grid[0] * grid[1]
+    return keep_units(score, pattern, pattern.keep_count(total, sparsity), scope)
+
+
+def keep_units(score: NDArray[Any], pattern: Pattern, count: int, scope: Scope = "layer") -> BoolArray:
+    """As ``keep_mask`` with an unstructured or block pattern, for a number of units instead of a sparsity."""
+    score = _as_scores(score)
     units = _block_sums(score, pattern) if pattern.kind == "block" else score
     flat = units.reshape(1, -1) if scope == "layer" else units
-    keep = _keep_largest(flat, pattern.keep_count(flat.shape[1], sparsity)).reshape(units.shape)
+    keep = _keep_largest(flat, count).reshape(units.shape)
     if pattern.kind == "block":
         keep = keep.repeat(pattern.rows, 0)[: score.shape[0]].repeat(pattern.cols, 1)[:, : score.shape[1]]
     return keep
+
+
+def keep_capped(
+    score: NDArray[Any], caps: Sequence[tuple[int, int]], count: int, scope: Scope = "row"
+) -> BoolArray:
+    """Return the mask of exactly ``count`` entries per row, or in all, with the highest sum of scores under caps.
+
+    A cap ``(n, m)`` allows at most ``n`` of every ``m`` consecutive entries of a row. Widths divide one another, so
+    that the groups are nested: taking the best of every group from the innermost out is then optimal for any scores
+    (nested caps are a matroid, of which the mask is the best basis). Ties as in ``keep_mask``.
+
+    Args:
+        score: ``[N, K]`` of any real dtype.
+        caps: most entries of groups of a width.
+        count: entries to keep per row (``row``) or in all (``layer``).
+        scope: what ``count`` spans.
+
+    Raises:
+        ModelError: a score is NaN.
+        SpecError: widths do not divide one another, or the caps do not leave ``count`` entries.
+    """
+    score = _as_scores(score).astype(np.float64)
+    allowed = np.ones(score.shape, bool)
+    inner = 1
+    for n, m in sorted(caps, key=lambda cap: cap[1]):
+        if m % inner:
+            raise SpecError(f"caps must be nested: {m} is no multiple of {inner}; choose widths that divide")
+        inner = m
+        ranked = np.where(allowed, score, -np.inf)
+        groups = group_planes(ranked, m, -np.inf).transpose(1, 2, 0).reshape(-1, m)
+        best = _keep_largest(groups, min(n, m)).reshape(len(score), -1)[:, : score.shape[1]]
+        allowed &= best
+    room = allowed.sum(1).min() if scope == "row" else allowed.sum()
+    if count > room:
+        raise SpecError(
+            f"the caps leave {room} entries, but {count} are to be kept: raise the sparsity or the caps"
+        )
+    ranked = np.where(allowed, score, -np.inf)
+    flat = ranked.reshape(1, -1) if scope == "layer" else ranked
+    return _keep_largest(flat, count).reshape(score.shape)
 
 
 def block_view(matrix: NDArray[Any], pattern: Pattern) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sparsecc.calib import Calibration
+from sparsecc.calib import Calibration, Moments
 from sparsecc.ir import Model
 from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, get_pass, pass_names
 from sparsecc.pm.checks import graph_fault, signature
@@ -30,6 +30,14 @@ class FakeCalibration:
     def gram(self, model, sites):
         roots = {site.name: self._rng(site).standard_normal((site.shape[1],) * 2) for site in sites}
         return {name: root @ root.T for name, root in roots.items()}
+
+    def walk(self, model, sites, reference=None):
+        for site in sites:
+            root = self._rng(site).standard_normal((2 * site.shape[1], site.groups * site.shape[1]))
+            parts = [part.T @ part for part in np.split(root, site.groups, axis=1)]
+            gram = parts[0] if site.groups == 1 else np.stack(parts)
+            mean = np.zeros(gram.shape[:-1])
+            yield {site.name: Moments(gram, mean, gram, mean, len(root))}
 
     @staticmethod
     def _rng(site) -> np.random.Generator:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparsecc.errors import UsageError
 from sparsecc.passes.prune.scores import is_pruned, magnitude_score, prune_matrix, wanda_score
+from sparsecc.passes.prune.selection import Selection
 from sparsecc.sparse import Pattern, matches
 
 UNSTRUCTURED = Pattern.parse("unstructured")
@@ -28,7 +29,7 @@ def scaled(weight: np.ndarray, mean_square: np.ndarray) -> np.ndarray:
 
 def test_magnitude_mask_has_the_smallest_frobenius_error_of_all_masks():
     weight = normal(0, 2, 4)
-    pruned = prune_matrix(weight, magnitude_score(weight), UNSTRUCTURED, 0.5, "layer")
+    pruned = prune_matrix(weight, magnitude_score(weight), Selection(UNSTRUCTURED, 0.5, "layer"))
     total = float(np.linalg.norm(weight))
     best = min(
         np.linalg.norm(weight.reshape(-1)[list(dropped)]) / total
@@ -40,7 +41,7 @@ def test_magnitude_mask_has_the_smallest_frobenius_error_of_all_masks():
 
 def test_block_mask_has_the_smallest_frobenius_error_of_all_block_masks():
     weight = normal(8, 4, 8) ** 3  # heavy tails: sums of magnitudes would choose other blocks
-    pruned = prune_matrix(weight, magnitude_score(weight), Pattern.parse("2x2"), 0.5, "layer")
+    pruned = prune_matrix(weight, magnitude_score(weight), Selection(Pattern.parse("2x2"), 0.5, "layer"))
     blocks = (weight.astype(np.float64) ** 2).reshape(2, 2, 4, 2).sum((1, 3)).reshape(-1)
     best = min(sum(blocks[list(dropped)]) for dropped in itertools.combinations(range(8), 4))
     assert pruned.relative_error == pytest.approx(np.sqrt(best / blocks.sum()), rel=1e-6)
@@ -50,7 +51,7 @@ def test_huge_statistics_do_not_overflow():
     weight = normal(9, 4, 8)
     score = wanda_score(weight, np.full(8, 1e76))
     assert np.isfinite(score).all()
-    assert 0 < prune_matrix(weight, score, UNSTRUCTURED, 0.5, "row").kept_score < 1
+    assert 0 < prune_matrix(weight, score, Selection(UNSTRUCTURED, 0.5, "row")).kept_score < 1
 
 
 def test_wanda_mask_has_the_smallest_diagonal_output_error_of_all_row_masks():
@@ -58,7 +59,7 @@ def test_wanda_mask_has_the_smallest_diagonal_output_error_of_all_row_masks():
     mean_square = np.mean(np.square(inputs, dtype=np.float64), axis=0)
     score = wanda_score(weight, mean_square)
     np.testing.assert_allclose(score, scaled(weight, mean_square), rtol=1e-6)
-    pruned = prune_matrix(weight, score, UNSTRUCTURED, 0.5, "row")
+    pruned = prune_matrix(weight, score, Selection(UNSTRUCTURED, 0.5, "row"))
     assert (np.count_nonzero(pruned.weight, axis=1) == 3).all()
     for row, kept in zip(weight, pruned.weight, strict=True):
         error = float(((row - kept) ** 2) @ mean_square)
@@ -71,8 +72,8 @@ def test_wanda_mask_has_the_smallest_diagonal_output_error_of_all_row_masks():
 
 def test_wanda_with_equal_inputs_is_row_magnitude():
     weight = normal(3, 8, 32)
-    ours = prune_matrix(weight, wanda_score(weight, np.ones(32)), UNSTRUCTURED, 0.6, "row")
-    plain = prune_matrix(weight, magnitude_score(weight), UNSTRUCTURED, 0.6, "row")
+    ours = prune_matrix(weight, wanda_score(weight, np.ones(32)), Selection(UNSTRUCTURED, 0.6, "row"))
+    plain = prune_matrix(weight, magnitude_score(weight), Selection(UNSTRUCTURED, 0.6, "row"))
     np.testing.assert_array_equal(ours.weight, plain.weight)
 
 
@@ -94,7 +95,9 @@ def test_a_dead_input_loses_its_weights_first():
     weight = np.ones((4, 8), np.float32)
     mean_square = np.ones(8)
     mean_square[[1, 6]] = 0
-    pruned = prune_matrix(weight, wanda_score(weight, mean_square), UNSTRUCTURED, 0.25, "row").weight
+    pruned = prune_matrix(
+        weight, wanda_score(weight, mean_square), Selection(UNSTRUCTURED, 0.25, "row")
+    ).weight
     assert (pruned[:, [1, 6]] == 0).all()
     assert np.count_nonzero(pruned) == 24
 
@@ -110,7 +113,7 @@ def test_a_dead_input_loses_its_weights_first():
 def test_laws(pattern, sparsity, scope, groups, dtype, seed):
     weight = normal(seed, 64, 48).astype(dtype)
     wanted = sparsity if pattern.needs_sparsity else None
-    pruned = prune_matrix(weight, magnitude_score(weight), pattern, wanted, scope, groups)
+    pruned = prune_matrix(weight, magnitude_score(weight), Selection(pattern, wanted, scope), groups)
     kept = pruned.weight != 0
     assert pruned.weight.dtype == dtype
     assert matches(pruned.weight, pattern)
@@ -123,8 +126,10 @@ def test_laws(pattern, sparsity, scope, groups, dtype, seed):
             assert np.count_nonzero(block) == units
         elif pattern.kind == "nm":
             assert np.count_nonzero(block) == block.size * pattern.n // pattern.m
-    assert is_pruned(pruned.weight, pattern, wanted, scope, groups)
-    again = prune_matrix(pruned.weight, magnitude_score(pruned.weight), pattern, wanted, scope, groups)
+    assert is_pruned(pruned.weight, Selection(pattern, wanted, scope), groups)
+    again = prune_matrix(
+        pruned.weight, magnitude_score(pruned.weight), Selection(pattern, wanted, scope), groups
+    )
     np.testing.assert_array_equal(again.weight, pruned.weight)
     assert 0 <= pruned.kept_score <= 1
     assert pruned.density_after <= pruned.density_before == 1
@@ -136,7 +141,9 @@ def test_laws(pattern, sparsity, scope, groups, dtype, seed):
 def test_scopes_and_patterns_are_ordered_by_freedom():
     weight = normal(6, 32, 64)
     shares = [
-        prune_matrix(weight, magnitude_score(weight), Pattern.parse(pattern), sparsity, scope).kept_score
+        prune_matrix(
+            weight, magnitude_score(weight), Selection(Pattern.parse(pattern), sparsity, scope)
+        ).kept_score
         for pattern, sparsity, scope in [
             ("unstructured", 0.5, "layer"),
             ("unstructured", 0.5, "row"),
@@ -146,7 +153,9 @@ def test_scopes_and_patterns_are_ordered_by_freedom():
     ]
     assert shares == sorted(shares, reverse=True)
     blocks = [
-        prune_matrix(weight, magnitude_score(weight), Pattern.parse(p), 0.5, "layer").relative_error
+        prune_matrix(
+            weight, magnitude_score(weight), Selection(Pattern.parse(p), 0.5, "layer")
+        ).relative_error
         for p in ("4x1", "16x1", "16x4")
     ]
     assert blocks == sorted(blocks)
@@ -155,15 +164,15 @@ def test_scopes_and_patterns_are_ordered_by_freedom():
 def test_a_sparser_weight_counts_as_pruned_and_a_denser_does_not():
     weight = np.zeros((8, 32), np.float32)
     weight[:, :8] = 1
-    assert is_pruned(weight, UNSTRUCTURED, 0.5, "layer")
-    assert is_pruned(weight, UNSTRUCTURED, 0.75, "row")
-    assert not is_pruned(weight, UNSTRUCTURED, 0.8, "layer")
-    assert not is_pruned(weight, Pattern.parse("2:4"), None, "layer")
+    assert is_pruned(weight, Selection(UNSTRUCTURED, 0.5, "layer"))
+    assert is_pruned(weight, Selection(UNSTRUCTURED, 0.75, "row"))
+    assert not is_pruned(weight, Selection(UNSTRUCTURED, 0.8, "layer"))
+    assert not is_pruned(weight, Selection(Pattern.parse("2:4"), None, "layer"))
 
 
 def test_extreme_values_do_not_overflow_the_report():
     weight = np.array([[3e38, 1e38, 1e-38, 2e38]], np.float32)
-    pruned = prune_matrix(weight, magnitude_score(weight), UNSTRUCTURED, 0.5, "layer")
+    pruned = prune_matrix(weight, magnitude_score(weight), Selection(UNSTRUCTURED, 0.5, "layer"))
     assert 0 < pruned.relative_error < 1
     zero = np.zeros((2, 4), np.float32)
-    assert prune_matrix(zero, zero, UNSTRUCTURED, 0.5, "layer").kept_score == 1
+    assert prune_matrix(zero, zero, Selection(UNSTRUCTURED, 0.5, "layer")).kept_score == 1

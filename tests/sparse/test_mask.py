@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sparsecc.errors import ModelError, SpecError
-from sparsecc.sparse import Pattern, keep_mask
+from sparsecc.sparse import Pattern, keep_capped, keep_mask
 
 UNSTRUCTURED = Pattern.parse("unstructured")
 # Few distinct values, so that ties are the rule.
@@ -93,3 +95,47 @@ def test_wrong_arguments():
         keep_mask(np.zeros((2, 2)), UNSTRUCTURED, 0.5, "column")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="needs a sparsity"):
         keep_mask(np.zeros((2, 2)), UNSTRUCTURED)
+
+
+@given(
+    hnp.arrays(np.float32, st.tuples(st.integers(1, 2), st.integers(1, 8)), elements=st.integers(0, 6)),
+    st.sampled_from([[(1, 2)], [(2, 4)], [(1, 2), (1, 4)], [(3, 4), (4, 8)], [(1, 1), (5, 8)], []]),
+    st.integers(0, 8),
+)
+def test_capped_masks_are_the_best_under_all_caps(score, caps, count):
+    """Against every mask there is: the sum of scores is the largest, counts are exact at every node of the tree."""
+    columns = score.shape[1]
+    legal = [
+        picked
+        for picked in itertools.combinations(range(columns), count)
+        if all(
+            sum(start <= j < start + m for j in picked) <= n
+            for n, m in caps
+            for start in range(0, columns, m)
+        )
+    ]
+    if not legal:
+        with pytest.raises(SpecError, match="caps leave"):
+            keep_capped(score, caps, count)
+        return
+    mask = keep_capped(score, caps, count)
+    for row, kept in zip(score, mask, strict=True):
+        assert tuple(np.flatnonzero(kept)) in legal
+        assert row[kept].sum() == max(sum(row[list(picked)]) for picked in legal)
+
+
+def test_capped_masks_are_nested_and_concave_in_the_count():
+    score = np.random.default_rng(0).random((5, 32))
+    masks = [keep_capped(score, [(3, 4), (9, 16)], count) for count in range(19)]
+    for smaller, larger in itertools.pairwise(masks):
+        assert (smaller <= larger).all()
+    gains = np.diff([(score * mask).sum(1) for mask in masks], axis=0)
+    assert (np.diff(gains, axis=0) <= 1e-12).all()
+    over_layer = keep_capped(score, [(3, 4)], 40, "layer")
+    assert over_layer.sum() == 40
+    assert (over_layer.reshape(5, 8, 4).sum(2) <= 3).all()
+
+
+def test_caps_must_be_nested():
+    with pytest.raises(SpecError, match="6 is no multiple of 4"):
+        keep_capped(np.ones((1, 12)), [(2, 4), (3, 6)], 2)

@@ -1,0 +1,72 @@
+"""The quadratic that layer-wise pruning minimises, ``Q(E) = tr(E G E^T)``. Arrays in, arrays out; float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import ModelError
+
+__all__ = ["Matrix", "damped", "inverse_factor", "quadratic_error", "shifted_target"]
+
+Matrix = NDArray[np.float64]
+
+#: How often the damping is raised tenfold before a matrix counts as unusable.
+_RAISES = 8
+
+
+def quadratic_error(error: Matrix, gram: Matrix) -> float:
+    """Return ``tr(error gram error^T)``, what ``error [N, K]`` changes of the outputs, squared and summed."""
+    return float(np.einsum("ij,ij->", error @ gram, error))
+
+
+def damped(gram: Matrix, damping: float) -> tuple[Matrix, float]:
+    """Return ``gram + ridge * I`` and the ridge, ``damping`` times the mean of the diagonal (1 if that is 0).
+
+    Inputs that are always zero get the ridge alone: they cost next to nothing and are pruned first.
+    """
+    mean = float(np.trace(gram)) / len(gram)
+    ridge = damping * mean if mean > 0 else 1.0
+    return gram + ridge * np.eye(len(gram)), ridge
+
+
+def shifted_target(weight: Matrix, gram: Matrix, cross: Matrix, damping: float, correction: float) -> Matrix:
+    """Return the weights that come closest to the reference's outputs on the inputs there are now.
+
+    For inputs ``Xh`` with ``gram = Xh^T Xh`` and ``cross = X^T Xh`` that is ``W cross gram^-1``, and
+    ``||X W^T - Xh V^T||^2`` is a constant plus ``Q(V - it)``. Both matrices get the same ridge, which pulls the
+    result towards ``weight``: it is ``weight`` without a difference between ``X`` and ``Xh``.
+
+    Args:
+        weight: ``[N, K]``.
+        gram: ``[K, K]``, not damped.
+        cross: ``[K, K]``.
+        damping: as for ``damped``.
+        correction: share of what separates ``X`` from ``Xh`` to make up for: 0 gives ``weight``, 1 all of it.
+            Noise in ``Xh`` makes least squares shrink outputs, more with every layer; less than 1 limits that.
+    """
+    matrix, ridge = damped(gram, damping)
+    wanted = weight @ (correction * cross + (1 - correction) * gram) + ridge * weight
+    return np.asarray(np.linalg.solve(matrix, wanted.T).T, np.float64)
+
+
+def inverse_factor(gram: Matrix) -> Matrix:
+    """Return the upper triangular ``R`` with ``R^T R = gram^-1``; a matrix that is not definite is damped first.
+
+    Raises:
+        ModelError: it holds NaN or infinities, or cannot be made definite.
+    """
+    if not np.isfinite(gram).all():
+        raise ModelError("the Gram matrix holds NaN or infinity: repair the calibration data")
+    matrix, raised = gram, 1e-8
+    for _ in range(_RAISES):
+        try:
+            # Factored from the last column up, gram = U U^T with U upper; its inverse is R^T R with R = U^-1.
+            flipped = np.linalg.cholesky(matrix[::-1, ::-1])
+        except np.linalg.LinAlgError:
+            matrix = damped(gram, raised)[0]
+            raised *= 10
+            continue
+        upper = flipped[::-1, ::-1]
+        return np.asarray(np.linalg.solve(upper, np.eye(len(gram))), np.float64)
+    raise ModelError("the Gram matrix is not positive semi-definite: repair the calibration data")

@@ -1,0 +1,142 @@
+"""What pruning passes share that choose new weights by the Gram matrix of the inputs."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import SpecError, UsageError
+from sparsecc.ir import Model
+from sparsecc.passes.prune.base import PrunePass, Work
+from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.scores import Pruned, compared
+from sparsecc.passes.prune.selection import Mask, Selection
+from sparsecc.pm import MomentsLike, PassContext, PassReport
+
+__all__ = ["GramPass", "Problem"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One matrix to prune: find weights of the pattern with small ``Q(weights - target)``.
+
+    Attributes:
+        target: ``[N, K]``.
+        gram: ``[K, K]``, positive definite, of ``Q``.
+        energy: ``[K]``, mean square of each input, without what makes ``gram`` definite.
+        selection: how much stays, in which pattern.
+        protected: entries ``[N, K]`` that stay while there is room; None for none.
+    """
+
+    target: Matrix
+    gram: Matrix
+    energy: NDArray[np.float64]
+    selection: Selection
+    protected: Mask | None
+
+    def choose(self, squares: NDArray[Any], start: int = 0) -> Mask:
+        """Return the mask of the columns from ``start`` on by what dropping each weight costs."""
+        if self.protected is not None:
+            squares = np.where(self.protected[:, start : start + squares.shape[1]], np.inf, squares)
+        return self.selection.part(squares, start, self.target.shape[1])
+
+    def wanda_mask(self) -> Mask:
+        """Return the best mask if inputs were uncorrelated."""
+        return self.choose(np.square(self.target) * self.energy)
+
+
+@dataclass(frozen=True)
+class GramPass(PrunePass):
+    """Base of passes that drop weights and change the others by the second moments of their inputs."""
+
+    requires_calibration: ClassVar[bool] = True
+
+    scope: Literal["layer", "row"] = "row"
+    damping: float = 0.01
+    sequential: bool = True
+    correction: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.damping > 0:
+            raise SpecError(f"{self.name}: damping must be above 0, got {self.damping:g}")
+        if not 0 <= self.correction <= 1:
+            raise SpecError(f"{self.name}: correction must be in [0, 1], got {self.correction:g}")
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> tuple[Matrix, Mask]:
+        """Return weights ``[N, K]`` in the pattern, zero outside the mask ``[N, K]`` that comes with them."""
+
+    def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
+        """Measure and prune front to back; sites that do not read one another are solved side by side.
+
+        Raises:
+            UsageError: there is no calibration source.
+        """
+        waiting = {item.site.name: item for item in work}
+        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
+            for found in self._measured(model, work, ctx):
+                items = [waiting.pop(name) for name in found if name in waiting]
+                solved = pool.map(self._solve, items, [found[item.site.name] for item in items])
+                for item, result in zip(items, solved, strict=True):
+                    if isinstance(result, str):
+                        report.skip(item.site.name, result)
+                    else:
+                        item.record(report, result[0], output_error=result[1])
+                ctx.progress(self.name, len(work) - len(waiting), len(work))
+        for name in waiting:
+            reason = ctx.calibration.unavailable.get(name) if ctx.calibration is not None else None
+            report.skip(name, f"not measured: {reason or 'calibration does not reach it'}")
+
+    def _measured(
+        self, model: Model, work: Sequence[Work], ctx: PassContext
+    ) -> Iterator[Mapping[str, MomentsLike]]:
+        if ctx.calibration is None:
+            raise UsageError(
+                f"{self.name} needs calibration inputs; give --calibration-data PATH "
+                "(or --calibration-data synthetic for random ones)"
+            )
+        if not work:
+            return iter(())
+        names, dense = {item.site.name for item in work}, model.copy()
+        if self.sequential:
+            return ctx.calibration.walk(model, [item.site for item in work], dense)
+        return ctx.calibration.walk(dense, [site for site in dense.sites() if site.name in names])
+
+    def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float] | str:
+        """Return the pruned weight in the order of the pattern and its relative error on the outputs."""
+        if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):
+            return "its input is NaN or infinite on the calibration data"
+        weight = item.ordered(item.site.numpy())
+        fitted, scores, error, total = [], [], 0.0, 0.0
+        for problem in self._problems(item, weight, moments):
+            values, mask = self.fit(problem)
+            fitted.append(np.where(mask, values, 0.0))
+            scores.append(np.abs(problem.target) * np.sqrt(problem.energy))
+            error += quadratic_error(values - problem.target, problem.gram)
+            total += quadratic_error(problem.target, problem.gram)
+        pruned = np.concatenate(fitted).astype(weight.dtype)
+        return compared(weight, pruned, np.concatenate(scores)), error / total if total else 0.0
+
+    def _problems(self, item: Work, weight: NDArray[Any], moments: MomentsLike) -> Iterator[Problem]:
+        """Yield one problem per group of rows, its columns in the order of the pattern."""
+        groups, columns = item.site.groups, item.site.shape[1]
+        order = np.arange(columns) if item.order is None else item.order
+        grams, crosses = (
+            matrix.reshape(groups, columns, columns)[:, order[:, None], order]
+            for matrix in (moments.gram, moments.cross)
+        )
+        stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
+        for group, part in enumerate(np.split(weight.astype(np.float64), groups)):
+            target = part
+            if self.sequential and self.correction:
+                target = shifted_target(part, grams[group], crosses[group], self.damping, self.correction)
+            gram, _ = damped(grams[group], self.damping)
+            yield Problem(target, gram, np.diag(grams[group]), item.selection, stays[group])

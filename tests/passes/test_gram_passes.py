@@ -1,0 +1,180 @@
+"""The pruning passes that fit weights: patterns, statistics, what they gain, what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from sparsecc.calib import Calibration, open_session
+from sparsecc.errors import SpecError, UsageError
+from sparsecc.ir import Model
+from sparsecc.pm import PassContext, Pipeline
+from sparsecc.sparse import Pattern, density, matches
+
+RNG = np.random.default_rng(5)
+METHODS = ["prune-wanda-ols", "prune-sparsegpt", "prune-alps"]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def build(text: str, **weights: np.ndarray) -> Model:
+    proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>\n' + text)
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return Model.from_proto(proto)
+
+
+def deep(layers: int = 3, width: int = 48) -> Model:
+    steps = "".join(
+        f"[l{i}] h{i} = MatMul({'x' if i == 0 else f'a{i - 1}'}, w{i}) a{i} = Relu(h{i})"
+        for i in range(layers)
+    )
+    weights = {f"w{i}": normal(width, width) / np.float32(np.sqrt(width)) for i in range(layers)}
+    return build(
+        f"g (float[B,{width}] x) => (float[B,{width}] y) {{ {steps} y = Identity(a{layers - 1}) }}", **weights
+    )
+
+
+def data(width: int = 48, rows: int = 400) -> np.ndarray:
+    return normal(rows, width) @ normal(width, width) * np.float32(1 / np.sqrt(width))
+
+
+def pruned(model: Model, x: np.ndarray, spec: str) -> tuple[Model, list]:
+    copy = model.copy()
+    source = Calibration.from_batches([{"x": part} for part in np.array_split(x, 2)], copy)
+    return copy, Pipeline.parse(spec).run(copy, PassContext(calibration=source))
+
+
+def distance(model: Model, other: Model, x: np.ndarray) -> float:
+    here, there = (open_session(side).run({"x": x})["y"] for side in (model, other))
+    return float(np.linalg.norm(here - there) / np.linalg.norm(here))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("options", "pattern", "kept"),
+    [
+        ("sparsity=0.75", "unstructured", 0.25),
+        ("sparsity=0.6 scope=layer", "unstructured", 0.4),
+        ("pattern=2:4", "2:4", 0.5),
+        ("pattern=1:4", "1:4", 0.25),
+        ("pattern=8x1 sparsity=0.5", "8x1", 0.5),
+        ("pattern=4x4 sparsity=0.5 scope=layer", "4x4", 0.5),
+        ('sparsity=0.75 caps="2:4,3:8"', "2:4", 0.25),
+    ],
+)
+def test_patterns_have_exact_counts_and_a_second_run_changes_nothing(method, options, pattern, kept):
+    model, x = deep(), data()
+    spec = f"{method}{{{options}}}"
+    after, (report,) = pruned(model, x, spec)
+    assert sorted(change.site for change in report.changed) == ["l0", "l1", "l2"]
+    for site in after.sites():
+        weight = site.numpy()
+        assert weight.dtype == np.float32
+        assert density(weight) == pytest.approx(kept, abs=1 / weight.size)
+        assert matches(weight, Pattern.parse(pattern))
+    for change in report.changed:
+        assert 0 < change.numbers["output_error"] < 1
+        assert change.numbers["density_after"] == density(after.sites(change.site)[0].numpy())
+    again, (second,) = pruned(after, x, spec)
+    assert not second.changed
+    assert again.fingerprint() == after.fingerprint()
+
+
+def test_caps_bound_every_group_of_a_row():
+    after, _ = pruned(deep(), data(), 'prune-wanda-ols{sparsity=0.5 caps="3:4,10:16"}')
+    for site in after.sites():
+        kept = site.numpy() != 0
+        assert (kept.reshape(48, -1, 4).sum(2) <= 3).all()
+        assert (kept.reshape(48, -1, 16).sum(2) <= 10).all()
+        assert (kept.sum(1) == 24).all()
+
+
+def test_caps_go_with_unstructured_masks_only():
+    with pytest.raises(SpecError, match="caps go with pattern unstructured"):
+        Pipeline.parse("prune-wanda-ols{pattern=2:4 caps=3:8}")
+    with pytest.raises(SpecError, match="unknown cap"):
+        Pipeline.parse("prune-wanda-ols{caps=8:3}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fitting_beats_masking_and_the_front_counts(method):
+    model, x = deep(4), data(rows=1200)
+    plain = distance(model, pruned(model, x, "prune-wanda{sparsity=0.6}")[0], x)
+    apart = distance(model, pruned(model, x, f"{method}{{sparsity=0.6 sequential=false}}")[0], x)
+    front = distance(model, pruned(model, x, f"{method}{{sparsity=0.6 correction=1}}")[0], x)
+    assert front < apart < plain
+
+
+def test_the_front_is_measured_as_it_is_after_pruning():
+    """A weight that only passes on what the first site gives makes up for what that lost."""
+    model, x = deep(2), data()
+    after, (report,) = pruned(model, x, "prune-wanda-ols{sparsity=0.5 correction=1 damping=1e-6}")
+    assert [change.site for change in report.changed] == ["l0", "l1"]
+    hidden, wanted = (np.maximum(x @ side.sites("l0")[0].numpy().T, 0) for side in (after, model))
+    target = wanted @ model.sites("l1")[0].numpy().T
+    weight = after.sites("l1")[0].numpy()
+    for row, goal in zip(weight, target.T, strict=True):
+        support = row != 0
+        best = np.linalg.lstsq(hidden[:, support].astype(float), goal.astype(float), rcond=None)[0]
+        np.testing.assert_allclose(row[support], best, rtol=0.05, atol=2e-3)
+
+
+def test_grouped_and_kxk_convolutions():
+    model = build(
+        """g (float[B,16,9,9] x) => (float[B,16,9,9] y) {
+            [c] h = Conv<pads=[1,1,1,1]>(x, w)
+            [g] y = Conv<pads=[1,1,1,1], group=2>(h, v)
+        }""",
+        w=normal(16, 16, 3, 3),
+        v=normal(16, 8, 3, 3),
+    )
+    x = normal(6, 16, 9, 9)
+    for options in ("pattern=2:4", "pattern=8x4 sparsity=0.5 by-channel=true"):
+        after, (report,) = pruned(model, x, f"prune-wanda-ols{{{options}}}")
+        assert {change.site for change in report.changed} == {"c", "g"}
+        plain, _ = pruned(model, x, f"prune-wanda{{{options}}}")
+        assert distance(model, after, x) < distance(model, plain, x)
+        for site in after.sites():
+            assert density(site.numpy()) == 0.5
+    by_channel = np.moveaxis(after.sites("c")[0].numpy().reshape(16, 16, 9), 1, 2).reshape(16, -1)
+    assert matches(by_channel, Pattern.parse("8x4"))
+
+
+def test_without_calibration_and_with_bad_options():
+    model = deep()
+    with pytest.raises(UsageError, match="--calibration-data"):
+        Pipeline.parse("prune-alps").run(model, PassContext())
+    for spec in (
+        "prune-alps{damping=0}",
+        "prune-alps{correction=2}",
+        "prune-alps{steps=0}",
+        "prune-sparsegpt{block=0}",
+    ):
+        with pytest.raises(SpecError):
+            Pipeline.parse(spec)
+
+
+def test_sites_that_are_not_reached_or_not_finite_have_reasons():
+    model = build(
+        """g (bool t, float[B,48] x) => (float[B,48] y) {
+            y = If(t) <
+                then_branch = yes () => (float[B,48] p) { [in] p = MatMul(x, w) },
+                else_branch = no () => (float[B,48] q) { [out] q = MatMul(x, v) }
+            >
+        }""",
+        w=normal(48, 48),
+        v=normal(48, 48),
+    )
+    source = Calibration.from_batches([{"t": np.array(True), "x": data()}], model)
+    (report,) = Pipeline.parse("prune-wanda-ols").run(model, PassContext(calibration=source))
+    assert [change.site for change in report.changed] == ["in"]
+    assert {skip.site: skip.reason for skip in report.skipped} == {
+        "out": "not measured: its input is never computed"
+    }
+    model = deep(1)
+    _, (report,) = pruned(model, np.full((3, 48), np.inf, np.float32), "prune-wanda-ols")
+    assert report.skipped[0].reason == "its input is NaN or infinite on the calibration data"
