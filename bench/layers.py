@@ -182,7 +182,7 @@ def sparse_int8(layer: Layer, isa: str | None) -> list[Engine]:
         "scales": tensor.scales,
         "bias": np.zeros(tensor.shape[0], np.float32),
     }
-    facts = {"kernel": op.kernel, "tolerance": BYTES}
+    facts = {"kernel": op.kernel(layer.x.shape[0]), "tolerance": BYTES}
     operator = "BlockSparseMatMulInt8" if tensor.pattern.kind == "block" else "SparseMatMulInt8"
     return our_engines("sparsecc int8", operator, constants, layer, op, facts)
 

@@ -62,7 +62,7 @@ def _library(path: str) -> ctypes.CDLL:
             ctypes.c_int,
             (pointer, pointer, count, ctypes.c_float, ctypes.c_int32, pointer, pointer, *error_text),
         ),
-        "sparsecc_int8_matmul_kernel": (ctypes.c_char_p, (pointer,)),
+        "sparsecc_int8_matmul_kernel": (ctypes.c_char_p, (pointer, count)),
         "sparsecc_int8_matmul_balance": (ctypes.c_double, (pointer, count)),
         "sparsecc_int8_matmul_destroy": (None, (pointer,)),
     }
@@ -157,10 +157,9 @@ class NativeInt8MatMul(NativeHandle):
         """Write y ``[M, N]``, contiguous, of x ``[M, K]``, contiguous; nothing is checked."""
         self._call("run", self._handle, x.ctypes.data, y.size // self.shape[0], y.ctypes.data, None)
 
-    @property
-    def kernel(self) -> str:
-        """Name of the kernel that runs."""
-        return str(self._library.sparsecc_int8_matmul_kernel(self._handle).decode())
+    def kernel(self, rows: int) -> str:
+        """Return the name of the kernel that would run for that many rows of x, or most of them."""
+        return str(self._library.sparsecc_int8_matmul_kernel(self._handle, rows).decode())
 
     def balance(self, parts: int) -> float:
         """Return the work of the largest part over the mean part, as ``NativeMatMul.balance``."""

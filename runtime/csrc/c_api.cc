@@ -126,7 +126,9 @@ void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op) { delete op; }
 
 const char* sparsecc_int8_isas(void) { return sparsecc::byte_isa_list(); }
 
-const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op) { return op->kernel(); }
+const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op, int64_t rows) {
+  return op->kernel(rows);
+}
 
 const char* sparsecc_int8_kernel_table(void) { return sparsecc::byte_kernel_table(); }
 

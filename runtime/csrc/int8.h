@@ -22,6 +22,7 @@ struct ByteKernel {
   Tile tile;
   void (*run)(const QuadJob* job);
   const ByteHelpers* help;
+  QuadOrder order;
   int width;    // of the windows, 0 if inputs are not picked
   double cost;  // of a block, in blocks of neighbours; measured on Zen 5
 };
@@ -41,18 +42,20 @@ struct QuadPack {
   QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, QuadOrder order, int width);
   QuadView view() const;
   QuadView piece_view() const;
-  int64_t blocks() const { return start[groups]; }  // or tiles
+  int64_t blocks() const { return start[start.size() - 1]; }  // or tiles
   int64_t bytes() const { return values_.size() + places_.size(); }
   // Of tiles, and bringing x together counted as more of them.
   int64_t products() const { return products_; }
   int64_t outputs, groups;
-  Buffer<int64_t> start;  // [groups + 1]
+  int tall = 0;           // of lanes: outputs that share inputs
+  Buffer<int64_t> start;  // [groups + 1]; of lanes, of every `tall` outputs of a group
   Shares shares;          // of groups
   Pieces pieces;
 
  private:
   void pack_neighbours(const Weight& weight, const int8_t* values, QuadOrder order);
   void pack_windows(const Weight& weight, const int8_t* values, QuadOrder order, int width);
+  void pack_lanes(const Weight& weight, const int8_t* values);
   Buffer<int64_t> pack_tiles();  // returns prefix sums of products
 
   int64_t products_ = 0;
@@ -62,6 +65,12 @@ struct QuadPack {
   Buffer<int32_t> sums_;
   Buffer<float> scales_;
   Buffer<uint8_t> places_, spread_, added_;
+};
+
+// A weight as one kernel reads it.
+struct ByteForm {
+  ByteKernel kernel;
+  QuadPack weight;
 };
 
 // How long 16 rows of x take, where tiles are to be compared with other forms (pack_tiles.cc).
@@ -77,35 +86,36 @@ struct sparsecc_int8_matmul {
            const sparsecc_executor* executor) const;
   void run(const uint8_t* x, sparsecc::ByteScale scale, int64_t rows, float* y,
            const sparsecc_executor* executor) const;
-  const char* kernel() const { return kernel_.name; }
-  const sparsecc::Shares& shares() const { return weight_.shares; }
+  const char* kernel(int64_t rows) const;
+  const sparsecc::Shares& shares() const { return forms_[0].weight.shares; }
   int64_t inputs() const { return inputs_; }
 
  private:
   sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const sparsecc::Weight& weight);
-  sparsecc_int8_matmul(const sparsecc_int8_weight_desc& desc, const sparsecc::Weight& weight,
-                       std::pair<sparsecc::ByteKernel, sparsecc::QuadPack> form);
   sparsecc::ByteScale scale_of(const float* x, int64_t count, const sparsecc_executor* executor) const;
   struct Source {  // one of the two
     const float* x;
     const uint8_t* bytes;
   };
-  void pack(Source x, int64_t first_row, int64_t rows, int64_t first, int64_t last, sparsecc::ByteScale to,
+  int64_t lane_rows(int64_t rows) const;
+  void pack(const sparsecc::ByteForm& form, Source x, int64_t first_row, int64_t rows, int64_t first, int64_t last, sparsecc::ByteScale to,
             uint8_t* panels) const;
   void run(Source x, sparsecc::ByteScale scale, int64_t rows, float* y,
+           const sparsecc_executor* executor) const;
+  void run(const sparsecc::ByteForm& form, Source x, sparsecc::ByteScale scale, int64_t rows, float* y,
            const sparsecc_executor* executor) const;
   struct RowChunk {
     const uint8_t* panels;
     int64_t number, first, rows;
     float* y;  // of its first row
   };
-  void multiply(sparsecc::Shares::Ranges groups, const RowChunk& chunk, sparsecc::ByteScale scale,
-                sparsecc::PartialSums<uint32_t>& partial) const;
-  void multiply(sparsecc::QuadJob job, int64_t begin, int64_t end, const RowChunk& chunk) const;
+  void multiply(const sparsecc::ByteForm& form, sparsecc::Shares::Ranges groups, const RowChunk& chunk,
+                sparsecc::ByteScale scale, sparsecc::PartialSums<uint32_t>& partial) const;
+  void multiply(const sparsecc::ByteKernel& kernel, sparsecc::QuadJob job, int64_t begin, int64_t end,
+                const RowChunk& chunk) const;
 
   int64_t inputs_;
-  sparsecc::ByteKernel kernel_;
-  sparsecc::QuadPack weight_;
+  std::vector<sparsecc::ByteForm> forms_;  // the second, if there is one, for many rows
   sparsecc::Buffer<float> bias_;  // padded to whole groups
   sparsecc::Epilogue epilogue_;
 };

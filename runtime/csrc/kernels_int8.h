@@ -25,6 +25,8 @@ enum class QuadOrder {
   kSmallPairs,
   // [16 outputs][16 blocks][4 inputs] of sixteen blocks, x as bytes: for products of tiles.
   kTiles,
+  // [4 or 8 outputs][4 inputs], x as bytes with 32 rows side by side.
+  kLanes,
   kInputs  // [4 inputs][16 outputs, those four apart side by side], x likewise: for machines with neither
 };
 
@@ -41,7 +43,8 @@ enum class Picks {
 };
 
 // Blocks of 16 outputs by 4 inputs. Group g owns blocks [start[g], end[g]). In the order of tiles these are
-// tiles, of sixteen blocks each: index has sixteen quads for each, values 16 * 64 bytes.
+// tiles, of sixteen blocks each: index has sixteen quads for each, values 16 * 64 bytes. In the order of lanes `start` is
+// of each `tall` outputs, and blocks of so many have four of index: 32 times an input.
 struct QuadView {
   const int64_t *start, *end;
   const uint32_t* index;  // which four inputs, or which window of inputs
@@ -49,6 +52,7 @@ struct QuadView {
   const int32_t* sums;    // of the weights of each output, padded with zeros to whole groups
   const float* scales;    // of each output, padded likewise
   int64_t outputs;
+  int tall;  // in the order of lanes
   Picks picks;
   // kOwn: a place in the window for each of the block's 64 bytes of x. kShared: 16 places, and for each byte
   // of x which of those it takes and what is added to it.
@@ -65,8 +69,8 @@ struct ByteScale {
 struct QuadJob {
   const QuadView* weight;
   int64_t group_begin, group_end;
-  const void* panel;  // [quads][rows] quads of x, or [windows][rows][width] bytes of x
-  int rows;           // 1..kTileRows, also the stride of the panel
+  const void* panel;  // [quads][rows] quads of x, or [windows][rows][width], or [inputs][kLaneRows] bytes of x
+  int rows;           // 1..kTileRows, also the stride of the panel; for lanes 1..kLaneRows
   // Of a row in its panel. Tiles take more rows, as their table says: those after kTileRows are a panel of their own,
   // kTileRows * row_bytes further on.
   int64_t row_bytes;
@@ -81,7 +85,7 @@ struct QuantizeJob {
   const float* x;
   const uint8_t* bytes;  // if not null: these are laid down as they are, and x does not count
   int64_t row_stride, inputs;
-  int rows;  // 1..kTileRows
+  int rows;  // 1..kTileRows, or kLaneRows
   ByteScale to;
   void* panel;  // as in QuadJob; written up to a multiple of kQuantizeStep inputs
 };
@@ -89,6 +93,7 @@ struct QuantizeJob {
 // Windows overlap by half: window i begins at input i * width / 2. What lies beyond the last input of a panel is
 // of no consequence there, for its weights are zero.
 constexpr int kNarrow = 16, kWide = 64;
+constexpr int kLaneRows = 32;
 
 struct ByteHelpers {
   QuadOrder order;
@@ -96,6 +101,7 @@ struct ByteHelpers {
   void (*extremes)(const float* x, int64_t count, float* low, float* high);
   void (*quantize)(const QuantizeJob* job);
   void (*quantize_windows)(const QuantizeJob* job, int width);
+  void (*quantize_lanes)(const QuantizeJob* job);  // [input][32 rows]; null where no kernel reads that
   // What is due for the first group of the job, whose sums are [rows][pieces][16].
   void (*join)(const QuadJob* job, const uint32_t* sums, int64_t row_stride, int64_t pieces);
 };

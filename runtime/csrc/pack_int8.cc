@@ -19,6 +19,7 @@ int64_t place(QuadOrder order, int64_t output, int64_t input) {
     case QuadOrder::kSmallPairs:
       return input / 2 * (2 * kGroup) + output * 2 + input % 2;
     case QuadOrder::kTiles:  // made of blocks in another order
+    case QuadOrder::kLanes:
     case QuadOrder::kInputs:
       break;
   }
@@ -97,6 +98,10 @@ QuadPack::QuadPack(const Weight& weight, const sparsecc_int8_weight_desc& desc, 
     const Buffer<int64_t> products = pack_tiles();
     products_ = products[groups];
     shares = Shares(products.data(), groups, kGroupOverhead);
+    return;
+  }
+  if (order == QuadOrder::kLanes) {
+    pack_lanes(weight, desc.values);
     return;
   }
   if (width == 0) {
@@ -247,9 +252,46 @@ void QuadPack::pack_windows(const Weight& weight, const int8_t* values, QuadOrde
     }
 }
 
+// Fours of inputs in their order, for every `tall` outputs by themselves.
+void QuadPack::pack_lanes(const Weight& weight, const int8_t* values) {
+  tall = weight.layout.rows % 8 == 0 ? 8 : 4;
+  const int64_t parts = kGroup / tall;
+  start = Buffer<int64_t>(groups * parts + 1);
+  std::vector<uint32_t> index;
+  std::vector<int8_t> placed;
+  std::vector<Entry> entries;
+  std::vector<int64_t> before(at(groups + 1));
+  for (int64_t group = 0; group < groups; ++group) {
+    entries.clear();
+    visit_group(weight, values, group, [&](int64_t output, int64_t input, int8_t value) {
+      entries.push_back({input, output % kGroup, value});
+    });
+    const auto part_of = [&](const Entry& entry) { return entry.output / tall; };
+    std::sort(entries.begin(), entries.end(), [&](const Entry& a, const Entry& b) {
+      return part_of(a) != part_of(b) ? part_of(a) < part_of(b) : a.input < b.input;
+    });
+    auto entry = entries.begin();
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t input = -1; entry != entries.end() && part_of(*entry) == part; ++entry) {
+        if (entry->input != input) index.push_back(static_cast<uint32_t>(entry->input * kLaneRows));
+        input = entry->input;
+        const int64_t slot = static_cast<int64_t>(index.size()) - 1;
+        placed.resize(at(slot / kQuad + 1) * at(tall) * kQuad);
+        placed[at(slot / kQuad * tall * kQuad + entry->output % tall * kQuad + slot % kQuad)] = entry->value;
+      }
+      while (index.size() % kQuad != 0) index.push_back(0);  // with weights of zero
+      start[group * parts + part + 1] = static_cast<int64_t>(index.size()) / kQuad;
+    }
+    before[at(group + 1)] = start[(group + 1) * parts];
+  }
+  index_ = aligned(index);
+  values_ = aligned(placed);
+  shares = Shares(before.data(), groups, kGroupOverhead);
+}
+
 QuadView QuadPack::view() const {
-  return {start.data(), start.data() + 1, index_.data(),  values_.data(),  sums_.data(), scales_.data(),
-          outputs,      picks_,           places_.data(), spread_.data(), added_.data()};
+  return {start.data(), start.data() + 1, index_.data(), values_.data(),  sums_.data(),   scales_.data(),
+          outputs,      tall,             picks_,        places_.data(), spread_.data(), added_.data()};
 }
 
 QuadView QuadPack::piece_view() const {

@@ -66,7 +66,7 @@ TileQuads deal_quads(const uint32_t* quads, const uint32_t* end) {
 }  // namespace
 
 double estimated_cycles(const ByteKernel& kernel, const QuadPack& form) {
-  const double products = kernel.help->order == QuadOrder::kTiles
+  const double products = kernel.order == QuadOrder::kTiles
                               ? static_cast<double>(form.products()) * kProductCycles
                               : static_cast<double>(form.blocks()) * kernel.cost * kBlockCycles;
   return products + static_cast<double>(form.bytes()) / kBytesPerCycle;

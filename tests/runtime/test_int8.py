@@ -135,18 +135,18 @@ def test_every_isa_has_its_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = set()
     for isa in ISAS:
         with native(tensor, isa=isa) as op:
-            assert op.kernel == f"quads-{without_tiles(isa)}"
-            seen.add(op.kernel)
+            assert op.kernel(1) == f"quads-{without_tiles(isa)}"
+            seen.add(op.kernel(1))
         monkeypatch.setenv("SPARSECC_ISA", isa)
         with native(tensor) as op:
-            assert op.kernel == f"quads-{without_tiles(isa)}"
+            assert op.kernel(1) == f"quads-{without_tiles(isa)}"
         with native(tensor, isa="generic") as op:
-            assert op.kernel == "quads-generic"
+            assert op.kernel(1) == "quads-generic"
     assert seen == {name for name in KERNELS if name.startswith("quads")}
     assert ISAS[-1] == "generic"
     monkeypatch.delenv("SPARSECC_ISA")
     with native(tensor) as op:
-        assert op.kernel == f"quads-{without_tiles(ISAS[0])}"
+        assert op.kernel(1) == f"quads-{without_tiles(ISAS[0])}"
     with pytest.raises(ModelError, match=f'"mmx".*{" ".join(ISAS)}'):
         native(tensor, isa="mmx")
     with pytest.raises(ModelError, match='"quads-mmx"'):
@@ -168,7 +168,24 @@ def test_inputs_are_picked_where_neighbours_would_hold_many_zeros() -> None:
         ):  # fmt: skip
             codes = np.maximum(random_codes(rng, (64, 256), pattern, sparsity), -127)
             with native(packed(codes, pattern), isa=isa) as op:
-                assert op.kernel == (f"windows{width}-{isa}" if picks else f"quads-{isa}")
+                assert op.kernel(1) == (f"windows{width}-{isa}" if picks else f"quads-{isa}")
+
+
+@pytest.mark.skipif("lanes-avx512vnni" not in KERNELS, reason="no VBMI here")
+def test_rows_in_the_lanes_where_there_are_many() -> None:
+    """For outputs that share inputs; whole thirty-twos of rows and what is nearly one, the rest as few rows."""
+    rng = np.random.default_rng(15)
+    for pattern, many in (
+        ("4x1", "lanes"), ("8x1", "lanes"), ("16x1", "lanes"), ("4x4", "lanes"), ("12x2", "lanes"),
+        ("unstructured", "windows64"), ("1x4", "windows64"), ("16x4", "quads"),
+    ):  # fmt: skip
+        codes = random_codes(rng, (70, 256), pattern, 0.8)
+        with native(packed(codes, pattern), isa="avx512vnni") as op:
+            for rows in (1, 24, 25, 32, 100):
+                few = "windows64" if many == "lanes" and rows < 25 else many
+                assert op.kernel(rows) == f"{few}-avx512vnni"
+        for rows in (24, 25, 31, 33, 56, 57, 63, 96, 100):
+            check_exact(rng, rows, codes, pattern, "avx512vnni")
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa.startswith("avx512amx")])
@@ -182,8 +199,8 @@ def test_tiles_where_they_take_less_time(isa: str) -> None:
     ):  # fmt: skip
         codes = random_codes(rng, (64, 1024), pattern, sparsity)
         with native(packed(codes, pattern), isa=isa) as op:
-            assert op.kernel.startswith(kernel)
-            assert op.kernel.endswith(isa if kernel == "tiles" else without_tiles(isa))
+            assert op.kernel(1).startswith(kernel)
+            assert op.kernel(1).endswith(isa if kernel == "tiles" else without_tiles(isa))
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name.startswith("tiles")])

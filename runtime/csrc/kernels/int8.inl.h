@@ -31,6 +31,12 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "quad_join.inl.h"
 #include "quantize.inl.h"
 #endif
+#if SPARSECC_VBMI || SPARSECC_AMX
+#include "turned.inl.h"
+#endif
+#if SPARSECC_VBMI
+#include "lanes.inl.h"
+#endif
 #if SPARSECC_AMX
 #include "amx.inl.h"
 #include "tiles.inl.h"
@@ -40,17 +46,20 @@ constexpr int kLanes = SPARSECC_LANES;
 
 #if SPARSECC_VBMI
 void windows64(const QuadJob* job) { window_tiles<kWide, windows64_tile.rows>(*job); }
+void lanes(const QuadJob* job) { lane_tiles(*job); }
 #elif SPARSECC_AMX
 void tiles(const QuadJob* job) { tile_panels(*job); }
 
-extern const ByteHelpers kByteHelpers = {QuadOrder::kTiles, extremes, quantize, quantize_windows, join_quads};
+extern const ByteHelpers kByteHelpers = {QuadOrder::kTiles, extremes, quantize, quantize_windows, quantize_lanes,
+                                         join_quads};
 #else
 void quads(const QuadJob* job) { quad_tiles<Neighbours, quads_tile.rows>(*job); }
 #if SPARSECC_AVX2 || SPARSECC_AVX512 || SPARSECC_NEON
 void windows16(const QuadJob* job) { window_tiles<kNarrow, windows16_tile.rows>(*job); }
 #endif
 
-extern const ByteHelpers kByteHelpers = {kOrder, extremes, quantize, quantize_windows, join_quads};
+extern const ByteHelpers kByteHelpers = {kOrder, extremes, quantize, quantize_windows, quantize_lanes,
+                                         join_quads};
 #endif
 
 }  // namespace SPARSECC_NAMESPACE

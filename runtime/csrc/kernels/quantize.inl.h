@@ -213,3 +213,32 @@ static void quantize_windows(const QuantizeJob* job, int width) {
   if (width == kWide) return quantize_windows_of<kWide>(job);
   quantize_windows_of<kNarrow>(job);
 }
+
+#if SPARSECC_AVX512 && SPARSECC_VNNI
+// [input][32 rows]: of four inputs by twice sixteen rows, first four by four bytes are turned and then fours of them
+// brought together.
+static void quantize_lanes(const QuantizeJob* job) {
+  const Quantizer q = quantizer(job->to);
+  const __m512i turn = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i first_two = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+  const __m512i last_two = _mm512_add_epi32(first_two, _mm512_set1_epi32(2));
+  float bytes[kGroup * kGroup] __attribute__((aligned(64)));                 // four bytes each
+  float turned[2][kGroup * kGroup] __attribute__((aligned(64))) = {};  // [quad][row] likewise
+  uint8_t* to = (uint8_t*)job->panel;
+  for (int64_t k = 0; k < job->inputs; k += kQuantizeStep) {
+    for (int first = 0; first < job->rows; first += kGroup) {
+      const int rows = job->rows - first < kGroup ? job->rows - first : kGroup;
+      for (int r = 0; r < rows; ++r) bytes64(q, *job, first + r, k, (uint8_t*)(bytes + r * kGroup));
+      transpose_tile(bytes, kGroup, rows, kGroup, turned[first / kGroup], kGroup);
+    }
+    for (int quad = 0; quad < kGroup; ++quad, to += kQuad * kLaneRows) {
+      const __m512i low = _mm512_shuffle_epi8(_mm512_load_si512(turned[0] + quad * kGroup), turn);
+      const __m512i high = _mm512_shuffle_epi8(_mm512_load_si512(turned[1] + quad * kGroup), turn);
+      _mm512_store_si512(to, _mm512_permutex2var_epi32(low, first_two, high));
+      _mm512_store_si512(to + 2 * kLaneRows, _mm512_permutex2var_epi32(low, last_two, high));
+    }
+  }
+}
+#else
+constexpr void (*quantize_lanes)(const QuantizeJob*) = nullptr;
+#endif

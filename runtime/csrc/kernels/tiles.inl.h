@@ -26,24 +26,12 @@ SPARSECC_INLINE TileX tile_x(const uint8_t* panel, int rows, const uint32_t* qua
   return {copied, kTileLineBytes};
 }
 
-template <int Rows>
-static void tile_store_rows(const QuadJob& job, int64_t group, int64_t first_row, const float* sums) {
-  I16 sum[Rows];
-  SPARSECC_UNROLL
-  for (int r = 0; r < Rows; ++r) sum[r].part[0] = (VecUint)load(sums + r * kGroup).part[0];
-  quad_store<Rows>(job, group, first_row, sum);
-}
-
-// Of one panel; moved as floats, but never looked at as such.
+// Of one panel.
 template <int Panel>
 static void tile_finish(const QuadJob& job, int64_t group, int rows) {
-  float by_output[kGroup * kGroup] __attribute__((aligned(64)));
-  float by_row[kGroup * kGroup] __attribute__((aligned(64)));
-  tile_store<kTileSum + Panel>(by_output, kTileLineBytes);
-  transpose_tile(by_output, kGroup, kGroup, rows, by_row, kGroup);
-  if (rows == kTileRows) return tile_store_rows<kTileRows>(job, group, Panel * kTileRows, by_row);
-  for (int r = 0; r < rows; ++r)
-    tile_store_rows<1>(job, group, Panel * kTileRows + r, by_row + r * kGroup);
+  uint32_t sums[kGroup * kGroup] __attribute__((aligned(64)));
+  tile_store<kTileSum + Panel>(sums, kTileLineBytes);
+  store_turned(job, group, Panel * kTileRows, rows, sums, kGroup);
 }
 
 template <int Panels>

@@ -171,7 +171,8 @@ SPARSECC_API void sparsecc_int8_matmul_destroy(sparsecc_int8_matmul* op);
 /* Instruction sets for products of bytes; "avx512amx", "avx512vnni", "avxvnni", "neon_dotprod" and "neon_i8mm" have dot
  * or matrix products of bytes, the plain names do without. For all other operators each counts as the plain set it extends. */
 SPARSECC_API const char* sparsecc_int8_isas(void);
-SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op);
+/* The one that most of so many rows run on. */
+SPARSECC_API const char* sparsecc_int8_matmul_kernel(const sparsecc_int8_matmul* op, int64_t rows);
 SPARSECC_API const char* sparsecc_int8_kernel_table(void); /* as sparsecc_kernel_table */
 
 /* ---- recurrent operators -------------------------------------------------------------------------------
