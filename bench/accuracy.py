@@ -44,6 +44,17 @@ VARIANTS = {
     "4:8 Wanda": "tidy,prune-wanda{pattern=4:8}",
     "2:4 magnitude": "tidy,prune-magnitude{pattern=2:4}",
     "2:4 Wanda": "tidy,prune-wanda{pattern=2:4}",
+    "50 % Wanda + OLS": "tidy,prune-wanda-ols{sparsity=0.5 correction=CORRECTION}",
+    "50 % SparseGPT": "tidy,prune-sparsegpt{sparsity=0.5 correction=CORRECTION}",
+    "50 % ALPS": "tidy,prune-alps{sparsity=0.5 correction=CORRECTION}",
+    "2:4 Wanda + OLS": "tidy,prune-wanda-ols{pattern=2:4 correction=CORRECTION}",
+    "2:4 SparseGPT": "tidy,prune-sparsegpt{pattern=2:4 correction=CORRECTION}",
+    "2:4 ALPS": "tidy,prune-alps{pattern=2:4 correction=CORRECTION}",
+    "70 % magnitude": "tidy,prune-magnitude{sparsity=0.7}",
+    "70 % SparseGPT": "tidy,prune-sparsegpt{sparsity=0.7 correction=CORRECTION}",
+    "70 % ALPS": "tidy,prune-alps{sparsity=0.7 correction=CORRECTION}",
+    "16x1 50 % Wanda": "tidy,prune-wanda{pattern=16x1 sparsity=0.5}",
+    "16x1 50 % ALPS": "tidy,prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}",
     "int8": "tidy,quantize{activations=ACTIVATIONS}",
     "int8 least squares": "tidy,quantize{activations=ACTIVATIONS method=mse}",
     "int8 onnxruntime": "onnxruntime",
@@ -67,6 +78,8 @@ class Task:
         calibration: inputs, disjoint from the samples measured on.
         calibration_samples: how many samples they hold.
         activations: how its activations are quantised.
+        correction: how much fitted weights make up for what layers before them lost; convolutional networks gain
+            by all of it, deep transformers lose by it.
     """
 
     path: Path
@@ -75,6 +88,7 @@ class Task:
     calibration: Sequence[Batch]
     calibration_samples: int
     activations: str = "static"
+    correction: float = 1.0
 
 
 def load_evaluation(data: Path) -> ModuleType:
@@ -144,7 +158,7 @@ def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 128) ->
     ids = np.concatenate([tokens["ids_a"][-held:], tokens["ids_b"][-held:]])
     lengths = np.concatenate([tokens["len_a"][-held:], tokens["len_b"][-held:]])
     path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
-    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held, "dynamic")
+    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held, "dynamic", 0.5)
 
 
 def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
@@ -158,13 +172,13 @@ def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
     return batches
 
 
-def tasks(data: Path, folder: Path) -> dict[str, Task]:
+def tasks(data: Path, folder: Path, held_pairs: int = 128) -> dict[str, Task]:
     evaluation = load_evaluation(data)
     return {
         "resnet20_cifar10": cifar(data, evaluation),
         "mobilenet_v1_0.25_128": mobilenet(data, evaluation, "mobilenet_v1_0.25_128", 128),
         "mobilenet_v2_1.0_224": mobilenet(data, evaluation, "mobilenet_v2_1.0_224", 224),
-        "minilm_l6_v2": minilm(data, evaluation, folder),
+        "minilm_l6_v2": minilm(data, evaluation, folder, held_pairs),
     }
 
 
@@ -192,7 +206,7 @@ def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str,
 
 def measure_variant(task: Task, pipeline: str, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
-    pipeline = pipeline.replace("ACTIVATIONS", task.activations)
+    pipeline = pipeline.replace("ACTIVATIONS", task.activations).replace("CORRECTION", str(task.correction))
     if pipeline == "onnxruntime":
         model, row = onnxruntime_quantized(task), {"pipeline": f"onnxruntime's quantize_{task.activations}"}
     else:
@@ -245,6 +259,9 @@ def table(results: Mapping[str, Any]) -> str:
 )
 @click.option("--only", multiple=True, help="Measure only this model; may be repeated.")
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(VARIANTS)), help="Only this.")
+@click.option(
+    "--held-pairs", default=128, show_default=True, help="Pairs of sentences that calibrate MiniLM."
+)
 @click.option("--threads", default=1, show_default=True, help="Threads of every session.")
 @click.option(
     "--output",
@@ -252,14 +269,16 @@ def table(results: Mapping[str, Any]) -> str:
     default=ROOT / "bench" / "results" / "accuracy.json",
     help="JSON file.",
 )
-def main(data: Path, only: tuple[str, ...], variants: tuple[str, ...], threads: int, output: Path) -> None:
+def main(
+    data: Path, only: tuple[str, ...], variants: tuple[str, ...], held_pairs: int, threads: int, output: Path
+) -> None:
     """Measure every variant of every model, write OUTPUT and print the table.
 
     What OUTPUT has of other models and variants stays.
     """
     results: dict[str, Any] = json.loads(output.read_text())["models"] if output.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, task in tasks(data, Path(folder)).items():
+        for name, task in tasks(data, Path(folder), held_pairs).items():
             if only and name not in only:
                 continue
             rows = results.get(name, {}).get("variants", {})

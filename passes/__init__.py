@@ -14,6 +14,7 @@ LOADERS: dict[str, str] = {
     "prune-wanda-ols": "sparsecc.passes.prune.wanda_ols:PruneWandaOls",
     "prune-sparsegpt": "sparsecc.passes.prune.sparsegpt:PruneSparseGpt",
     "prune-alps": "sparsecc.passes.prune.alps:PruneAlps",
+    "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",
     "lower-conv-int8": "sparsecc.passes.lower.lower_conv_int8:LowerConvInt8",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",
