@@ -9,6 +9,8 @@ LOADERS: dict[str, str] = {
     "permute": "sparsecc.passes.structure.permute:Permute",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
+    "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",
+    "recover-bn": "sparsecc.passes.recover.bn:RecoverBn",
     "heal": "sparsecc.passes.recover.heal:Heal",
     "round-weights": "sparsecc.passes.quantize.round_weights:RoundWeights",
     "prune-wanda-ols": "sparsecc.passes.prune.wanda_ols:PruneWandaOls",

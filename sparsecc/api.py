@@ -145,6 +145,7 @@ def optimize(
     quantize: str | None = None,
     activations: str | None = None,
     permute: bool = False,
+    recover: str | None = None,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -180,6 +181,8 @@ def optimize(
         activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
             the calibration data (convolutions need that).
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
+        recover: ``bias``, ``bn`` or ``heal``, several with commas between them: bring back after pruning what it took,
+            by the calibration data alone.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -211,7 +214,7 @@ def optimize(
     library = _library_found(needed=keep_slower)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
-        "permute": permute or None, "values": None if values == "fp32" else values,
+        "permute": permute or None, "recover": recover, "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -230,6 +233,7 @@ def optimize(
             quantize=quantize,
             activations=activations,
             permute=permute,
+            recover=recover,
             values=values,
         )
     original = ir.Model.load(source)

@@ -77,11 +77,11 @@ class RestoreDense(Pass):
             quantization = None
         kept = {name: _first(layout) for name, (layout, _) in marks.items() if _first(layout).sparse}
         if quantization is None:
-            self._restore(model, ctx.before_lossy, kept, report)
+            self._restore(model, ctx.before_lossy, kept, ctx.recovered, report)
             return report
         select_sites(model, self.match, PassReport(self.name))  # refuses a match that matches nothing
         base = quantization.base.copy()
-        self._restore(base, ctx.before_lossy, kept, report)
+        self._restore(base, ctx.before_lossy, kept, ctx.recovered, report)
         chosen = self._quantization_to_keep(model, base, marks)
         final = quantized_where_marked(quantization, chosen, base)
         quantized = {site.name for site in model.sites() if site.quantization is not None}
@@ -103,7 +103,9 @@ class RestoreDense(Pass):
                 chosen[site.name] = ("int8 dense", 1.0)
         return chosen
 
-    def _restore(self, model: Model, own: Model, kept: Mapping[str, Layout], report: PassReport) -> None:
+    def _restore(
+        self, model: Model, own: Model, kept: Mapping[str, Layout], recovered: bool, report: PassReport
+    ) -> None:
         """Give the matching sites of ``model`` their weights in ``own`` back, as far as ``kept`` allows it.
 
         Those in ``kept`` keep their zeros, and what was rounded unless their layout stores float32.
@@ -113,6 +115,9 @@ class RestoreDense(Pass):
             layout = kept.get(site.name)
             if not self.pruned or (layout is not None and layout.values != "fp32"):
                 report.skip(site.name, "it is lowered as it is")
+                continue
+            if recovered:
+                report.skip(site.name, "a recovery pass has fitted the model around its zeros")
                 continue
             if site.name not in before or before[site.name].shape != site.shape:
                 report.skip(site.name, "the graph around it changed: its own weights do not fit any more")

@@ -1,18 +1,21 @@
-"""What all recovery passes share: the model they aim at, the calibration they need, the numbers they report."""
+"""What all recovery passes share: the model they aim at, the data, the end metric that may not get worse."""
 
 from __future__ import annotations
 
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecc.calib import open_session
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
-from sparsecc.pm import CalibrationSource, PassContext, PassReport
+from sparsecc.pm import CalibrationSource, Pass, PassContext, PassReport
 from sparsecc.sparse import density
 
-__all__ = ["calibration_of", "change_numbers", "reference_of"]
+__all__ = ["RecoverPass", "calibration_of", "change_numbers", "output_error", "reference_of"]
 
 
 def reference_of(model: Model, ctx: PassContext, report: PassReport) -> Model | None:
@@ -57,3 +60,62 @@ def change_numbers(before: NDArray[Any], after: NDArray[Any]) -> dict[str, float
         "density_after": density(after),
         "relative_error": float(np.linalg.norm(after.astype(np.float64) - wide)) / norm,
     }
+
+
+def output_error(model: Model, reference: Model, calibration: CalibrationSource, threads: int) -> float:
+    """Return ``||y - y_dense||**2 / ||y_dense||**2`` over the calibration inputs, the mean over float outputs."""
+    ours, theirs = open_session(model, threads=threads), open_session(reference, threads=threads)
+    apart: dict[str, float] = {}
+    energy: dict[str, float] = {}
+    for batch in calibration:
+        found = ours.run(batch)
+        for name, wanted in theirs.run(batch).items():
+            if wanted.dtype.kind == "f" and found[name].shape == wanted.shape:
+                wide = wanted.astype(np.float64)
+                apart[name] = apart.get(name, 0.0) + float(np.square(found[name] - wide).sum())
+                energy[name] = energy.get(name, 0.0) + float(np.square(wide).sum())
+    return float(np.mean([apart[name] / (energy[name] or 1.0) for name in apart])) if apart else 0.0
+
+
+@dataclass(frozen=True)
+class RecoverPass(Pass):
+    """Base of passes that change a pruned model towards the dense one, tensor by tensor."""
+
+    requires_calibration: ClassVar[bool] = True
+    lossless: ClassVar[bool] = False
+
+    match: str = "*"
+
+    @abstractmethod
+    def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
+        """Change ``model``, whose nodes and names are those of ``reference``, in place."""
+
+    def run(self, model: Model, ctx: PassContext) -> PassReport:
+        """Recover, measure the outputs before and after, and take everything back if they got worse."""
+        report = PassReport(self.name)
+        calibration = calibration_of(ctx, self.name)
+        reference = reference_of(model, ctx, report)
+        if reference is None:
+            return report
+        if _nodes(model) != _nodes(reference):
+            report.note(
+                "the nodes are not those of the dense model, so that tensors cannot be compared one by one: it stays "
+                "as it is (heal compares whole blocks)"
+            )
+            return report
+        before, backup = output_error(model, reference, calibration, ctx.threads), model.copy()
+        self.recover(model, reference, ctx, report)
+        after = output_error(model, reference, calibration, ctx.threads)
+        report.note(
+            f"relative squared error of the outputs on the calibration inputs: {before:.4g} -> {after:.4g}"
+        )
+        if not after <= before:
+            model.onnx = backup.onnx
+            report.changed.clear()
+            report.note("the outputs got worse: everything was taken back")
+        ctx.recovered = ctx.recovered or bool(report.changed)
+        return report
+
+
+def _nodes(model: Model) -> list[tuple[str, tuple[str | None, ...]]]:
+    return [(node.op_type, tuple(value.name for value in node.outputs)) for node in model.onnx.graph]

@@ -103,6 +103,7 @@ class Heal(Pass):
         if not healed.arrays:
             report.note("training did not improve the model on held-out inputs: it stays as it was")
         _write(healed, report)
+        ctx.recovered = ctx.recovered or bool(report.changed)
         return report
 
     def _settings(self, ctx: PassContext) -> Settings:

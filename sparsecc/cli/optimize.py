@@ -48,6 +48,11 @@ __all__ = ["command"]
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
 )
+@click.option(
+    "--recover",
+    metavar="NAMES",
+    help="After pruning, with calibration data: bias, bn, heal, or several with commas between them.",
+)
 @click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
 @click.option(
     "--activations", help="With --quantize: ranges of activations, dynamic (at run time) or static."
@@ -92,6 +97,7 @@ def command(
     sparsity: float | None,
     method: str | None,
     permute: bool,
+    recover: str | None,
     quantize: str | None,
     activations: str | None,
     values: str,
@@ -130,6 +136,7 @@ def command(
             sparsity=sparsity,
             method=method,
             permute=permute,
+            recover=recover,
             quantize=quantize,
             activations=activations,
             values=values,

@@ -6,10 +6,13 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
 from sparsecc.sparse import FLOATS, Pattern
 
-__all__ = ["ACTIVATIONS", "METHODS", "preset"]
+__all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
 METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "wanda-ols", "sparsegpt", "alps")}
+
+#: Recovery passes by the name given to ``--recover``.
+RECOVERY = {"bias": "recover-bias", "bn": "recover-bn", "heal": "heal"}
 
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")
@@ -31,6 +34,7 @@ def preset(
     activations: str | None = None,
     permute: bool = False,
     values: str = "fp32",
+    recover: str | None = None,
 ) -> Pipeline:
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
@@ -46,6 +50,7 @@ def preset(
         activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
         permute: reorder channels before pruning, so that the pattern costs less.
         values: type of the values of sparse float weights, one of ``FLOATS``.
+        recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in this order.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -57,6 +62,8 @@ def preset(
         steps += [*([_permute_step(step)] if permute else []), step]
     elif permute:
         raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
+    if recover is not None:
+        steps += _recovery_steps(recover, prunes, calibrated)
     if values != "fp32":
         steps.append(_round_step(values, match, standard_ops_only))
     if activations is not None and quantize is None:
@@ -121,6 +128,20 @@ def _permute_step(prune: Pass) -> Pass:
     shared = {name: vars(prune)[name] for name in _SHARED}
     amount = vars(prune)["sparsity"]
     return _pass("permute", **shared, **({} if amount is None else {"sparsity": amount}))
+
+
+def _recovery_steps(names: str, prunes: bool, calibrated: bool) -> list[Pass]:
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in RECOVERY:
+            raise UsageError(f"unknown recovery '{name}'; known: {', '.join(RECOVERY)}")
+    if not prunes:
+        raise UsageError("--recover follows pruning: give --pattern, --sparsity or --method too")
+    if not calibrated:
+        raise UsageError(
+            "--recover needs inputs to compare with the dense model on: give --calibration-data PATH"
+        )
+    return [_pass(RECOVERY[name]) for name in chosen]
 
 
 def _prune_step(

@@ -233,6 +233,7 @@ class PassContext:
         quantization: what the last ``quantize`` of the run did; the pass keeps it.
         reference: the dense model that recovery passes aim at, where the model was pruned before the run.
         protected: by site name the weights ``[N, K]`` that must stay and stay exact; ``protect`` finds them.
+        recovered: a recovery pass has fitted the model around what was pruned; the pass says so.
     """
 
     seed: int = 0
@@ -247,6 +248,7 @@ class PassContext:
     quantization: Requantizer | None = None
     reference: Model | None = None
     protected: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    recovered: bool = False
 
     @property
     def dense(self) -> Model | None:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sparsecc.calib import Calibration, Moments
+from sparsecc.calib import Calibration, Moments, synthetic_inputs
 from sparsecc.ir import Model
 from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, get_pass, pass_names
 from sparsecc.pm.checks import graph_fault, signature
@@ -59,9 +59,8 @@ def context() -> PassContext:
 
 
 def measured(model: Model) -> PassContext:
-    """A context that calibrates on real runs of ``model``, which reads one ``x`` ``[B, T, 64]``."""
-    rng = np.random.default_rng(0)
-    batches = [{"x": rng.standard_normal((4, 8, 64), dtype=np.float32)} for _ in range(4)]
+    """A context that calibrates on real runs of ``model``, which reads one ``x``."""
+    batches = [synthetic_inputs(model, seed) for seed in range(4)]
     return PassContext(calibration=Calibration.from_batches(batches, model, threads=1), threads=1)
 
 
@@ -262,7 +261,7 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not get_pass(name).lossless])
 def test_lossy_passes_report_numbers(name):
-    model = prepared(name, layers_dense())
+    model = prepared(name, without_zeros(convolutions() if name == "recover-bn" else layers()))
     recovers = ".recover." in get_pass(name).__module__
     # Those work on what ran before them.
     spec = f"prune-magnitude,{name}" if recovers or name in ("restore-dense", "round-weights") else name
@@ -275,8 +274,7 @@ def test_lossy_passes_report_numbers(name):
         assert {"density_before", "density_after", "relative_error"} <= set(change.numbers)
 
 
-def layers_dense() -> Model:
-    model = layers()
+def without_zeros(model: Model) -> Model:
     for site in model.sites():
         rng = np.random.default_rng(0)
         site.replace(rng.standard_normal(site.shape).astype(np.float32))

@@ -30,6 +30,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
          f"{PRUNED}"),
         ({"pattern": "8x1", "quantize": "int8", "activations": "static", "calibrated": True},
          f"tidy,prune-wanda{{pattern=8x1}},quantize{{activations=static}},{PRUNED}"),
+        ({"pattern": "2:4", "calibrated": True, "recover": "bias, bn,heal", "standard_ops_only": True},
+         "tidy,prune-wanda{pattern=2:4},recover-bias,recover-bn,heal"),
         ({"pattern": "2:4", "permute": True, "standard_ops_only": True},
          "tidy,permute{scope=layer},prune-magnitude{pattern=2:4}"),
         ({"pattern": "16x4", "sparsity": 0.7, "permute": True, "calibrated": True, "standard_ops_only": True},
@@ -57,6 +59,9 @@ def test_preset(flags: dict[str, Any], text: str) -> None:
         ({"method": "sparsgpt"}, "magnitude, wanda, wanda-ols, sparsegpt, alps"),
         ({"keep_slower": True, "standard_ops_only": True}, "standard-ops-only"),
         ({"sparsity": 1.5}, "1.5"),
+        ({"sparsity": 0.5, "recover": "bias"}, "calibration-data"),
+        ({"recover": "bias", "calibrated": True}, "follows pruning"),
+        ({"sparsity": 0.5, "recover": "bias,magic", "calibrated": True}, "known: bias, bn"),
     ],
 )
 def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
