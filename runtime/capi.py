@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,19 @@ VALUE_TYPES: Mapping[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
 """``sparsecc_value_type`` by the name of NumPy's type."""
 
 
-class WeightDesc(ctypes.Structure):
+class PackedDesc(ctypes.Structure):
+    """What the descriptors of packed weights have in common."""
+
+    held: Mapping[str, NDArray[Any]]
+    """The arrays that are pointed to. The library copies them, so they only have to live until it returns."""
+
+    value_types: ClassVar[Mapping[str, int]]
+    """NumPy's names of the types that values may have, with their codes; others are made the first of them."""
+
+
+class WeightDesc(PackedDesc):
+    """``sparsecc_weight_desc``."""
+
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
         ("layout_version", ctypes.c_int32),
@@ -67,6 +79,11 @@ class WeightDesc(ctypes.Structure):
         ("isa", ctypes.c_char_p),
         ("value_type", ctypes.c_int32),
     )
+
+    value_types = VALUE_TYPES
+
+
+Desc = TypeVar("Desc", bound=PackedDesc)
 
 
 class _Geometry(ctypes.Structure):
@@ -179,6 +196,18 @@ def operator_table() -> tuple[str, ...]:
     return tuple(open_library(get_library_path()).sparsecc_operator_table().decode().splitlines())
 
 
+def call(function: Callable[..., int], *arguments: Any, fault: type[Exception] = UsageError) -> None:
+    """Call a function of the library that ends in a buffer for its message; raise ``fault`` with that if it fails."""
+    error = ctypes.create_string_buffer(_ERROR_SIZE)
+    if function(*arguments, error, _ERROR_SIZE):
+        raise fault(error.value.decode(errors="replace"))
+
+
+def encoded(isa: str | None) -> bytes | None:
+    """Return the name of an instruction set as the library reads it; ``None`` leaves the choice to the library."""
+    return None if isa is None else isa.encode()
+
+
 class NativeHandle:
     """Something the library made and must free. Use as a context manager, or call ``close``.
 
@@ -192,9 +221,7 @@ class NativeHandle:
         self._library = library
 
     def _call(self, function: str, *arguments: Any, fault: type[Exception] = UsageError) -> None:
-        error = ctypes.create_string_buffer(_ERROR_SIZE)
-        if getattr(self._library, f"sparsecc_{self._family}_{function}")(*arguments, error, _ERROR_SIZE):
-            raise fault(error.value.decode(errors="replace"))
+        call(getattr(self._library, f"sparsecc_{self._family}_{function}"), *arguments, fault=fault)
 
     def close(self) -> None:
         """Free the packed weight. Calling it again does nothing."""
@@ -225,10 +252,61 @@ def rows_and_result(
     return x, np.empty((*x.shape[:-1], shape[0]), np.float32)
 
 
-def stored_values(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Return ``values`` contiguous, as float32 unless they are of another type in ``VALUE_TYPES``, and its code."""
-    name = values.dtype.name if values.dtype.name in VALUE_TYPES else "float32"
-    return np.ascontiguousarray(values, None if name != "float32" else np.float32), VALUE_TYPES[name]
+def describe(
+    kind: type[Desc],
+    layout: str,
+    shape: tuple[int, int],
+    values: NDArray[Any],
+    indices: NDArray[np.uint8],
+    *,
+    activation: str = "",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    isa: str | None = None,
+    layout_version: int = 1,
+    **per_output: NDArray[np.float32] | None,
+) -> Desc:
+    """Return the descriptor of a packed weight; it keeps alive what it points to.
+
+    Args:
+        kind: ``WeightDesc`` or ``Int8WeightDesc``.
+        layout: as in ``NativeMatMul``, like all that follows.
+        shape: (N outputs, K inputs).
+        values: the kept values.
+        indices: the gap stream.
+        activation: a key of ``ACTIVATION_CODES``.
+        alpha: first parameter of the activation.
+        beta: second parameter of the activation.
+        isa: instruction set or ``None``.
+        layout_version: version of the packed format.
+        per_output: float32 ``[N]`` or ``None`` by the name of the field: ``bias``, ``scales``.
+
+    Raises:
+        UsageError: one of ``per_output`` has another shape.
+    """
+    for name, array in per_output.items():
+        if array is not None and array.shape != shape[:1]:
+            raise UsageError(f"{name} has shape {array.shape}, the weight has {shape[0]} outputs")
+    type_name = values.dtype.name if values.dtype.name in kind.value_types else next(iter(kind.value_types))
+    held = {
+        "values": np.ascontiguousarray(values, values.dtype if type_name == values.dtype.name else type_name),
+        "indices": np.ascontiguousarray(indices, np.uint8),
+        **{
+            name: np.ascontiguousarray(array, np.float32)
+            for name, array in per_output.items()
+            if array is not None
+        },
+    }
+    desc = kind(
+        struct_size=ctypes.sizeof(kind), layout_version=layout_version, layout=layout.encode(),
+        outputs=shape[0], inputs=shape[1], value_count=held["values"].size, index_bytes=held["indices"].size,
+        activation=ACTIVATION_CODES[activation], alpha=alpha, beta=beta, isa=encoded(isa),
+        **{name: array.ctypes.data for name, array in held.items()},
+    )  # fmt: skip
+    desc.held = held
+    if isinstance(desc, WeightDesc):
+        desc.value_type = kind.value_types[type_name]
+    return desc
 
 
 class _NativeOp(NativeHandle):
@@ -253,17 +331,9 @@ class _NativeOp(NativeHandle):
         super().__init__(open_library(path))
         if isa is None:
             usable_isas(path)
-        if bias is not None and bias.shape != shape[:1]:
-            raise UsageError(f"bias has shape {bias.shape}, the weight has {shape[0]} outputs")
-        # Everything is copied by the library; these only have to live until it returns.
-        held_values, value_type = stored_values(values)
-        held_indices = np.ascontiguousarray(indices, np.uint8)
-        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        desc = WeightDesc(
-            ctypes.sizeof(WeightDesc), layout_version, layout.encode(), *shape,
-            held_values.ctypes.data, held_values.size, held_indices.ctypes.data, held_indices.size,
-            None if held_bias is None else held_bias.ctypes.data,
-            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(), value_type,
+        desc = describe(
+            WeightDesc, layout, shape, values, indices, bias=bias, activation=activation, alpha=alpha, beta=beta,
+            isa=isa, layout_version=layout_version,
         )  # fmt: skip
         arguments = [desc] if geometry is None else [desc, geometry]
         self._call("create", *map(ctypes.byref, arguments), ctypes.byref(self._handle), fault=ModelError)

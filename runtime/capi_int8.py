@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from functools import cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import ModelError, UsageError
+from sparsecc.errors import ModelError
 from sparsecc.runtime.capi import (
-    ACTIVATION_CODES,
     NativeHandle,
+    PackedDesc,
     Signatures,
     declare,
+    describe,
     open_library,
     rows_and_result,
     usable_isas,
@@ -23,7 +26,7 @@ from sparsecc.runtime.native import get_library_path
 __all__ = ["Int8WeightDesc", "NativeInt8MatMul", "int8_isas"]
 
 
-class Int8WeightDesc(ctypes.Structure):
+class Int8WeightDesc(PackedDesc):
     """``sparsecc_int8_weight_desc``."""
 
     _fields_ = (
@@ -43,6 +46,8 @@ class Int8WeightDesc(ctypes.Structure):
         ("beta", ctypes.c_float),
         ("isa", ctypes.c_char_p),
     )
+
+    value_types: ClassVar[Mapping[str, int]] = {"int8": 0}
 
 
 @cache
@@ -128,18 +133,9 @@ class NativeInt8MatMul(NativeHandle):
         super().__init__(_library(path))
         if isa is None:
             usable_isas(path)
-        for name, array in (("scales", scales), ("bias", bias)):
-            if array is not None and array.shape != shape[:1]:
-                raise UsageError(f"{name} has shape {array.shape}, the weight has {shape[0]} outputs")
-        # Everything is copied by the library; these only have to live until it returns.
-        values, indices = np.ascontiguousarray(values, np.int8), np.ascontiguousarray(indices, np.uint8)
-        scales = np.ascontiguousarray(scales, np.float32)
-        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        desc = Int8WeightDesc(
-            ctypes.sizeof(Int8WeightDesc), layout_version, layout.encode(), *shape,
-            values.ctypes.data, values.size, indices.ctypes.data, indices.size, scales.ctypes.data,
-            None if held_bias is None else held_bias.ctypes.data,
-            ACTIVATION_CODES[activation], alpha, beta, None if isa is None else isa.encode(),
+        desc = describe(
+            Int8WeightDesc, layout, shape, values, indices, scales=scales, bias=bias, activation=activation,
+            alpha=alpha, beta=beta, isa=isa, layout_version=layout_version,
         )  # fmt: skip
         self._call("create", ctypes.byref(desc), ctypes.byref(self._handle), fault=ModelError)
 

@@ -6,10 +6,8 @@ Quad planes are uint8 ``[batch, ceil(channels / 4), height, width, 4]`` with one
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,10 @@ from sparsecc.runtime.capi import (
     ConvGeometry,
     NativeHandle,
     Signatures,
+    call,
     declare,
+    describe,
+    encoded,
     geometry_struct,
     open_library,
 )
@@ -28,8 +29,6 @@ from sparsecc.runtime.native import get_library_path
 
 __all__ = ["NativePlaneConv", "PlaneQuantization", "add_planes", "concat_planes", "dequantize_planes",
            "max_pool_planes", "mean_planes", "quantize_planes"]  # fmt: skip
-
-_ERROR_SIZE = 512
 
 Bytes = NDArray[np.uint8]
 
@@ -104,21 +103,11 @@ def _library(path: str) -> ctypes.CDLL:
     return library
 
 
-def _call(function: Callable[..., int], *arguments: Any) -> None:
-    error = ctypes.create_string_buffer(_ERROR_SIZE)
-    if function(*arguments, error, _ERROR_SIZE):
-        raise UsageError(error.value.decode(errors="replace"))
-
-
 def _quad_planes(x: Bytes) -> Bytes:
     x = np.asarray(x, np.uint8, order="C")
     if x.ndim != 5 or x.shape[-1] != 4:
         raise UsageError(f"x has shape {x.shape}, expected quad planes [B,Q,H,W,4]")
     return x
-
-
-def _isa(isa: str | None) -> bytes | None:
-    return None if isa is None else isa.encode()
 
 
 class NativePlaneConv(NativeHandle):
@@ -158,18 +147,7 @@ class NativePlaneConv(NativeHandle):
     ) -> None:
         super().__init__(_library(get_library_path()))
         self.shape = shape
-        for name, array in (("scales", scales), ("bias", bias)):
-            if array is not None and array.shape != shape[:1]:
-                raise UsageError(f"{name} has shape {array.shape}, the weight has {shape[0]} outputs")
-        # Everything is copied by the library; these only have to live until it returns.
-        values, indices = np.ascontiguousarray(values, np.int8), np.ascontiguousarray(indices, np.uint8)
-        scales = np.ascontiguousarray(scales, np.float32)
-        held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
-        desc = Int8WeightDesc(
-            ctypes.sizeof(Int8WeightDesc), 1, layout.encode(), *shape,
-            values.ctypes.data, values.size, indices.ctypes.data, indices.size, scales.ctypes.data,
-            None if held_bias is None else held_bias.ctypes.data, 0, 0.0, 0.0, _isa(isa),
-        )  # fmt: skip
+        desc = describe(Int8WeightDesc, layout, shape, values, indices, scales=scales, bias=bias, isa=isa)
         self._call(
             "create", ctypes.byref(desc), ctypes.byref(geometry_struct(geometry)),
             ctypes.byref(quantization.struct()), ctypes.byref(self._handle), fault=ModelError,
@@ -218,7 +196,7 @@ def quantize_planes(x: NDArray[np.float32], scale: float, zero_point: int, isa: 
     y = np.empty((x.shape[0], -(-x.shape[1] // 4), *x.shape[2:], 4), np.uint8)
     pixels = x.shape[2] * x.shape[3]
     function = _library(get_library_path()).sparsecc_planes_quantize
-    _call(function, x.ctypes.data, *x.shape[:2], pixels, scale, zero_point, y.ctypes.data, _isa(isa), None)
+    call(function, x.ctypes.data, *x.shape[:2], pixels, scale, zero_point, y.ctypes.data, encoded(isa), None)
     return y
 
 
@@ -236,7 +214,7 @@ def dequantize_planes(
     y = np.empty((x.shape[0], channels, *x.shape[2:4]), np.float32)
     pixels = x.shape[2] * x.shape[3]
     function = _library(get_library_path()).sparsecc_planes_dequantize
-    _call(
+    call(
         function,
         x.ctypes.data,
         x.shape[0],
@@ -245,7 +223,7 @@ def dequantize_planes(
         scale,
         zero_point,
         y.ctypes.data,
-        _isa(isa),
+        encoded(isa),
         None,
     )
     return y
@@ -263,7 +241,7 @@ def add_planes(a: Bytes, b: Bytes, quantization: PlaneQuantization, isa: str | N
     y = np.empty_like(a)
     function = _library(get_library_path()).sparsecc_planes_add
     to = quantization.struct()
-    _call(function, a.ctypes.data, b.ctypes.data, a.size, ctypes.byref(to), y.ctypes.data, _isa(isa), None)
+    call(function, a.ctypes.data, b.ctypes.data, a.size, ctypes.byref(to), y.ctypes.data, encoded(isa), None)
     return y
 
 
@@ -280,9 +258,9 @@ def concat_planes(a: Bytes, b: Bytes, quantization: PlaneQuantization, isa: str 
     batch = a.shape[0]
     sizes = [array.size // max(batch, 1) for array in (a, b)]
     function = _library(get_library_path()).sparsecc_planes_concat
-    _call(
+    call(
         function, a.ctypes.data, sizes[0], b.ctypes.data, sizes[1], batch, ctypes.byref(quantization.struct()),
-        y.ctypes.data, _isa(isa), None,
+        y.ctypes.data, encoded(isa), None,
     )  # fmt: skip
     return y
 
@@ -296,11 +274,11 @@ def max_pool_planes(x: Bytes, geometry: ConvGeometry, isa: str | None = None) ->
     x = _quad_planes(x)
     library, pool = _library(get_library_path()), ctypes.byref(geometry_struct(geometry))
     size = (ctypes.c_int64 * 2)()
-    _call(library.sparsecc_planes_output_size, pool, (ctypes.c_int64 * 2)(*x.shape[2:4]), size)
+    call(library.sparsecc_planes_output_size, pool, (ctypes.c_int64 * 2)(*x.shape[2:4]), size)
     y = np.empty((*x.shape[:2], *size, 4), np.uint8)
     planes = x.shape[0] * x.shape[1]
     function = library.sparsecc_planes_max_pool
-    _call(function, x.ctypes.data, planes, *x.shape[2:4], pool, y.ctypes.data, _isa(isa), None)
+    call(function, x.ctypes.data, planes, *x.shape[2:4], pool, y.ctypes.data, encoded(isa), None)
     return y
 
 
@@ -315,5 +293,5 @@ def mean_planes(x: Bytes, quantization: PlaneQuantization, isa: str | None = Non
     function = _library(get_library_path()).sparsecc_planes_mean
     planes, pixels = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     to = quantization.struct()
-    _call(function, x.ctypes.data, planes, pixels, ctypes.byref(to), y.ctypes.data, _isa(isa), None)
+    call(function, x.ctypes.data, planes, pixels, ctypes.byref(to), y.ctypes.data, encoded(isa), None)
     return y

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, UsageError
 from sparsecc.runtime.capi import (
-    VALUE_TYPES,
     NativeHandle,
     Signatures,
     WeightDesc,
     declare,
+    describe,
+    encoded,
     open_library,
     usable_isas,
 )
@@ -86,12 +87,10 @@ class PackedMatrix:
     indices: NDArray[np.uint8]
 
     def desc(self, layout_version: int) -> WeightDesc:
-        """Return the descriptor, good as long as this object lives."""
-        return WeightDesc(
-            ctypes.sizeof(WeightDesc), layout_version, self.layout.encode(), *self.shape,
-            self.values.ctypes.data, self.values.size, self.indices.ctypes.data, self.indices.size,
-            None, 0, 0.0, 0.0, None, VALUE_TYPES[self.values.dtype.name],
-        )  # fmt: skip
+        """Return the descriptor, which keeps alive what it points to."""
+        return describe(
+            WeightDesc, self.layout, self.shape, self.values, self.indices, layout_version=layout_version
+        )
 
 
 class NativeRecurrent(NativeHandle):
@@ -142,10 +141,10 @@ class NativeRecurrent(NativeHandle):
             raise UsageError(f"bias has shape {bias.shape}, expected {expected}")
         # Everything is copied by the library; this only has to live until it returns.
         held_bias = None if bias is None else np.ascontiguousarray(bias, np.float32)
+        weights = input_weight.desc(layout_version), state_weight.desc(layout_version)
         desc = RecurrentDesc(
-            ctypes.sizeof(RecurrentDesc), self._cell, code, linear_before_reset, hidden,
-            input_weight.desc(layout_version), state_weight.desc(layout_version),
-            None if held_bias is None else held_bias.ctypes.data, None if isa is None else isa.encode(),
+            ctypes.sizeof(RecurrentDesc), self._cell, code, linear_before_reset, hidden, *weights,
+            None if held_bias is None else held_bias.ctypes.data, encoded(isa),
         )  # fmt: skip
         self._call("create", ctypes.byref(desc), ctypes.byref(self._handle), fault=ModelError)
 

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import UsageError
-from sparsecc.runtime.capi import ACTIVATION_CODES, Signatures, declare, open_library, usable_isas
+from sparsecc.runtime.capi import (
+    ACTIVATION_CODES,
+    Signatures,
+    call,
+    declare,
+    encoded,
+    open_library,
+    usable_isas,
+)
 from sparsecc.runtime.native import get_library_path
 
 __all__ = [
@@ -21,8 +29,6 @@ __all__ = [
     "native_norm",
     "transformer_library",
 ]
-
-_ERROR_SIZE = 512
 
 
 class AttentionDesc(ctypes.Structure):
@@ -95,9 +101,7 @@ def transformer_library() -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: Any) -> None:
-    error = ctypes.create_string_buffer(_ERROR_SIZE)
-    if getattr(transformer_library(), f"sparsecc_{name}_run")(*arguments, error, _ERROR_SIZE):
-        raise UsageError(error.value.decode(errors="replace"))
+    call(getattr(transformer_library(), f"sparsecc_{name}_run"), *arguments)
 
 
 def _strides(array: NDArray[np.float32]) -> Any:
@@ -158,7 +162,7 @@ def native_attention(
         q.ctypes.data, k.ctypes.data, v.ctypes.data, _strides(q), _strides(k), _strides(v),
         cosines, sines, (ctypes.c_int64 * 2)(per_batch, size),
         None if mask is None else mask.ctypes.data, mask_strides, y.ctypes.data, _strides(y),
-        None if isa is None else isa.encode(),
+        encoded(isa),
     )  # fmt: skip
     _call("attention", ctypes.byref(desc), executor)
     return y
@@ -204,7 +208,7 @@ def native_norm(
     desc = NormDesc(
         ctypes.sizeof(NormDesc), rows, size, centred, epsilon, address["x"], address["residual"],
         0 if residual is None else residual.shape[0], address["gain"], address["shift"],
-        y.ctypes.data, z.ctypes.data, None if isa is None else isa.encode(),
+        y.ctypes.data, z.ctypes.data, encoded(isa),
     )  # fmt: skip
     _call("norm", ctypes.byref(desc), executor)
     return y, z
@@ -228,7 +232,7 @@ def native_gate(
     x = np.ascontiguousarray(x, np.float32)
     y = np.empty((x.shape[0], x.shape[1] // 2), np.float32)
     _call(
-        "gate", x.ctypes.data, *y.shape, ACTIVATION_CODES[activation], None if isa is None else isa.encode(),
+        "gate", x.ctypes.data, *y.shape, ACTIVATION_CODES[activation], encoded(isa),
         y.ctypes.data, executor,
     )  # fmt: skip
     return y
