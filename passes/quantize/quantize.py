@@ -111,6 +111,8 @@ class Quantize(Pass):
         for site in select_sites(model, self.match, report):
             skipped = ctx.settings_for(site, self).skip
             reason = "left alone by an override" if skipped else self._refusal(model, site)
+            if reason is None and site.name in ctx.protected:
+                reason = "holds weights that must stay exact (protect)"
             if reason is None:
                 sites[site.name] = site
             else:

@@ -42,8 +42,8 @@ __all__ = ["command"]
 )
 @click.option(
     "--method",
-    help="How to prune: magnitude, or with calibration data wanda, wanda-ols, sparsegpt or alps (the last three also "
-    "change the weights that stay).",
+    help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt or alps (the last three "
+    "also change the weights that stay).",
 )
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."

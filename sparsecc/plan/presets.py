@@ -9,7 +9,7 @@ from sparsecc.sparse import FLOATS, Pattern
 __all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
-METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "wanda-ols", "sparsegpt", "alps")}
+METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps")}
 
 #: Recovery passes by the name given to ``--recover``.
 RECOVERY = {"bias": "recover-bias", "bn": "recover-bn", "heal": "heal"}

@@ -56,7 +56,7 @@ def test_preset(flags: dict[str, Any], text: str) -> None:
         ({"pattern": "dense"}, "prunes nothing"),
         ({"pattern": "3"}, "3"),
         ({"pattern": "4:2"}, "4:2"),
-        ({"method": "sparsgpt"}, "magnitude, wanda, wanda-ols, sparsegpt, alps"),
+        ({"method": "sparsgpt"}, "magnitude, wanda, dass, wanda-ols, sparsegpt, alps"),
         ({"keep_slower": True, "standard_ops_only": True}, "standard-ops-only"),
         ({"sparsity": 1.5}, "1.5"),
         ({"sparsity": 0.5, "recover": "bias"}, "calibration-data"),
