@@ -11,6 +11,7 @@ LOADERS: dict[str, str] = {
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",
     "recover-bn": "sparsecc.passes.recover.bn:RecoverBn",
+    "recover-ols": "sparsecc.passes.recover.ols:RecoverOls",
     "heal": "sparsecc.passes.recover.heal:Heal",
     "round-weights": "sparsecc.passes.quantize.round_weights:RoundWeights",
     "prune-dass": "sparsecc.passes.prune.dass:PruneDass",

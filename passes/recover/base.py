@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,11 +12,18 @@ from numpy.typing import NDArray
 
 from sparsecc.calib import open_session
 from sparsecc.errors import UsageError
-from sparsecc.ir import Model
-from sparsecc.pm import CalibrationSource, Pass, PassContext, PassReport
+from sparsecc.ir import Model, Site
+from sparsecc.pm import CalibrationSource, Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import density
 
-__all__ = ["RecoverPass", "calibration_of", "change_numbers", "output_error", "reference_of"]
+__all__ = [
+    "RecoverPass",
+    "calibration_of",
+    "change_numbers",
+    "output_error",
+    "reference_of",
+    "sites_to_recover",
+]
 
 
 def reference_of(model: Model, ctx: PassContext, report: PassReport) -> Model | None:
@@ -115,6 +123,17 @@ class RecoverPass(Pass):
             report.note("the outputs got worse: everything was taken back")
         ctx.recovered = ctx.recovered or bool(report.changed)
         return report
+
+
+def sites_to_recover(
+    model: Model, pass_: RecoverPass, ctx: PassContext, report: PassReport
+) -> Iterator[Site]:
+    """Yield the sites that match and that no override leaves alone."""
+    for site in select_sites(model, pass_.match, report):
+        if ctx.settings_for(site, pass_).skip:
+            report.skip(site.name, "left alone by an override")
+        else:
+            yield site
 
 
 def _nodes(model: Model) -> list[tuple[str, tuple[str | None, ...]]]:

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.ir import Model, Site
-from sparsecc.passes.recover.base import RecoverPass, change_numbers
+from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.biases import SiteBias, site_bias
 from sparsecc.passes.recover.outputs import Channels, walk_tensors
-from sparsecc.pm import PassContext, PassReport, select_sites
+from sparsecc.pm import PassContext, PassReport
 
 __all__ = ["RecoverBias", "correct_outputs"]
 
@@ -52,15 +52,8 @@ class RecoverBias(RecoverPass):
 
     def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
         """Correct every matching site; the sites in front of it are corrected by then."""
-        sites = [site for site in select_sites(model, self.match, report) if _wanted(site, self, ctx, report)]
+        sites = list(sites_to_recover(model, self, ctx, report))
         correct_outputs(model, reference, sites, self.scale, self.add, ctx, report)
-
-
-def _wanted(site: Site, pass_: RecoverPass, ctx: PassContext, report: PassReport) -> bool:
-    if ctx.settings_for(site, pass_).skip:
-        report.skip(site.name, "left alone by an override")
-        return False
-    return True
 
 
 def correct_outputs(

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir
 
 from sparsecc.ir import Model
-from sparsecc.passes.recover.base import RecoverPass, change_numbers
+from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.bias import correct_outputs
 from sparsecc.passes.recover.outputs import Channels, Tap, walk_tensors
 from sparsecc.passes.tidy.graph import float_attribute, float_constant, set_constant
-from sparsecc.pm import PassContext, PassReport, select_sites
+from sparsecc.pm import PassContext, PassReport
 
 __all__ = ["RecoverBn"]
 
@@ -44,7 +44,7 @@ class RecoverBn(RecoverPass):
     def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
         """Normalisations first, then the convolutions that have none: the two are never in one chain."""
         assert ctx.calibration is not None  # RecoverPass.run
-        sites = [site for site in select_sites(model, self.match, report) if site.op == "Conv"]
+        sites = [site for site in sites_to_recover(model, self, ctx, report) if site.op == "Conv"]
         if not sites:
             report.note("no convolution of the model matches: there are no channel statistics to match")
             return

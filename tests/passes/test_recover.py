@@ -12,7 +12,7 @@ from sparsecc.ir import Model
 from sparsecc.passes.recover.base import output_error
 from sparsecc.pm import PassContext, Pipeline
 
-PRUNE = "prune-magnitude{sparsity=0.6 min-elements=1}"
+PRUNE = "prune-magnitude{sparsity=0.6 min-elements=1 min-reduction=1}"
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -255,6 +255,46 @@ def test_recurrent_sites_are_skipped_with_the_reason():
     )
     assert {skip.site for skip in reports[-1].skipped} == {"rnn.W", "rnn.R"}
     assert all("gates" in skip.reason for skip in reports[-1].skipped)
+
+
+@pytest.mark.parametrize("correction", [0, 0.5, 1])
+@pytest.mark.parametrize("make", [mlp, lambda: cnn(False)], ids=["mlp", "cnn"])
+def test_least_squares_on_a_mask_lowers_the_error_and_keeps_zeros(make, correction):
+    model, pruned, report, calibration = recovered(f"recover-ols{{correction={correction}}}", make)
+    assert {change.site for change in report.changed} == {site.name for site in model.sites()}
+    for name, before in zeros(pruned).items():
+        np.testing.assert_array_equal(zeros(model)[name], before)
+    for change in report.changed:
+        assert change.numbers["output_error_after"] < change.numbers["output_error_before"]
+    assert output_error(model, make(), calibration, 1) < output_error(pruned, make(), calibration, 1)
+
+
+def test_the_gradient_on_the_support_is_zero_after_least_squares(monkeypatch):
+    errors = iter([1.0, 0.0])  # what the outputs of the model make of it is another matter
+    monkeypatch.setattr("sparsecc.passes.recover.base.output_error", lambda *args: next(errors))
+    model, _, report, calibration = recovered("recover-ols{match=one correction=0}")
+    (site,), (dense,) = model.sites("one"), mlp().sites("one")
+    x = np.concatenate([batch["x"] for batch in calibration]).astype(np.float64)
+    error = site.numpy().astype(np.float64) - dense.numpy()
+    gram = x.T @ x
+    gram += 0.01 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    gradient, scale = error @ gram, np.abs(dense.numpy().astype(np.float64) @ gram).max()
+    assert np.abs(gradient[site.numpy() != 0]).max() < 1e-4 * scale
+    assert report.changed
+
+
+def test_least_squares_finds_nothing_where_the_weights_are_best():
+    _, _, report, _ = recovered("recover-ols,recover-ols")
+    second = {change.site: change.numbers for change in report.changed}
+    assert all(
+        numbers["output_error_after"] > 0.98 * numbers["output_error_before"] for numbers in second.values()
+    )
+
+
+def test_sites_without_zeros_are_left_to_others():
+    _, _, report, _ = recovered("recover-ols", prune="prune-magnitude{sparsity=0.6 min-elements=1 match=two}")
+    assert {change.site for change in report.changed} == {"two"}
+    assert {skip.reason for skip in report.skipped} == {"it has no zeros"}
 
 
 def test_what_was_recovered_is_not_restored():
