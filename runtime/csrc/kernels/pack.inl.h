@@ -25,7 +25,8 @@ SPARSECC_INLINE int64_t contiguous(const PixelJob& job, int64_t first, int64_t e
 }
 
 #if SPARSECC_AVX512
-// Sixteen pixels as a few windows of 32 floats, each picked by one two-register permute.
+// Sixteen pixels as a few windows of 32 floats, each picked by one two-register permute; none where they follow
+// each other from from[0] on.
 struct Windows {
   static constexpr int kMost = 4;
   int count = 0;
@@ -51,43 +52,59 @@ SPARSECC_INLINE bool find_windows(const int32_t* pixels, int64_t n, Windows& win
   return true;
 }
 
-template <int Count>
-static void pack_windows(const PixelJob& job, const Windows& windows, float* to) {
+SPARSECC_INLINE __m512 pick_windows(const Windows& windows, const float* from) {
+  __m512 all = _mm512_setzero_ps();
+  for (int i = 0; i < windows.count; ++i) {
+    const float* at = from + windows.from[i];
+    const __m512 picked =
+        _mm512_permutex2var_ps(_mm512_loadu_ps(at), windows.pick[i], _mm512_loadu_ps(at + kGroup));
+    all = _mm512_mask_mov_ps(all, windows.lanes[i], picked);
+  }
+  return all;
+}
+
+// Pixels that follow each other.
+static void pack_contiguous(const PixelJob& job) {
+  const int64_t whole = job.count / kGroup * kGroup;
+  float* to = job.panel;
   for (int64_t k = 0; k < job.input_count; ++k, to += job.stride) {
-    const float* from = job.base + job.inputs[k];
-    __m512 all = _mm512_setzero_ps();
-    SPARSECC_UNROLL
-    for (int i = 0; i < Count; ++i) {
-      const float* at = from + windows.from[i];
-      const __m512 picked =
-          _mm512_permutex2var_ps(_mm512_loadu_ps(at), windows.pick[i], _mm512_loadu_ps(at + kGroup));
-      all = _mm512_mask_mov_ps(all, windows.lanes[i], picked);
-    }
-    _mm512_store_ps(to, all);
+    const float* from = job.base + job.inputs[k] + job.pixels[0];
+    for (int64_t i = 0; i < whole; i += kGroup) store(to + i, load(from + i));
+    if (whole < job.count) store(to + whole, load_first(from + whole, job.count - whole));
   }
 }
 
-// Whether sixteen pixels could be packed by windows.
-static bool pack_by_windows(const PixelJob& job, int64_t first, int64_t n) {
-  Windows windows;
-  if (!job.slack || !find_windows(job.pixels + first, n, windows)) return false;
-  switch (windows.count) {
-    case 1:
-      pack_windows<1>(job, windows, job.panel + first);
-      break;
-    case 2:
-      pack_windows<2>(job, windows, job.panel + first);
-      break;
-    case 3:
-      pack_windows<3>(job, windows, job.panel + first);
-      break;
-    default:
-      pack_windows<4>(job, windows, job.panel + first);
+static bool pack_by_windows(const PixelJob& job) {
+  Windows windows[kMaxWide];
+  int wide = 0;
+  if (!job.slack) return false;
+  for (int64_t first = 0; first < job.count; first += kGroup, ++wide) {
+    const int64_t n = job.count - first < kGroup ? job.count - first : kGroup;
+    Windows& w = windows[wide];
+    if (contiguous(job, first, first + n) == n) {
+      w.from[0] = job.pixels[first];
+    } else if (!find_windows(job.pixels + first, n, w)) {
+      return false;
+    }
+  }
+  float* to = job.panel;
+  for (int64_t k = 0; k < job.input_count; ++k, to += job.stride) {
+    const float* from = job.base + job.inputs[k];
+    for (int v = 0; v < wide; ++v) {
+      const Windows& w = windows[v];
+      _mm512_store_ps(to + v * kGroup, w.count == 0 ? _mm512_loadu_ps(from + w.from[0]) : pick_windows(w, from));
+    }
   }
   return true;
 }
-#else
-static bool pack_by_windows(const PixelJob&, int64_t, int64_t) { return false; }
+
+// A whole row of the panel at a time: what is written lies side by side, and what is read does nearly so, which
+// matters where the panel is larger than a first-level cache.
+static bool pack_by_rows(const PixelJob& job) {
+  if (contiguous(job, 0, job.count) < job.count) return pack_by_windows(job);
+  pack_contiguous(job);
+  return true;
+}
 #endif
 
 // Pixels from wherever they lie, by runs.
@@ -104,6 +121,9 @@ static void pack_scattered(const PixelJob& job, int64_t first, int64_t end) {
 }
 
 static void pack_pixels(const PixelJob* job) {
+#if SPARSECC_AVX512
+  if (pack_by_rows(*job)) return;
+#endif
   for (int64_t first = 0; first < job->count; first += kGroup) {
     const int64_t n = job->count - first < kGroup ? job->count - first : kGroup;
     const float* from = job->base + job->pixels[first];
@@ -111,7 +131,7 @@ static void pack_pixels(const PixelJob* job) {
     if (contiguous(*job, first, first + n) == n) {
       for (int64_t k = 0; k < job->input_count; ++k)
         store(to + k * job->stride, load_first(from + job->inputs[k], n));
-    } else if (!pack_by_windows(*job, first, n)) {
+    } else {
       pack_scattered(*job, first, first + n);
     }
   }
