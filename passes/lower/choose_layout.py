@@ -22,6 +22,7 @@ from sparsecc.passes.lower.recurrent import (
     recurrent_form,
     weight_pair,
 )
+from sparsecc.passes.lower.siblings import Timed, agreed
 from sparsecc.pm import CostSource, Number, Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import INT8_DENSE, Floats, Layout, Pattern, density, detect, holds, matches
 
@@ -101,6 +102,9 @@ class ChooseLayout(Pass):
     After ``quantize`` dense means float32: the marks ``int8 dense`` (as it is in the graph) and ``int8 16x4``
     compete with it and with sparse float32.
 
+    Products that read the same value get the same layout where all together lose at most a tenth by it: one call
+    can compute them then (``fuse-transformer``).
+
     Sample: ``choose-layout{min-gain=1.05}``
 
     Attributes:
@@ -127,18 +131,26 @@ class ChooseLayout(Pass):
         """Time the candidates of each matching site and mark the winners."""
         report = PassReport(self.name)
         sites = select_sites(model, self.match, report)
+        timed: list[Timed] = []
         for done, site in enumerate(sites):
             ctx.progress("choosing layouts", done, len(sites))
             try:
                 if is_recurrent(site):
                     self._choose_pair(model, site, sites, ctx, report)
                 else:
-                    self._choose(model, site, ctx, report)
+                    self._choose(model, site, ctx, report, timed)
             except (Refusal, MeasurementError) as refusal:
                 report.skip(site.name, str(refusal))
+        sparse = frozenset(name for item in timed for name in item.times) - {"dense", str(INT8_DENSE)}
+        for item, layout in agreed(timed, sparse):
+            gain = item.times["dense"] / item.times[layout]
+            mark(item.site, layout, gain)
+            report.note(f"{item.site.name}: {layout} ({gain:.2f}x), as others that read the same")
         return report
 
-    def _choose(self, model: Model, site: Site, ctx: PassContext, report: PassReport) -> None:
+    def _choose(
+        self, model: Model, site: Site, ctx: PassContext, report: PassReport, timed: list[Timed]
+    ) -> None:
         base = _site_before(ctx, site)
         try:
             form = linear_form(model, site, site.nodes[0])
@@ -158,7 +170,9 @@ class ChooseLayout(Pass):
             choice, detail, gain = str(layout), f"{layout}, as asked", 1.0
         else:
             layouts = self._candidates(model, form, kept, base)
-            choice, detail, gain = self._fastest(model, site, layouts, ctx, numbers)
+            times = _costs(ctx).site_times_ms(model, site, layouts, _base(ctx))
+            choice, detail, gain = self._compared([str(layout) for layout in layouts], times, numbers)
+            timed.append(Timed(site, times, choice))
         mark(site, choice, gain)
         report.change(site.name, detail, **numbers)
 
@@ -225,17 +239,6 @@ class ChooseLayout(Pass):
             choice, detail, gain = self._compared(names, times, numbers)
         mark(pair[0], choice, gain)
         report.change(site.name, detail, **numbers)
-
-    def _fastest(
-        self,
-        model: Model,
-        site: Site,
-        layouts: Sequence[Layout],
-        ctx: PassContext,
-        numbers: dict[str, Number],
-    ) -> tuple[str, str, float]:
-        times = _costs(ctx).site_times_ms(model, site, layouts, _base(ctx))
-        return self._compared([str(layout) for layout in layouts], times, numbers)
 
     def _compared(
         self,

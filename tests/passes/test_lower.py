@@ -193,6 +193,30 @@ def test_fastest_layout_is_marked_with_its_gain() -> None:
     assert marks == {"fc1": "unstructured", "fc2": None}
 
 
+SIBLINGS = """<ir_version: 8, opset_import: ["": 17]>
+g (float[5,32] x) => (float[5,48] y, float[5,48] z) {
+    [fc1] y = MatMul(x, w1)
+    [fc2] z = MatMul(x, w3)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("dense", "block", "expected"),
+    [(1.0, 0.24, "16x1"), (1.0, 0.3, "unstructured"), (0.235, 0.24, "unstructured")],
+    ids=["nearly as fast", "too slow", "slower than dense"],
+)
+def test_products_of_the_same_value_are_stored_alike(dense: float, block: float, expected: str) -> None:
+    times = {
+        "fc1": {"dense": 1.0, "16x1": 0.2, "8x1": 0.5, "unstructured": 0.3},
+        "fc2": {"dense": dense, "16x1": block, "8x1": 0.5, "unstructured": 0.22},
+    }
+    model = build(SIBLINGS, {"w1": (32, 48), "w3": (32, 48)}, sparsity=0.5, pattern="16x1")
+    (report,) = run(model, "choose-layout", FakeCosts(times))
+    marks = {site.name: site.node.metadata_props[LAYOUT_KEY] for site in model.sites()}
+    assert marks == {"fc1": "16x1", "fc2": expected}
+    assert bool(report.notes) == (expected == "16x1")
+
+
 def test_min_gain_and_keep_slower() -> None:
     times = {"fc1": {"dense": 1.0, "unstructured": 0.9}, "fc2": {"dense": 1.0, "unstructured": 1.5}}
     (report,) = run(build(CHAIN, SHAPES), "choose-layout{min-gain=1.2}", FakeCosts(times))
