@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsecc.ir.shapes import infer_shapes
@@ -25,78 +26,116 @@ _LONGEST = 64  # entries: shapes are short
 _ROUNDS = 3  # of inference: what one finds out, the next takes further
 _MADE_UP = "unk__"  # how ONNX's inference names a dimension of which it knows nothing
 _SAME_ENTRIES = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-_WHOLE: Mapping[str, Callable[[int, int], int]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-}
+_LARGEST = 1 << 63  # of an int64
 
 
-def known_sizes(value: ir.Value | None, depth: int = _DEEPEST) -> list[Size] | None:
+def known_sizes(value: ir.Value | None) -> list[Size] | None:
     """The entries of an integer scalar or vector, ``None`` for each that is unknown; ``None`` if even their number is.
 
     A symbol stands for the size of a dimension, so it is never negative.
     """
-    if value is None or depth == 0:
+    return _Reader().sizes(value, _DEEPEST)
+
+
+def known_number(value: ir.Value | None) -> float | None:
+    """The one number that ``value`` holds, computed from shapes and constants by Cast, Sqrt, Mul, Div, Reciprocal."""
+    return _Reader().number(value, _DEEPEST)
+
+
+class _Reader:
+    """Follows values to where they come from, each once: a chain of ``x * x`` has more paths than anybody has time."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[ir.Value, list[Size] | None] = {}
+        self._numbers: dict[ir.Value, float | None] = {}
+
+    def sizes(self, value: ir.Value | None, depth: int) -> list[Size] | None:
+        if value is None or value.shape is None or len(value.shape) > 1 or depth == 0:
+            return None
+        if value not in self._sizes:
+            self._sizes[value] = self._sizes_of(value, depth)
+        return self._sizes[value]
+
+    def number(self, value: ir.Value | None, depth: int) -> float | None:
+        if value is None or value.shape is None or list(value.shape) not in ([], [1]) or depth == 0:
+            return None
+        if value not in self._numbers:
+            self._numbers[value] = self._number_of(value, depth)
+        return self._numbers[value]
+
+    def _sizes_of(self, value: ir.Value, depth: int) -> list[Size] | None:
+        array = constant_array(value)
+        if array is not None:
+            plain = array.dtype.kind in "iu" and array.size <= _LONGEST
+            return [int(entry) for entry in array.reshape(-1)] if plain else None
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Shape":
+            source = node.inputs[0]
+            whole = source is not None and source.shape is not None and not node.attributes
+            return [_plain(dim) for dim in source.shape] if whole else None  # type: ignore[union-attr]
+        if node.op_type == "ConstantOfShape":
+            return _repeated(node, self.sizes(node.inputs[0], depth - 1))
+        if node.op_type == "Where":
+            equal = None if node.inputs[0] is None else node.inputs[0].producer()
+            if equal is None or equal.op_type != "Equal" or equal.domain not in ("", "ai.onnx"):
+                return None
+            return _chosen([self.sizes(item, depth - 1) for item in (*equal.inputs, *node.inputs[1:])])
+        if node.op_type in _SAME_ENTRIES:
+            whole = node.op_type != "Cast" or value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+            return self.sizes(node.inputs[0], depth - 1) if whole else None
+        if node.op_type not in _COMPUTED:
+            return None
+        lists = [self.sizes(item, depth - 1) for item in node.inputs]
+        known = [item for item in lists if item is not None]
+        return _COMPUTED[node.op_type](known) if len(known) == len(lists) else None
+
+    def _number_of(self, value: ir.Value, depth: int) -> float | None:
+        array = constant_array(value)
+        if array is not None:
+            return float(array.reshape(())) if array.dtype.kind in "fiu" else None
+        node = value.producer()
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        if value.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+            sizes = self.sizes(value, depth)
+            return float(sizes[0]) if sizes and len(sizes) == 1 and isinstance(sizes[0], int) else None
+        inputs = [self.number(item, depth - 1) for item in node.inputs]
+        if not inputs or any(item is None for item in inputs):
+            return None
+        a, b = (*(item for item in inputs if item is not None), 1.0)[:2]
+        if node.op_type in ("Cast", "Identity"):
+            return a
+        if node.op_type == "Sqrt":
+            return math.sqrt(a) if a >= 0 else None
+        if node.op_type == "Mul":
+            return a * b
+        if node.op_type in ("Div", "Reciprocal"):
+            over, under = (a, b) if node.op_type == "Div" else (1.0, a)
+            return over / under if under != 0 else None
         return None
-    array = constant_array(value)
-    if array is not None:
-        plain = array.dtype.kind in "iu" and array.ndim <= 1 and array.size <= _LONGEST
-        return [int(entry) for entry in array.reshape(-1)] if plain else None
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type == "Shape":
-        source = node.inputs[0]
-        whole = source is not None and source.shape is not None and not node.attributes
-        return [_plain(dim) for dim in source.shape] if whole else None  # type: ignore[union-attr]
-    if node.op_type == "ConstantOfShape":
-        return _repeated(node, depth)
-    if node.op_type not in (*_SAME_ENTRIES, *_WHOLE, "Div", "Concat", "Gather", "Slice", "Where"):
-        return None
-    first = known_sizes(node.inputs[0], depth - 1)
-    if node.op_type in _SAME_ENTRIES:
-        return first
-    if node.op_type == "Where":
-        return _chosen(node, depth)
-    rest = [known_sizes(item, depth - 1) for item in node.inputs[1:]]
-    if first is None or any(item is None for item in rest):
-        return None
-    lists = [first, *(item for item in rest if item is not None)]
-    if node.op_type == "Concat":
-        joined = [entry for item in lists for entry in item]
-        return joined if len(joined) <= _LONGEST else None
-    if node.op_type == "Gather":
-        places = [i for i in lists[1] if isinstance(i, int) and -len(first) <= i < len(first)]
-        return [first[i] for i in places] if len(places) == len(lists[1]) else None
-    if node.op_type == "Slice":
-        return _sliced(lists)
-    return _computed(node.op_type, first, lists[1])
 
 
 def _plain(dim: int | ir.SymbolicDim) -> Size:
     return dim if isinstance(dim, int) else dim.value
 
 
-def _repeated(node: ir.Node, depth: int) -> list[Size] | None:
-    shape = known_sizes(node.inputs[0], depth - 1)
+def _repeated(node: ir.Node, shape: list[Size] | None) -> list[Size] | None:
     content = node.attributes.get("value")
     if shape is None or len(shape) != 1 or not isinstance(shape[0], int) or not 0 <= shape[0] <= _LONGEST:
         return None
-    entry = 0.0 if content is None or content.is_ref() else content.as_tensor().numpy().reshape(-1)[0]
-    return [int(entry)] * shape[0]
+    entries = np.zeros(1) if content is None or content.is_ref() else content.as_tensor().numpy().reshape(-1)
+    return [int(entries[0])] * shape[0] if entries.size == 1 and np.isfinite(entries[0]) else None
 
 
-def _chosen(node: ir.Node, depth: int) -> list[Size] | None:
+def _chosen(lists: list[list[Size] | None]) -> list[Size] | None:
     """``Where(Equal(sizes, -1), others, sizes)``: what torch makes of an ``expand`` that keeps some sizes."""
-    equal = None if node.inputs[0] is None else node.inputs[0].producer()
-    if equal is None or equal.op_type != "Equal" or equal.domain not in ("", "ai.onnx"):
+    known = [item for item in lists if item]
+    length = max(map(len, known), default=0)
+    if len(known) != len(lists) or any(len(item) not in (1, length) for item in known):
         return None
-    left, right, one, other = (known_sizes(v, depth - 1) for v in (*equal.inputs, *node.inputs[1:]))
-    if left is None or right is None or one is None or other is None:
-        return None
-    if not len(left) == len(right) == len(one) == len(other):
-        return None
+    left, right, one, other = (item * (length // len(item)) for item in known)
     entries: list[Size] = []
     for a, b, yes, no in zip(left, right, one, other, strict=True):
         if isinstance(a, int) and isinstance(b, int):
@@ -116,51 +155,63 @@ def _sliced(lists: list[list[Size]]) -> list[Size] | None:
     return data[start:end] if axis in (0, -1) and step == 1 else None
 
 
-def _computed(op_type: str, a: list[Size], b: list[Size]) -> list[Size] | None:
-    if len(a) != len(b) and 1 not in (len(a), len(b)):
-        return None
-    length = max(len(a), len(b)) if a and b else 0
-    pairs = zip(a * (length // max(len(a), 1)), b * (length // max(len(b), 1)), strict=True)
-    return [_entry(op_type, x, y) for x, y in pairs]
+def _joined(lists: list[list[Size]]) -> list[Size] | None:
+    entries = [entry for item in lists for entry in item]
+    return entries if len(entries) <= _LONGEST else None
 
 
-def _entry(op_type: str, a: Size, b: Size) -> Size:
+def _gathered(lists: list[list[Size]]) -> list[Size] | None:
+    data, wanted = lists
+    places = [i for i in wanted if isinstance(i, int) and -len(data) <= i < len(data)]
+    return [data[i] for i in places] if len(places) == len(wanted) else None
+
+
+def _each(entry: Callable[[Size, Size], Size]) -> Callable[[list[list[Size]]], list[Size] | None]:
+    """A rule that takes two vectors entry by entry, where one may have a single one."""
+
+    def rule(lists: list[list[Size]]) -> list[Size] | None:
+        a, b = lists
+        if not a or not b or (len(a) != len(b) and 1 not in (len(a), len(b))):
+            return None
+        length = max(len(a), len(b))
+        return [entry(x, y) for x, y in zip(a * (length // len(a)), b * (length // len(b)), strict=True)]
+
+    return rule
+
+
+def _small(number: int) -> Size:
+    return number if abs(number) < _LARGEST else None
+
+
+def _sum(a: Size, b: Size) -> Size:
+    return _small(a + b) if isinstance(a, int) and isinstance(b, int) else None
+
+
+def _difference(a: Size, b: Size) -> Size:
+    return _small(a - b) if isinstance(a, int) and isinstance(b, int) else None
+
+
+def _product(a: Size, b: Size) -> Size:
     if isinstance(a, int) and isinstance(b, int):
-        if op_type == "Div":
-            return a // b if a >= 0 and b > 0 else None
-        return _WHOLE[op_type](a, b)
-    if b == 1 and op_type in ("Mul", "Div"):
-        return a
-    return b if a == 1 and op_type == "Mul" else None
+        return _small(a * b)
+    return a if b == 1 else b if a == 1 else None
 
 
-def known_number(value: ir.Value | None, depth: int = _DEEPEST) -> float | None:
-    """The one number that ``value`` holds, computed from shapes and constants by Cast, Sqrt, Mul, Div, Reciprocal."""
-    if value is None or depth == 0 or value.shape is None or list(value.shape) not in ([], [1]):
-        return None
-    array = constant_array(value)
-    if array is not None:
-        return float(array.reshape(())) if array.dtype.kind in "fiu" else None
-    node = value.producer()
-    if node is None or node.domain not in ("", "ai.onnx"):
-        return None
-    if value.dtype not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
-        sizes = known_sizes(value, depth)
-        return (
-            float(sizes[0]) if sizes is not None and len(sizes) == 1 and isinstance(sizes[0], int) else None
-        )
-    inputs = [known_number(item, depth - 1) for item in node.inputs]
-    if any(item is None for item in inputs):
-        return None
-    a, b = (*(item for item in inputs if item is not None), 1.0, 1.0)[:2]
-    if node.op_type in ("Cast", "Identity") or (node.op_type == "Sqrt" and a >= 0):
-        return math.sqrt(a) if node.op_type == "Sqrt" else a
-    if node.op_type == "Mul":
-        return a * b
-    if node.op_type in ("Div", "Reciprocal"):
-        over, under = (a, b) if node.op_type == "Div" else (1.0, a)
-        return over / under if under != 0 else None
-    return None
+def _quotient(a: Size, b: Size) -> Size:
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if a >= 0 and b > 0 else None
+    return a if b == 1 else None
+
+
+_COMPUTED: Mapping[str, Callable[[list[list[Size]]], list[Size] | None]] = {
+    "Add": _each(_sum),
+    "Concat": _joined,
+    "Div": _each(_quotient),
+    "Gather": _gathered,
+    "Mul": _each(_product),
+    "Slice": _sliced,
+    "Sub": _each(_difference),
+}
 
 
 def infer_more_shapes(model: ir.Model) -> None:
@@ -227,21 +278,27 @@ def _expanded(source: list[Size], given: list[list[Size]]) -> list[Size]:
 
 def _reshaped(source: list[Size], given: list[list[Size]]) -> list[Size] | None:
     target = given[0]
-    if None in source or any(size == 0 and i >= len(source) for i, size in enumerate(target)):
+    if any(size == 0 and i >= len(source) for i, size in enumerate(target)):
         return None
     sizes = [source[i] if size == 0 else size for i, size in enumerate(target)]
-    if -1 not in sizes:
-        return sizes
+    return [_left_over(source, sizes) if size == -1 else size for size in sizes]
+
+
+def _left_over(source: list[Size], sizes: list[Size]) -> Size:
+    """What -1 stands for among ``sizes``."""
     left, told = list(source), [size for size in sizes if size != -1]
-    for size in [size for size in told if isinstance(size, str)]:
-        if size not in left:
-            return None
-        left.remove(size)
-    numbers = [math.prod(size for size in part if isinstance(size, int)) for part in (left, told)]
-    symbols = [size for size in left if isinstance(size, str)]
-    if numbers[1] <= 0 or numbers[0] % numbers[1] or len(symbols) > (numbers[0] == numbers[1]):
+    if None in left or None in told:
         return None
-    return [(symbols[0] if symbols else numbers[0] // numbers[1]) if size == -1 else size for size in sizes]
+    for size in told:
+        if isinstance(size, str):
+            if size not in left:
+                return None
+            left.remove(size)
+    whole, part = (math.prod(size for size in some if isinstance(size, int)) for some in (left, told))
+    symbols = [size for size in left if isinstance(size, str)]
+    if symbols:
+        return symbols[0] if len(symbols) == 1 and whole == part else None
+    return whole // part if part > 0 and whole % part == 0 else None
 
 
 def _cut_off(source: list[Size], given: list[list[Size]]) -> list[Size] | None:
