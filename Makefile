@@ -7,7 +7,10 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 
-.PHONY: help demo test test-heal build lint types format wheel-test arm64 test-arm64 docs clean
+# Through the C interface, with threads, and whole sessions with flipped bytes: what ends within some minutes.
+SANITIZED_TESTS := $(addprefix tests/runtime/test_,kernels.py int8.py tiles.py planes.py balance.py malformed.py)
+
+.PHONY: help demo test test-heal build lint types format wheel-test test-asan arm64 test-arm64 docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -54,6 +57,14 @@ format: build  ## rewrite the sources in the house style
 
 wheel-test: build  ## build the wheel and test it installed, away from the checkout; then one built without a compiler
 	$(BIN)/python tests/wheel_check.py
+
+test-asan: build  ## kernels, malformed inputs and threads on a library with address and undefined-behaviour sanitizers (GCC)
+	$(BIN)/python -m pip install --quiet cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S runtime -B build/asan -G Ninja -DSPARSECC_SANITIZE=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
+	SPARSECC_OPS_LIBRARY="$(CURDIR)/build/asan/libsparsecc_ops.so" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SANITIZED_TESTS)
 
 arm64: build  ## cross-compile the operator library for 64-bit ARM
 	$(BIN)/python -m pip install --quiet cmake ninja

@@ -143,39 +143,37 @@ void sparsecc_matmul::run_block(const float* x, int64_t rows, float* y,
     PartialSums<float> partial(block_->pieces, 1, 1, width);
     return run_groups(block_->shares.of(0, 1), {x, 0, 0, 1, y}, partial);
   }
-  const int64_t height = kTileRows, panels = ceil_div(rows, height);
-  const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * height * 4);
-  const int64_t chunk_panels =
-      std::clamp<int64_t>(fit, 1, std::max<int64_t>(1, panels / std::min(tasks, panels)));
-  const int64_t row_chunks = ceil_div(panels, chunk_panels), chunk = chunk_panels * height;
-  const int64_t parts = block_->shares.parts(ceil_div(tasks, row_chunks));
-  const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
-  PartialSums<float> partial(block_->pieces, rows, row_chunks, width);
-  const auto run_part = [&](int64_t part, int64_t row, const float* panels) {
-    run_groups(block_->shares.of(part, parts), {panels, row / chunk, row, rows_of(row), y + row * outputs}, partial);
+  const int64_t fit = kCachedBytes / (std::max<int64_t>(inputs, 1) * kTileRows * 4);
+  const RowChunks chunks(rows, kTileRows, fit, thread_count(executor));
+  const int64_t parts = block_->shares.parts(ceil_div(tasks, chunks.count()));
+  PartialSums<float> partial(block_->pieces, rows, chunks.count(), width);
+  const auto run_part = [&](int64_t part, int64_t chunk, const float* panels) {
+    const int64_t row = chunks.begin(chunk);
+    run_groups(block_->shares.of(part, parts), {panels, chunk, row, chunks.size(chunk), y + row * outputs},
+               partial);
   };
   if (parts == 1) {
-    run_tasks(executor, row_chunks, [&](int64_t i) {
-      const int64_t row = i * chunk;
-      Scratch<0> packed(rows == 1 ? 0 : rows_of(row) * inputs);
-      if (rows > 1) pack_panels(x + row * inputs, rows_of(row), 0, inputs, packed.data());
-      run_part(0, row, rows == 1 ? x : packed.data());
+    run_tasks(executor, chunks.count(), [&](int64_t chunk) {
+      const int64_t row = chunks.begin(chunk), count = chunks.size(chunk);
+      Scratch<0> packed(rows == 1 ? 0 : count * inputs);
+      if (rows > 1) pack_panels(x + row * inputs, count, 0, inputs, packed.data());
+      run_part(0, chunk, rows == 1 ? x : packed.data());
     });
     return;
   }
   Scratch<0> packed(rows == 1 ? 0 : rows * inputs);
   if (rows > 1) {
-    const int64_t worth = std::max<int64_t>(1, ceil_div(rows * inputs, row_chunks * kPackedAtOnce));
-    const int64_t slices = std::clamp<int64_t>(ceil_div(tasks, row_chunks), 1, worth);
-    run_tasks(executor, row_chunks * slices, [&](int64_t task) {
-      const int64_t row = task / slices * chunk, slice = task % slices;
+    const int64_t worth = std::max<int64_t>(1, ceil_div(rows * inputs, chunks.count() * kPackedAtOnce));
+    const int64_t slices = std::clamp<int64_t>(ceil_div(tasks, chunks.count()), 1, worth);
+    run_tasks(executor, chunks.count() * slices, [&](int64_t task) {
+      const int64_t chunk = task / slices, slice = task % slices, row = chunks.begin(chunk);
       const int64_t first = inputs * slice / slices, last = inputs * (slice + 1) / slices;
-      pack_panels(x + row * inputs, rows_of(row), first, last, packed.data() + row * inputs);
+      pack_panels(x + row * inputs, chunks.size(chunk), first, last, packed.data() + row * inputs);
     });
   }
-  run_tasks(executor, row_chunks * parts, [&](int64_t task) {
-    const int64_t row = task / parts * chunk;
-    run_part(task % parts, row, rows == 1 ? x : packed.data() + row * inputs);
+  run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
+    const int64_t chunk = task / parts;
+    run_part(task % parts, chunk, rows == 1 ? x : packed.data() + chunks.begin(chunk) * inputs);
   });
 }
 

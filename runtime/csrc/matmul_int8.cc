@@ -268,40 +268,38 @@ void sparsecc_int8_matmul::run(const ByteForm& form, Source x, ByteScale scale, 
   if (rows == 0) return;
   const QuadPack& weight = form.weight;
   const int64_t bytes = panel_bytes(inputs_, form.kernel), height = panel_height(form.kernel);
-  const int64_t panels = ceil_div(rows, height), tasks = wanted_tasks(executor);
-  const int64_t fit = std::max<int64_t>(1, kCachedBytes / std::max<int64_t>(1, bytes * height));
-  const int64_t chunk = std::clamp<int64_t>(fit, 1, ceil_div(panels, std::min(tasks, panels))) * height;
-  const int64_t chunks = ceil_div(rows, chunk);
-  const int64_t parts = weight.shares.parts(ceil_div(tasks, chunks));
-  const auto rows_of = [&](int64_t row) { return std::min(chunk, rows - row); };
-  PartialSums<uint32_t> partial(weight.pieces, rows, chunks, kGroup);
-  const auto run_part = [&](int64_t part, int64_t row, const uint8_t* of_row) {
-    const RowChunk mine{of_row, row / chunk, row, rows_of(row), y + row * weight.outputs};
+  const int64_t tasks = wanted_tasks(executor), step = std::max<int64_t>(height, form.kernel.tile.rows);
+  const RowChunks chunks(rows, step, kCachedBytes / std::max<int64_t>(1, bytes * step), thread_count(executor));
+  const int64_t parts = weight.shares.parts(ceil_div(tasks, chunks.count()));
+  PartialSums<uint32_t> partial(weight.pieces, rows, chunks.count(), kGroup);
+  const auto run_part = [&](int64_t part, int64_t chunk, const uint8_t* panels) {
+    const int64_t row = chunks.begin(chunk);
+    const RowChunk mine{panels, chunk, row, chunks.size(chunk), y + row * weight.outputs};
     multiply(form, weight.shares.of(part, parts), mine, scale, partial);
   };
   if (parts == 1) {
-    run_tasks(executor, chunks, [&](int64_t i) {
-      const int64_t row = i * chunk;
-      Scratch<0, uint8_t> packed(round_up(rows_of(row), height) * bytes);
-      pack(form, x, row, rows_of(row), 0, inputs_, scale, packed.data());
-      run_part(0, row, packed.data());
+    run_tasks(executor, chunks.count(), [&](int64_t chunk) {
+      Scratch<0, uint8_t> packed(round_up(chunks.size(chunk), height) * bytes);
+      pack(form, x, chunks.begin(chunk), chunks.size(chunk), 0, inputs_, scale, packed.data());
+      run_part(0, chunk, packed.data());
     });
     return;
   }
-  Scratch<0, uint8_t> packed(panels * height * bytes);
+  Scratch<0, uint8_t> packed(round_up(rows, height) * bytes);
   const int64_t steps = ceil_div(inputs_, kQuantizeStep);
-  const int64_t worth = std::min(steps, ceil_div(rows * inputs_, chunks * kQuantized));
-  const int64_t slices =
-      form.kernel.width == 0 ? std::clamp<int64_t>(ceil_div(tasks, chunks), 1, std::max<int64_t>(1, worth)) : 1;
-  run_tasks(executor, chunks * slices, [&](int64_t task) {
-    const int64_t row = task / slices * chunk, slice = task % slices;
+  const int64_t worth = std::min(steps, ceil_div(rows * inputs_, chunks.count() * kQuantized));
+  const int64_t slices = form.kernel.width == 0 ? std::clamp<int64_t>(ceil_div(tasks, chunks.count()), 1,
+                                                                  std::max<int64_t>(1, worth))
+                                            : 1;
+  run_tasks(executor, chunks.count() * slices, [&](int64_t task) {
+    const int64_t chunk = task / slices, slice = task % slices, row = chunks.begin(chunk);
     const int64_t first = steps * slice / slices * kQuantizeStep;
     const int64_t last = std::min(inputs_, steps * (slice + 1) / slices * kQuantizeStep);
-    pack(form, x, row, rows_of(row), first, last, scale, packed.data() + row * bytes);
+    pack(form, x, row, chunks.size(chunk), first, last, scale, packed.data() + row * bytes);
   });
-  run_tasks(executor, chunks * parts, [&](int64_t task) {
-    const int64_t row = task / parts * chunk;
-    run_part(task % parts, row, packed.data() + row * bytes);
+  run_tasks(executor, chunks.count() * parts, [&](int64_t task) {
+    const int64_t chunk = task / parts;
+    run_part(task % parts, chunk, packed.data() + chunks.begin(chunk) * bytes);
   });
 }
 

@@ -50,5 +50,25 @@ void run_tasks(const sparsecc_executor* executor, int64_t tasks, const Task& tas
   if (shared.no_memory.load()) throw std::bad_alloc();
 }
 
+// Rows of x in chunks of whole panels and nearly equal size.
+class RowChunks {
+ public:
+  // At most `fit` panels of `height` rows in each; enough for the tasks wanted, and as many for every thread as for
+  // the others, where there are panels for that.
+  RowChunks(int64_t rows, int64_t height, int64_t fit, int64_t threads)
+      : rows_(rows), height_(height), panels_((rows + height - 1) / height) {
+    fit = std::max<int64_t>(fit, 1);
+    count_ = std::max((panels_ + fit - 1) / fit, std::min(wanted_tasks(threads), panels_));
+    const int64_t even = (count_ + threads - 1) / threads * threads;
+    if (even <= panels_) count_ = even;
+  }
+  int64_t count() const { return count_; }
+  int64_t begin(int64_t chunk) const { return chunk * panels_ / count_ * height_; }
+  int64_t size(int64_t chunk) const { return std::min(rows_, begin(chunk + 1)) - begin(chunk); }
+
+ private:
+  int64_t rows_, height_, panels_, count_;
+};
+
 }  // namespace sparsecc
 #endif

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int64_t kParts = 64;
 constexpr double kEvenEnough = 1.05;
-constexpr double kWorthScattering = 0.05;  // better balance, summed over all numbers of parts
-constexpr double kWorthAtAll = 0.005;
+constexpr double kInOrder = 1.03;  // as even as this, neighbours stay together: scattered ones take up to a tenth longer
+constexpr double kWorthAtAll = 0.01;
 constexpr double kWorthCutting = 0.05;  // better balance of 64 parts
 constexpr double kFull = 1.02;          // up to which parts are filled with pieces, beside their overhead
 constexpr double kHeavy = 2.0;          // times the mean unit, at least, that may be cut
@@ -26,15 +26,15 @@ using Parts = std::vector<std::vector<int64_t>>;  // units and pieces of each
 int64_t whole(const Work& work) { return std::accumulate(work.begin(), work.end(), int64_t{0}); }
 
 // In order, each cut at the border nearest to where it should be.
-Parts deal_in_order(const Work& work) {
+Parts deal_in_order(const Work& work, int64_t count) {
   const auto all = static_cast<double>(whole(work));
-  Parts parts(kParts);
+  Parts parts(at(count));
   size_t unit = 0;
   double before = 0;
-  for (int64_t part = 0; part < kParts; ++part) {
-    const double goal = all * static_cast<double>(part + 1) / kParts;
+  for (int64_t part = 0; part < count; ++part) {
+    const double goal = all * static_cast<double>(part + 1) / static_cast<double>(count);
     for (; unit < work.size(); before += static_cast<double>(work[unit++])) {
-      if (part < kParts - 1 && before + static_cast<double>(work[unit]) / 2 >= goal) break;
+      if (part < count - 1 && before + static_cast<double>(work[unit]) / 2 >= goal) break;
       parts[at(part)].push_back(static_cast<int64_t>(unit));
     }
   }
@@ -103,25 +103,11 @@ Bins deal_longest_first(const Work& work) {
   return bins;
 }
 
-// Of the parts taken `together` at a time.
-double balance_of(const Parts& parts, const Work& work, int64_t together) {
-  Work sums(at(kParts / together));
-  for (int64_t part = 0; part < kParts; ++part)
-    for (const int64_t unit : parts[at(part)]) sums[at(part / together)] += work[at(unit)];
-  return evenness(sums);
-}
-
-double sum_of_balances(const Parts& parts, const Work& work) {
-  double sum = 0;
-  for (int64_t together = 1; together <= kParts; together *= 2) sum += balance_of(parts, work, together);
-  return sum;
-}
-
-// Whether to give up that neighbours stay together: where that brings much, or what is even enough within reach.
-bool worth_scattering(const Parts& in_order, const Parts& scattered, const Work& work) {
-  if (sum_of_balances(scattered, work) < sum_of_balances(in_order, work) - kWorthScattering) return true;
-  const double balance = balance_of(in_order, work, 1);
-  return balance > kEvenEnough && balance_of(scattered, work, 1) < balance - kWorthAtAll;
+Work work_of(const Parts& parts, const Work& work) {
+  Work sums(parts.size());
+  for (size_t part = 0; part < parts.size(); ++part)
+    for (const int64_t unit : parts[part]) sums[part] += work[at(unit)];
+  return sums;
 }
 
 struct Deal {
@@ -131,44 +117,41 @@ struct Deal {
   double balance = 0;
 };
 
-Deal deal_whole(const Work& work) {
-  Deal deal{work, deal_in_order(work), {}, 0};
-  if (Parts scattered = deal_longest_first(work).paired(); worth_scattering(deal.parts, scattered, work))
-    deal.parts = std::move(scattered);
-  deal.balance = balance_of(deal.parts, work, 1);
+Deal finish(Work work, Bins bins, std::vector<Shares::Piece> pieces) {
+  Deal deal{std::move(work), std::move(bins).paired(), std::move(pieces), 0};
+  deal.balance = evenness(work_of(deal.parts, deal.work));
   return deal;
 }
 
 // Units of more than `most` are taken out, the others dealt, and those poured into what room there is: always
 // into the emptiest part, so that pieces are few.
 Deal deal_with_cuts(const Work& units, const int64_t* prefix, int64_t overhead, int64_t grain, double most) {
-  Deal deal{units, {}, {}, 0};
+  Work work = units;
+  std::vector<Shares::Piece> pieces;
   std::vector<int64_t> heavy;
   for (const int64_t unit : longest_first(units)) {
     const bool light = static_cast<double>(units[at(unit)]) <= most;
     if (light || units[at(unit)] < kLeastCut) break;
     heavy.push_back(unit);
-    deal.work[at(unit)] = 0;
+    work[at(unit)] = 0;
   }
-  Bins bins = deal_longest_first(deal.work);
+  Bins bins = deal_longest_first(work);
   const auto full = static_cast<int64_t>(static_cast<double>(whole(units)) / kParts * kFull) + overhead;
   for (const int64_t unit : heavy)
     for (int64_t begin = prefix[unit], end = prefix[unit + 1]; begin < end;) {
       const int64_t room = (full - bins.least() - overhead) / grain * grain;
       const int64_t size = std::min(std::max(room, grain), end - begin);
-      bins.add(static_cast<int64_t>(deal.work.size()), size + overhead);
-      deal.work.push_back(size + overhead);
-      deal.pieces.push_back({unit, begin, begin + size});
+      bins.add(static_cast<int64_t>(work.size()), size + overhead);
+      work.push_back(size + overhead);
+      pieces.push_back({unit, begin, begin + size});
       begin += size;
     }
-  deal.parts = std::move(bins).paired();
-  deal.balance = balance_of(deal.parts, deal.work, 1);
-  return deal;
+  return finish(std::move(work), std::move(bins), std::move(pieces));
 }
 
 // As few cuts as make it even, if any do.
 Deal deal_best(const Work& work, const int64_t* prefix, int64_t overhead, int64_t grain) {
-  Deal best = deal_whole(work);
+  Deal best = finish(work, deal_longest_first(work), {});
   if (grain == 0 || work.size() < kLeastUnits || best.balance <= kEvenEnough) return best;
   const auto all = static_cast<double>(whole(work)), share = all / kParts;
   const double mean = all / static_cast<double>(work.size());
@@ -179,6 +162,17 @@ Deal deal_best(const Work& work, const int64_t* prefix, int64_t overhead, int64_
     if (best.balance <= kEvenEnough) break;
   }
   return best;
+}
+
+// 64 parts taken together until they are `count`, in ascending order.
+Parts united(const Parts& parts, int64_t count) {
+  Parts some(at(count));
+  for (int64_t part = 0; part < kParts; ++part) {
+    std::vector<int64_t>& to = some[at(part * count / kParts)];
+    to.insert(to.end(), parts[at(part)].begin(), parts[at(part)].end());
+  }
+  for (std::vector<int64_t>& mine : some) std::sort(mine.begin(), mine.end());
+  return some;
 }
 
 }  // namespace
@@ -196,15 +190,12 @@ Shares::Shares(const int64_t* prefix, int64_t units, int64_t overhead, int64_t g
   std::vector<bool> cut(at(units));
   for (const Piece& piece : pieces_) cut[at(piece.unit)] = true;
   for (int level = 0; level < kLevels; ++level) {
-    const int64_t together = kParts >> level;
+    Parts parts = united(deal.parts, int64_t{1} << level), in_order = deal_in_order(deal.work, int64_t{1} << level);
+    const double even = std::max(kInOrder, evenness(work_of(parts, deal.work)) + kWorthAtAll);
+    if (evenness(work_of(in_order, deal.work)) <= even) parts = std::move(in_order);
     Level& to = levels_[level];
-    for (int64_t part = 0; part < kParts; part += together) {
-      std::vector<int64_t> mine;
-      for (int64_t i = part; i < part + together; ++i)
-        mine.insert(mine.end(), deal.parts[at(i)].begin(), deal.parts[at(i)].end());
-      std::sort(mine.begin(), mine.end());
-      to.work.push_back(0);
-      for (const int64_t unit : mine) to.work.back() += deal.work[at(unit)];
+    to.work = work_of(parts, deal.work);
+    for (const std::vector<int64_t>& mine : parts) {
       to.start.push_back(static_cast<int64_t>(to.ranges.size()));
       for (const int64_t unit : mine) {
         if (unit < units && cut[at(unit)]) continue;

@@ -16,9 +16,8 @@ constexpr int64_t kGrain = 4;
 double evenness(const std::vector<int64_t>& work);
 
 // Units are groups or chunks of outputs, and a sum never depends on who computes it. Made once when a weight
-// is packed, by the stored weights of each unit, for 64 parts; fewer parts are unions of these: part i of n holds
-// the parts [64 i / n, 64 (i + 1) / n). Where neighbouring units can be kept together at little cost in balance
-// they are, since their results lie side by side. Only where no way of dealing whole units is even, units much
+// is packed, by the stored weights of each unit, for 1, 2, 4 .. 64 parts. Where neighbouring units can be kept
+// together at little cost in balance they are: weights are read and results written in a row. Only where no way of dealing whole units is even, units much
 // heavier than the others are cut along their weights, for any number of parts in the same places.
 class Shares {
  public:
