@@ -146,6 +146,7 @@ def optimize(
     activations: str | None = None,
     permute: bool = False,
     recover: str | None = None,
+    flops_ratio: float | None = None,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -183,6 +184,7 @@ def optimize(
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
         recover: ``bias``, ``bn``, ``ols``, ``heal``, several with commas between them: bring back what pruning took,
             by the calibration data alone.
+        flops_ratio: with the method ``structured``: share of the multiplications of linear layers to keep.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -214,7 +216,7 @@ def optimize(
     library = _library_found(needed=keep_slower)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
-        "permute": permute or None, "recover": recover, "values": None if values == "fp32" else values,
+        "permute": permute or None, "flops_ratio": flops_ratio, "recover": recover, "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -234,6 +236,7 @@ def optimize(
             activations=activations,
             permute=permute,
             recover=recover,
+            flops_ratio=flops_ratio,
             values=values,
         )
     original = ir.Model.load(source)

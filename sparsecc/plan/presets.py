@@ -33,6 +33,7 @@ def preset(
     quantize: str | None = None,
     activations: str | None = None,
     permute: bool = False,
+    flops_ratio: float | None = None,
     values: str = "fp32",
     recover: str | None = None,
 ) -> Pipeline:
@@ -49,6 +50,8 @@ def preset(
         quantize: ``int8``, or None for float32.
         activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
         permute: reorder channels before pruning, so that the pattern costs less.
+        flops_ratio: with the method ``structured``, which removes channels, neurons and heads: share of the
+            multiplications to keep.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in this order.
 
@@ -56,6 +59,21 @@ def preset(
         UsageError: flags that contradict each other.
     """
     steps: list[Pass] = [_pass("tidy")]
+    if method == "structured":
+        if pattern is not None or sparsity is not None or permute:
+            raise UsageError(
+                "--method structured removes whole units: give --flops-ratio, no --pattern, --sparsity or --permute"
+            )
+        steps.append(
+            _pass(
+                "prune-structured",
+                match=match,
+                **({} if flops_ratio is None else {"flops_ratio": flops_ratio}),
+            )
+        )
+        method, match = None, "*"
+    elif flops_ratio is not None:
+        raise UsageError("--flops-ratio is an option of --method structured")
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
         step = _prune_step(pattern, sparsity, method, match, calibrated, activations == "static")
@@ -167,5 +185,5 @@ def _prune_step(
         amount["by_channel"] = True  # what the kernels of quantised convolutions multiply at a time
     chosen = method or ("wanda" if calibrated else "magnitude")
     if chosen not in METHODS:
-        raise UsageError(f"unknown method '{chosen}'; known: {', '.join(METHODS)}")
+        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, 'structured'])}")
     return _pass(METHODS[chosen], pattern=wanted, match=match, **amount)

@@ -24,6 +24,9 @@ class FakeCalibration:
 
     unavailable: dict[str, str] = {}  # noqa: RUF012
 
+    def __iter__(self):
+        return iter(())
+
     def mean_square(self, model, sites):
         return {site.name: self._rng(site).random(site.shape[1]) for site in sites if site.in_main_graph}
 

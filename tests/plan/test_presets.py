@@ -32,6 +32,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
          f"tidy,prune-wanda{{pattern=8x1}},quantize{{activations=static}},{PRUNED}"),
         ({"pattern": "2:4", "calibrated": True, "recover": "bias, bn,heal", "standard_ops_only": True},
          "tidy,prune-wanda{pattern=2:4},recover-bias,recover-bn,heal"),
+        ({"method": "structured", "flops_ratio": 0.6, "standard_ops_only": True},
+         "tidy,prune-structured{flops-ratio=0.6}"),
         ({"pattern": "2:4", "permute": True, "standard_ops_only": True},
          "tidy,permute{scope=layer},prune-magnitude{pattern=2:4}"),
         ({"pattern": "16x4", "sparsity": 0.7, "permute": True, "calibrated": True, "standard_ops_only": True},

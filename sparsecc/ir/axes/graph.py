@@ -18,7 +18,7 @@ from sparsecc.ir.axes.shape_rules import SHAPE_RULES
 from sparsecc.ir.axes.units import Atoms, components
 from sparsecc.ir.model import Model
 
-__all__ = ["AxisGraph", "Orbit"]
+__all__ = ["AxisGraph", "Orbit", "known_shapes"]
 
 Level = Literal["order", "removal"]
 
@@ -61,7 +61,7 @@ class AxisGraph:
 
     def __init__(self, model: Model) -> None:
         builder = Builder()
-        with _known_shapes(model):
+        with known_shapes(model):
             for node in model.onnx.graph:
                 _visit(builder, node)
             _freeze_ends(builder, model)
@@ -103,7 +103,7 @@ class AxisGraph:
 
 
 @contextlib.contextmanager
-def _known_shapes(model: Model) -> Iterator[None]:
+def known_shapes(model: Model) -> Iterator[None]:
     """Infer shapes for the walk only: looking at a model must not change it."""
     values = [value for graph in model.graphs() for node in graph for value in node.outputs]
     before = [(value, value.shape, value.type) for value in values]

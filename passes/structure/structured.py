@@ -1,0 +1,360 @@
+"""Fewer channels, neurons and heads: smaller dense layers that run faster everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import onnx_ir
+from numpy.typing import NDArray
+
+from sparsecc.errors import SpecError, UsageError
+from sparsecc.ir import Model, Site, name_matches
+from sparsecc.ir.axes import AxisGraph, Orbit, remove
+from sparsecc.ir.names import value_names
+from sparsecc.passes.structure.biases import biased
+from sparsecc.passes.structure.flops import Flops
+from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
+from sparsecc.passes.tidy.linear import Linear
+from sparsecc.pm import CalibrationSource, MomentsLike, Pass, PassContext, PassReport
+from sparsecc.pm.sites import refuse_unmatched
+
+__all__ = ["PruneStructured"]
+
+Index = NDArray[np.int64]
+
+#: Key of the metadata under which the share of multiplications left is kept for a later run.
+_RATIO = "sparsecc.flops_ratio"
+
+
+@dataclass(frozen=True, eq=False)
+class _Class:
+    """Units that may be removed, what that costs, and how many of them go."""
+
+    orbit: Orbit
+    curve: Curve
+    step: int
+
+    def gone(self, count: int) -> Index:
+        """Return the ``count`` units that leave first."""
+        return np.asarray(self.orbit.units[self.curve.order[:count]], np.int64)
+
+
+@dataclass(frozen=True)
+class PruneStructured(Pass):
+    """Remove neurons, channels and attention heads, and let the layers behind them make up for it.
+
+    Units come from the graph of coupled axes (``docs/adr/0024-coupled-axes.md``): hidden neurons (gate and up
+    together), channels of convolutions through depthwise layers and residuals, whole heads, groups of queries with
+    their key and value head. Each unit costs what the layers that read it lose at best (group-OBS on the moments of
+    their inputs; Kurtic et al., "ZipLM", 2023), relative to the variance of their outputs; units are removed by
+    falling multiplications saved per cost, over the whole model. The layers behind are then refitted by least squares
+    with a bias, front to back on what the smaller model really computes, towards the outputs of the whole one.
+
+    Changes: shapes of weights, sizes in Reshape, Split, Slice, Gather and Pad; a MatMul without an Add gets a bias.
+    Only standard operators, no masks; outputs keep their shapes.
+    Skips with the reason: units that the graph of coupled axes freezes, readers that cannot be measured or refitted.
+
+    Sample: ``prune-structured{flops-ratio=0.6 multiple=16}``
+
+    Attributes:
+        flops_ratio: share of the multiplications of MatMul, Gemm and Conv to keep, in (0, 1), of those before the
+            first such pass.
+        match: which producers: a glob on the name of the node that makes the units, or ``re:`` and an expression.
+        max_removed: most of the units of one class to remove.
+        multiple: what is left of a class of channels or neurons is a multiple of this, for speed.
+        compensation: ``affine``: least squares and bias; ``linear``: without bias; ``none``: only cut.
+        refit: layers to refit: those ``cut``, or ``all`` that follow, which then make up for what came before too.
+        damping: ridge of the least squares, relative to the mean of the diagonal.
+        steps: most steps of the search per class.
+    """
+
+    name: ClassVar[str] = "prune-structured"
+    requires_calibration: ClassVar[bool] = True
+
+    flops_ratio: float = 0.7
+    match: str = "*"
+    max_removed: float = 0.75
+    multiple: int = 8
+    compensation: Literal["affine", "linear", "none"] = "affine"
+    refit: Literal["cut", "all"] = "cut"
+    damping: float = 0.01
+    steps: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option, low, high in (("flops_ratio", 0, 1), ("max_removed", 0, 1), ("damping", 0, 10)):
+            value = getattr(self, option)
+            if not low < value < high:
+                name = option.replace("_", "-")
+                raise SpecError(f"prune-structured: {name} must be in ({low}, {high}), got {value}")
+        if self.multiple < 1 or self.steps < 1:
+            raise SpecError("prune-structured: multiple and steps must be 1 or more")
+
+    def run(self, model: Model, ctx: PassContext) -> PassReport:
+        """Choose, refit and cut.
+
+        Raises:
+            UsageError: there is no calibration source, or ``match`` matches nothing.
+        """
+        if ctx.calibration is None:
+            raise UsageError("prune-structured needs calibration inputs; give --calibration-data PATH")
+        report = PassReport(self.name)
+        axes = AxisGraph(model)
+        sites = {site.weight: site for site in model.sites() if site.in_main_graph}
+        orbits = self._free_orbits(axes, sites, report)
+        self._tell_others(model, axes, report)
+        if not orbits:
+            report.note("no units of the model can be removed")
+            return report
+        classes = list(self._measured(model, axes, orbits, sites, ctx.calibration, report))
+        inputs = next(iter(ctx.calibration), None)
+        flops = Flops(model, axes, list(sites.values()), inputs)
+        counts, ratio = self._allocate(axes, classes, flops, _ratio_before(model))
+        gone = np.concatenate([item.gone(count) for item, count in zip(classes, counts, strict=True)])
+        for item, count in zip(classes, counts, strict=True):
+            _tell(report, item, count)
+        if not len(gone):
+            return report
+        report.note(f"{100 * ratio:.1f} % of the multiplications of linear layers are left")
+        if ratio > self.flops_ratio + 1e-9:
+            report.note(
+                f"flops-ratio {self.flops_ratio:g} was not reached: raise max-removed or lower multiple"
+            )
+        if self.compensation != "none":
+            axes, gone = self._refit(model, axes, gone, ctx)
+        remove(model, axes, gone)
+        model.metadata[_RATIO] = f"{ratio:.6f}"
+        return report
+
+    def _free_orbits(
+        self, axes: AxisGraph, sites: dict[onnx_ir.Value, Site], report: PassReport
+    ) -> list[Orbit]:
+        found = [
+            orbit for orbit in axes.orbits("removal") if any(part.role == "rows" for part in orbit.parts)
+        ]
+        names = [*(orbit.name for orbit in found), *(site.name for site in sites.values())]
+        refuse_unmatched(self.match, names, "match")
+        free = []
+        for orbit in found:
+            if not name_matches(self.match, orbit.name):
+                continue
+            reason = orbit.reason or self._refusal(orbit, sites)
+            if reason is not None:
+                report.skip(orbit.name, reason)
+            else:
+                free.append(orbit)
+        return free
+
+    def _tell_others(self, model: Model, axes: AxisGraph, report: PassReport) -> None:
+        """Reasons for linear layers that produce no units at all."""
+        followed = {part.value for part in axes.parts if part.role != "columns"}
+        for site in model.sites():
+            if site.weight not in followed and name_matches(self.match, site.name):
+                report.skip(
+                    site.name, "its outputs are not followed: quantised, recurrent, or in a body or function"
+                )
+        for name, reason in model.unsupported_sites():
+            if name_matches(self.match, name):
+                report.skip(name, reason)
+
+    def _refusal(self, orbit: Orbit, sites: dict[onnx_ir.Value, Site]) -> str | None:
+        if len(orbit.units) < 2:
+            return "there is only one of it"
+        if not orbit.consumers():
+            return "no layer with a constant weight reads it"
+        for part in orbit.consumers():
+            site = sites.get(part.value)
+            if site is None or site.quantization is not None or site.op not in ("MatMul", "Gemm", "Conv"):
+                return f"{part.value.name!r} reads it, which is no plain weight of a linear layer"
+            if len(site.nodes) > 1:
+                return f"{part.value.name!r} reads it, a weight of several layers"
+            if not np.isfinite(site.numpy()).all():
+                return f"{part.value.name!r} reads it and holds NaN or infinity"
+        return None
+
+    def _measured(
+        self,
+        model: Model,
+        axes: AxisGraph,
+        orbits: Sequence[Orbit],
+        sites: dict[onnx_ir.Value, Site],
+        calibration: CalibrationSource,
+        report: PassReport,
+    ) -> Iterator[_Class]:
+        """Curves of all orbits; moments of a layer are dropped when the last orbit that needs them is done."""
+        needed = {part.value: sites[part.value] for orbit in orbits for part in orbit.consumers()}
+        grams: dict[str, NDArray[np.float64]] = {}
+        waiting = list(orbits)
+        for step in calibration.walk(model, list(needed.values())):
+            for name, moments in step.items():
+                grams[name] = moments.gram - np.outer(moments.mean, moments.mean)
+            for orbit in list(waiting):
+                readers = [sites[part.value] for part in orbit.consumers()]
+                if any(site.name not in grams for site in readers):
+                    continue
+                waiting.remove(orbit)
+                yield self._class(axes, orbit, sites, grams)
+            wanted = {sites[part.value].name for orbit in waiting for part in orbit.consumers()}
+            grams = {name: gram for name, gram in grams.items() if name in wanted}
+        for orbit in waiting:
+            reasons = [calibration.unavailable.get(sites[part.value].name) for part in orbit.consumers()]
+            reason = next((text for text in reasons if text), "calibration does not reach it")
+            report.skip(orbit.name, f"not measured: {reason}")
+
+    def _class(
+        self,
+        axes: AxisGraph,
+        orbit: Orbit,
+        sites: dict[onnx_ir.Value, Site],
+        grams: dict[str, NDArray[np.float64]],
+    ) -> _Class:
+        consumers = []
+        for part in orbit.consumers():
+            site = sites[part.value]
+            places = _columns(axes.units(part.atoms, "removal"), orbit.units, site.shape[1])
+            consumers.append(Consumer(site.numpy().astype(np.float64), grams[site.name], places))
+        producer = orbit.parts[0]
+        width = int(np.isin(axes.units(producer.atoms, "removal"), orbit.units).sum()) // len(orbit.units)
+        step = self.multiple // int(np.gcd(self.multiple, width))
+        return _Class(orbit, removal_curve(consumers, self.steps, self.damping), step)
+
+    def _allocate(
+        self, axes: AxisGraph, classes: Sequence[_Class], flops: Flops, before: float
+    ) -> tuple[list[int], float]:
+        """Greedy by cost per multiplication saved; returns units to remove per class and the ratio reached."""
+        dead = np.zeros(len(axes.removal), bool)
+        left = flops.total(dead)
+        whole = left / before
+        counts = [0] * len(classes)
+        while left > self.flops_ratio * whole:
+            best: tuple[float, int, int, float] | None = None
+            for number, item in enumerate(classes):
+                count = self._next(item, counts[number])
+                if count is None:
+                    continue
+                units = item.gone(count)[counts[number] :]
+                saved = flops.saved(dead, units)
+                error = float(item.curve.error[count] - item.curve.error[counts[number]])
+                if saved > 0 and (best is None or error / saved < best[0]):
+                    best = (error / saved, number, count, saved)
+            if best is None:
+                break
+            _, number, count, saved = best
+            dead[classes[number].gone(count)] = True
+            counts[number], left = count, left - saved
+        return counts, left / whole if whole else 1.0
+
+    def _next(self, item: _Class, count: int) -> int | None:
+        """The next number of removed units that leaves a multiple, or None."""
+        left = len(item.orbit.units) - count
+        smaller = left - (left % item.step or item.step)
+        least = max(1, int(np.ceil(len(item.orbit.units) * (1 - self.max_removed))))
+        return len(item.orbit.units) - smaller if smaller >= least else None
+
+    def _refit(self, model: Model, axes: AxisGraph, gone: Index, ctx: PassContext) -> tuple[AxisGraph, Index]:
+        """Least squares of the layers behind, front to back, towards the outputs of the whole model.
+
+        Returns the coupled axes, and the units to remove, of the model with the biases that this needs.
+        """
+        assert ctx.calibration is not None, "run looked"
+        dead = {
+            part.value: np.isin(axes.units(part.atoms, "removal"), gone)
+            for part in axes.parts
+            if part.role == "columns" and part.atoms.ndim == 1
+        }
+        used = value_names(model.onnx)
+        linears: dict[str, tuple[Linear, NDArray[np.bool_] | None]] = {}
+        for site in model.sites():
+            cut = site.weight in dead and bool(dead[site.weight].any())
+            plain = site.op in ("MatMul", "Gemm", "Conv") and site.groups == 1 and site.in_main_graph
+            if not plain or len(site.nodes) > 1 or site.quantization is not None:
+                continue
+            if cut or self.refit == "all":
+                found = biased(site.node, used)
+                if not isinstance(found, str):
+                    linears[site.name] = (found, dead.get(site.weight))
+        reference = model.copy()
+        wanted = [site for site in model.sites() if site.name in linears]
+        for step in ctx.calibration.walk(model, wanted, reference):
+            for site in wanted:
+                if site.name in step:
+                    linear, dropped = linears[site.name]
+                    self._refit_site(site, linear, dropped, step[site.name], used)
+        return _found_again(model, axes, gone)
+
+    def _refit_site(
+        self,
+        site: Site,
+        linear: Linear,
+        dead: NDArray[np.bool_] | None,
+        moments: MomentsLike,
+        used: set[str],
+    ) -> None:
+        weight = site.numpy().astype(np.float64)
+        kept = np.ones(site.shape[1], bool)
+        if dead is not None:
+            kept = np.repeat(~dead, site.shape[1] // len(dead))
+        gram, cross = moments.gram, moments.cross
+        if self.compensation == "affine":
+            gram = gram - np.outer(moments.mean, moments.mean)
+            cross = cross - np.outer(moments.reference_mean, moments.mean)
+        fitted = compensate(weight, kept, gram, cross, self.damping)
+        if not np.isfinite(fitted).all():
+            return
+        if self.compensation == "affine":
+            bias = linear.bias()
+            assert bias is not None, "biased() looked"
+            linear.set_bias(bias + weight @ moments.reference_mean - fitted @ moments.mean, used)
+        site.replace(fitted)
+
+
+def _ratio_before(model: Model) -> float:
+    """The share of the multiplications that earlier runs left; 1 where there was none."""
+    try:
+        ratio = float(model.metadata.get(_RATIO, "1"))
+    except ValueError:
+        return 1.0
+    return ratio if 0 < ratio < 1 else 1.0
+
+
+def _found_again(model: Model, axes: AxisGraph, gone: Index) -> tuple[AxisGraph, Index]:
+    """Coupled axes of the model as it is now, and the same units in them."""
+    now = AxisGraph(model)
+    before = {(part.value, part.axis): part for part in axes.parts}
+    found = [np.empty(0, np.int64)]
+    for part in now.parts:
+        known = before.get((part.value, part.axis))
+        if known is not None:
+            flags = np.isin(axes.units(known.atoms, "removal"), gone)
+            found.append(now.units(part.atoms, "removal")[flags])
+    return now, np.unique(np.concatenate(found))
+
+
+def _columns(units: Index, wanted: Index, size: int) -> Index:
+    """Columns ``[units, width]`` of a weight that read each unit, all places and kernel entries of it."""
+    kernel = size // len(units)
+    where = np.flatnonzero(np.isin(units, wanted))
+    ranked = where[np.argsort(units[where], kind="stable")].reshape(len(wanted), -1)
+    places = ranked[np.argsort(np.argsort(wanted))]
+    spread = places[:, :, None] * kernel + np.arange(kernel)
+    return np.asarray(spread.reshape(len(wanted), -1), np.int64)
+
+
+def _tell(report: PassReport, item: _Class, count: int) -> None:
+    units = len(item.orbit.units)
+    if not count:
+        report.skip(item.orbit.name, f"all {units} units stay: others cost less per multiplication saved")
+        return
+    error = float(item.curve.error[count])
+    report.change(
+        item.orbit.name,
+        f"{units} -> {units - count} units; predicted relative error of the layers behind {error:.4g}",
+        units_before=units,
+        units_after=units - count,
+        density_before=1.0,
+        density_after=(units - count) / units,
+        relative_error=error,
+    )
