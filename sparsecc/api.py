@@ -216,7 +216,8 @@ def optimize(
     library = _library_found(needed=keep_slower)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
-        "permute": permute or None, "flops_ratio": flops_ratio, "recover": recover, "values": None if values == "fp32" else values,
+        "permute": permute or None, "flops_ratio": flops_ratio, "recover": recover,
+        "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -256,7 +257,6 @@ def optimize(
     notes = _notes(original, data, library)
     table = plan.CostTable.open(None if costs is None else Path(costs))
     snapshots = _Snapshots()
-    work = original.copy()
     context = PassContext(
         seed=seed,
         calibration=data,
@@ -268,11 +268,11 @@ def optimize(
         progress=progress,
     )
     try:
-        reports = chosen.run(work, context)
-        emit.finalize(work)
+        outcome = plan.run_where_it_pays(chosen, original, context)
+        candidate = outcome.model
+        emit.finalize(candidate)
         judge = plan.Judge(original, timed, table, threads, keep_slower, library)
         lossless = all(item.lossless for item in chosen.passes)
-        candidate = work
         work, latency = judge.not_slower(candidate, snapshots.before_lowering if lossless else None, notes)
     finally:
         notes.extend(table.keep())
@@ -280,14 +280,14 @@ def optimize(
     promises = [*snapshots.promises, (snapshots.start or work, work)] if kept else [(original, work)]
     distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
-    sites = _decisions(dense, work, reports)
+    sites = _decisions(dense, work, outcome)
     _record_provenance(work, source, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(
         output=destination,
         pipeline=str(chosen),
         sites=sites,
-        reports=reports,
+        reports=outcome.reports,
         bytes_before=file_bytes(source),
         bytes_after=file_bytes(destination),
         latency=latency,
@@ -413,6 +413,9 @@ class _Snapshots(Instrument):
         self.promises: list[tuple[ir.Model, ir.Model]] = []
         self.start: ir.Model | None = None
 
+    def begin(self, passes: Sequence[Pass], model: ir.Model, ctx: PassContext) -> None:
+        self.before_lowering, self.promises, self.start = None, [], None
+
     def before(self, pass_: Pass, model: ir.Model, ctx: PassContext) -> None:
         if pass_.name == "lower-sparse":
             self.before_lowering = model.copy()
@@ -423,12 +426,15 @@ class _Snapshots(Instrument):
             self.start = None
 
 
-def _decisions(dense: ir.Model, result: ir.Model, reports: Sequence[PassReport]) -> list[SiteDecision]:
+def _decisions(dense: ir.Model, result: ir.Model, outcome: plan.Outcome) -> list[SiteDecision]:
     """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
     lowered = {
         name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
     }
-    reasons = _reasons(reports)
+    reasons = _reasons(outcome.reports)
+    for name, reports in outcome.left_out.items():
+        if name not in lowered:
+            reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
     return [
         SiteDecision(
             site.name,

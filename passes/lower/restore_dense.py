@@ -77,11 +77,11 @@ class RestoreDense(Pass):
             quantization = None
         kept = {name: _first(layout) for name, (layout, _) in marks.items() if _first(layout).sparse}
         if quantization is None:
-            self._restore(model, ctx.before_lossy, kept, ctx.recovered, report)
+            self._restore(model, ctx.before_lossy, kept, ctx, report)
             return report
         select_sites(model, self.match, PassReport(self.name))  # refuses a match that matches nothing
         base = quantization.base.copy()
-        self._restore(base, ctx.before_lossy, kept, ctx.recovered, report)
+        self._restore(base, ctx.before_lossy, kept, ctx, report)
         chosen = self._quantization_to_keep(model, base, marks)
         final = quantized_where_marked(quantization, chosen, base)
         quantized = {site.name for site in model.sites() if site.quantization is not None}
@@ -104,7 +104,7 @@ class RestoreDense(Pass):
         return chosen
 
     def _restore(
-        self, model: Model, own: Model, kept: Mapping[str, Layout], recovered: bool, report: PassReport
+        self, model: Model, own: Model, kept: Mapping[str, Layout], ctx: PassContext, report: PassReport
     ) -> None:
         """Give the matching sites of ``model`` their weights in ``own`` back, as far as ``kept`` allows it.
 
@@ -116,11 +116,13 @@ class RestoreDense(Pass):
             if not self.pruned or (layout is not None and layout.values != "fp32"):
                 report.skip(site.name, "it is lowered as it is")
                 continue
-            if recovered:
-                report.skip(site.name, "a recovery pass has fitted the model around its zeros")
-                continue
             if site.name not in before or before[site.name].shape != site.shape:
                 report.skip(site.name, "the graph around it changed: its own weights do not fit any more")
+                continue
+            if layout is None and density(site.numpy()) < density(before[site.name].numpy()):
+                ctx.unpaid[site.name] = False
+            if ctx.recovered:
+                report.skip(site.name, "a recovery pass has fitted the model around its zeros")
                 continue
             if site.quantization is not None and before[site.name].quantization is None:
                 report.skip(site.name, "it is quantised: its own weights have another type")
@@ -141,6 +143,7 @@ class RestoreDense(Pass):
                 report.change(site.name, f"not rounded after all: {layout}", relative_error=0.0)
             else:
                 site.replace(whole)
+                ctx.unpaid[site.name] = True
                 report.change(
                     site.name,
                     "not pruned after all",

@@ -91,6 +91,7 @@ class RecoverPass(Pass):
 
     requires_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
+    recovers: ClassVar[bool] = True
 
     match: str = "*"
 

@@ -54,6 +54,7 @@ class Heal(Pass):
     name: ClassVar[str] = "heal"
     requires_calibration: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
+    recovers: ClassVar[bool] = True
 
     steps: int = 500
     learning_rate: float = 1e-3

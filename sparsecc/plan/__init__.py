@@ -13,6 +13,7 @@ from sparsecc.plan.acceptance import (
 )
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.presets import METHODS, preset
+from sparsecc.plan.rounds import Outcome, run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
@@ -23,10 +24,12 @@ __all__ = [
     "Judge",
     "Latency",
     "MeasuredCosts",
+    "Outcome",
     "cache_directory",
     "check_agreement",
     "machine_facts",
     "preset",
+    "run_where_it_pays",
     "runnable_inputs",
     "timing_inputs",
 ]

@@ -44,11 +44,13 @@ class Pass(ABC):
         name: kebab-case name, unique in the registry.
         requires_calibration: ``run`` needs ``ctx.calibration``.
         lossless: outputs stay the same to rounding, so a verify-each instrument may insist on it.
+        recovers: fits a model around what was pruned of it, which can take long and cannot be undone site by site.
     """
 
     name: ClassVar[str] = ""
     requires_calibration: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
+    recovers: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -234,6 +234,7 @@ class PassContext:
         reference: the dense model that recovery passes aim at, where the model was pruned before the run.
         protected: by site name the weights ``[N, K]`` that must stay and stay exact; ``protect`` finds them.
         recovered: a recovery pass has fitted the model around what was pruned; the pass says so.
+        unpaid: sites that their zeros do not make faster, and whether ``restore-dense`` gave them their weights back.
     """
 
     seed: int = 0
@@ -249,6 +250,7 @@ class PassContext:
     reference: Model | None = None
     protected: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
     recovered: bool = False
+    unpaid: dict[str, bool] = field(default_factory=dict)
 
     @property
     def dense(self) -> Model | None:
