@@ -53,6 +53,9 @@ VARIANTS = {
     "70 % magnitude": "tidy,prune-magnitude{sparsity=0.7}",
     "70 % SparseGPT": "tidy,prune-sparsegpt{sparsity=0.7 correction=CORRECTION}",
     "70 % ALPS": "tidy,prune-alps{sparsity=0.7 correction=CORRECTION}",
+    "70 % allocated": (
+        "tidy,allocate{sparsity=0.7 method=sensitivity},prune-wanda-ols{sparsity=0.7 correction=CORRECTION}"
+    ),
     "16x1 50 % Wanda": "tidy,prune-wanda{pattern=16x1 sparsity=0.5}",
     "16x1 50 % ALPS": "tidy,prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}",
     "int8": "tidy,quantize{activations=ACTIVATIONS}",
@@ -296,7 +299,7 @@ def main(
     import onnxruntime
 
     document = {
-        "command": "python bench/accuracy.py",
+        "command": f"python bench/accuracy.py --held-pairs {held_pairs}",
         "machine": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "threads": threads,
