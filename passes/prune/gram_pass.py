@@ -6,7 +6,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,9 +16,10 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.resume import Solved
 from sparsecc.passes.prune.scores import Pruned, compared
 from sparsecc.passes.prune.selection import Mask, Selection
-from sparsecc.pm import MomentsLike, PassContext, PassReport
+from sparsecc.pm import CalibrationSource, MomentsLike, PassContext, PassReport
 
 __all__ = ["GramPass", "Problem"]
 
@@ -62,6 +63,7 @@ class GramPass(PrunePass):
     damping: float = 0.01
     sequential: bool = True
     correction: float = 0.5
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,35 +82,57 @@ class GramPass(PrunePass):
         Raises:
             UsageError: there is no calibration source.
         """
-        waiting = {item.site.name: item for item in work}
-        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
-            for found in self._measured(model, work, ctx):
-                items = [waiting.pop(name) for name in found if name in waiting]
-                solved = pool.map(self._solve, items, [found[item.site.name] for item in items])
-                for item, result in zip(items, solved, strict=True):
-                    if isinstance(result, str):
-                        report.skip(item.site.name, result)
-                    else:
-                        item.record(report, result[0], output_error=result[1])
-                ctx.progress(self.name, len(work) - len(waiting), len(work))
-        for name in waiting:
-            reason = ctx.calibration.unavailable.get(name) if ctx.calibration is not None else None
-            report.skip(name, f"not measured: {reason or 'calibration does not reach it'}")
-
-    def _measured(
-        self, model: Model, work: Sequence[Work], ctx: PassContext
-    ) -> Iterator[Mapping[str, MomentsLike]]:
         if ctx.calibration is None:
             raise UsageError(
                 f"{self.name} needs calibration inputs; give --calibration-data PATH "
                 "(or --calibration-data synthetic for random ones)"
             )
-        if not work:
+        dense = model.copy()
+        solved = None if self.resume is None else Solved(self.resume, self._key(ctx.calibration, work))
+        waiting = {item.site.name: item for item in work}
+        if solved is not None:
+            for item in work:
+                if self._restore(item, solved, report):
+                    del waiting[item.site.name]
+        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
+            for found in self._measured(model, dense, list(waiting.values()), ctx.calibration):
+                items = [waiting.pop(name) for name in found if name in waiting]
+                results = pool.map(self._solve, items, [found[item.site.name] for item in items])
+                for item, result in zip(items, results, strict=True):
+                    if isinstance(result, str):
+                        report.skip(item.site.name, result)
+                        continue
+                    if solved is not None:
+                        solved.put(item.site.name, item.site.numpy(), result[0].weight, result[1])
+                    item.record(report, result[0], output_error=result[1])
+                ctx.progress(self.name, len(work) - len(waiting), len(work))
+        for name in waiting:
+            reason = ctx.calibration.unavailable.get(name, "calibration does not reach it")
+            report.skip(name, f"not measured: {reason}")
+
+    def _key(self, calibration: CalibrationSource, work: Sequence[Work]) -> str:
+        """What all solutions depend on: the options, the calibration data, which weights are pruned and how."""
+        sites = [f"{item.site.name} {item.describe()}" for item in work]
+        return "|".join([str(replace(self, resume=None)), calibration.fingerprint(), *sites])
+
+    def _restore(self, item: Work, solved: Solved, report: PassReport) -> bool:
+        weight = item.site.numpy()
+        found = solved.get(item.site.name, weight)
+        if found is None:
+            return False
+        ordered = item.ordered(weight)
+        item.record(report, compared(ordered, found[0], np.abs(ordered)), output_error=found[1])
+        return True
+
+    def _measured(
+        self, model: Model, dense: Model, work: Sequence[Work], calibration: CalibrationSource
+    ) -> Iterator[Mapping[str, MomentsLike]]:
+        names = {item.site.name for item in work}
+        if not names:
             return iter(())
-        names, dense = {item.site.name for item in work}, model.copy()
         if self.sequential:
-            return ctx.calibration.walk(model, [item.site for item in work], dense)
-        return ctx.calibration.walk(dense, [site for site in dense.sites() if site.name in names])
+            return calibration.walk(model, [item.site for item in work], dense)
+        return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
 
     def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float] | str:
         """Return the pruned weight in the order of the pattern and its relative error on the outputs."""

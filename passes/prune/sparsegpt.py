@@ -45,6 +45,7 @@ class PruneSparseGpt(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         block: columns that are chosen together where the pattern leaves it open.
         refit: fit the weights that stay once more at the end; false gives SparseGPT as published.
     """

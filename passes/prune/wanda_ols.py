@@ -41,6 +41,7 @@ class PruneWandaOls(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        resume: folder that keeps each solved site, so that the same run goes on there after a stop.
     """
 
     name: ClassVar[str] = "prune-wanda-ols"

@@ -70,6 +70,9 @@ class CalibrationSource(Protocol):
     def gram(self, model: Model, sites: Sequence[Site]) -> Mapping[str, NDArray[np.float64]]:
         """Return by site name the mean of ``X^T X``: ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv."""
 
+    def fingerprint(self) -> str:
+        """Return a digest of all inputs, the same for equal ones."""
+
     def walk(
         self, model: Model, sites: Sequence[Site], reference: Model | None = None
     ) -> Iterator[Mapping[str, MomentsLike]]:

@@ -9,6 +9,7 @@ import pytest
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
+from sparsecc.passes.prune.wanda_ols import PruneWandaOls
 from sparsecc.pm import PassContext, Pipeline
 from sparsecc.sparse import Pattern, density, matches
 
@@ -178,3 +179,36 @@ def test_sites_that_are_not_reached_or_not_finite_have_reasons():
     model = deep(1)
     _, (report,) = pruned(model, np.full((3, 48), np.inf, np.float32), "prune-wanda-ols")
     assert report.skipped[0].reason == "its input is NaN or infinite on the calibration data"
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
+    model, x = deep(), data()
+    spec = f"prune-wanda-ols{{sparsity=0.5 resume={tmp_path / 'steps'}}}"
+    expected, (whole,) = pruned(model, x, "prune-wanda-ols{sparsity=0.5}")
+    solve = PruneWandaOls._solve
+
+    def dies(self, item, moments):
+        if item.site.name == "l2":
+            raise UsageError("the power fails")
+        return solve(self, item, moments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PruneWandaOls, "_solve", dies)
+        with pytest.raises(UsageError, match="power"):
+            pruned(model, x, spec)
+    asked = []
+    monkeypatch.setattr(
+        PruneWandaOls, "_solve", lambda self, item, m: asked.append(item.site.name) or solve(self, item, m)
+    )
+    after, (report,) = pruned(model, x, spec)
+    assert asked == ["l2"]
+    assert [change.site for change in report.changed] == ["l0", "l1", "l2"]
+    assert after.fingerprint() == expected.fingerprint()
+    assert report.changed[0].numbers["output_error"] == whole.changed[0].numbers["output_error"]
+    pruned(model, x, spec.replace("0.5", "0.6"))  # other options: nothing fits
+    pruned(model, x * 2, spec)  # other data
+    for file in (tmp_path / "steps").iterdir():  # damaged files
+        file.write_bytes(file.read_bytes()[:100])
+    after, _ = pruned(model, x, spec)
+    assert after.fingerprint() == expected.fingerprint()
+    assert asked == ["l2", *["l0", "l1", "l2"] * 3]

@@ -1,0 +1,70 @@
+"""Solved sites in a folder, so that a long pruning run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import UsageError
+
+__all__ = ["Solved"]
+
+
+class Solved:
+    """Arrays in files named by what they depend on; a damaged or foreign file counts as none.
+
+    Args:
+        folder: is created.
+        key: what all arrays depend on beside their own: the options, the calibration data.
+
+    Raises:
+        UsageError: the folder cannot be created.
+    """
+
+    def __init__(self, folder: str, key: str) -> None:
+        self._folder = Path(folder)
+        self._key = key
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot create the folder '{folder}' to resume from: {error.strerror}"
+            ) from error
+
+    def get(self, name: str, weight: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
+        """Return what was kept for the site ``name`` with this dense weight: the pruned weight and its error."""
+        try:
+            with self._path(name, weight).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                found, error = archive["weight"], float(archive["error"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        return (found, error) if found.shape == weight.shape and found.dtype == weight.dtype else None
+
+    def put(self, name: str, weight: NDArray[Any], pruned: NDArray[Any], error: float) -> None:
+        """Keep ``pruned``; a run that is killed leaves the whole file or none.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        path = self._path(name, weight)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, weight=pruned, error=np.float64(error))
+            temporary.replace(path)
+        except OSError as reason:
+            temporary.unlink(missing_ok=True)
+            raise UsageError(
+                f"cannot write {path}: {reason.strerror}; free space or leave out resume"
+            ) from reason
+
+    def _path(self, name: str, weight: NDArray[Any]) -> Path:
+        digest = hashlib.sha256(f"{self._key}|{name}|{weight.dtype}|{weight.shape}|".encode())
+        digest.update(np.ascontiguousarray(weight).tobytes())
+        return self._folder / f"{digest.hexdigest()[:32]}.npz"
