@@ -13,6 +13,7 @@ LOADERS: dict[str, str] = {
     "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",
     "recover-bn": "sparsecc.passes.recover.bn:RecoverBn",
     "recover-ols": "sparsecc.passes.recover.ols:RecoverOls",
+    "recover-align": "sparsecc.passes.recover.align:RecoverAlign",
     "heal": "sparsecc.passes.recover.heal:Heal",
     "round-weights": "sparsecc.passes.quantize.round_weights:RoundWeights",
     "prune-dass": "sparsecc.passes.prune.dass:PruneDass",

@@ -182,7 +182,7 @@ def optimize(
         activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
             the calibration data (convolutions need that).
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
-        recover: ``bias``, ``bn``, ``ols``, ``heal``, several with commas between them: bring back what pruning took,
+        recover: ``bias``, ``bn``, ``ols``, ``align``, ``heal``, several with commas: bring back what pruning took,
             by the calibration data alone.
         flops_ratio: with the method ``structured``: share of the multiplications of linear layers to keep.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir
@@ -15,12 +15,22 @@ from sparsecc.calib.stepwise import Stepwise
 from sparsecc.ir import Model
 from sparsecc.pm import CalibrationSource
 
-__all__ = ["Channels", "Tap", "walk_tensors"]
+__all__ = ["Batch", "Channels", "Step", "Tap", "walk_pairs", "walk_tensors"]
 
 #: Bytes of activations kept in memory between steps, for each of the two models; more go to files.
 _BYTE_BUDGET = 256 << 20
 
 Vector = NDArray[np.float64]
+
+
+Batch = dict[str, NDArray[Any]]
+
+
+class Step(NamedTuple):
+    """Tensors of the main graph to read together, and the nodes that may be changed once they are read."""
+
+    names: Sequence[str]
+    nodes: Sequence[onnx_ir.Node]
 
 
 @dataclass(frozen=True)
@@ -80,26 +90,39 @@ def walk_tensors(
     Yields:
         The tap, and its statistics or the reason why there are none.
     """
+    steps = [Step((tap.name,), tap.nodes) for tap in taps]
+    for tap, pairs in zip(taps, walk_pairs(model, reference, steps, calibration, threads), strict=True):
+        sums, fits = _Sums(tap.axis), True
+        for found, wanted in pairs:
+            fits = fits and found[tap.name].shape == wanted[tap.name].shape
+            if fits:
+                sums.add(found[tap.name], wanted[tap.name])
+        yield tap, sums.result() if fits else "its output has another shape in the dense model"
+
+
+def walk_pairs(
+    model: Model, reference: Model, steps: Sequence[Step], calibration: CalibrationSource, threads: int
+) -> Iterator[Iterator[tuple[Batch, Batch]]]:
+    """Yield for each step its tensors in the model and in the dense one, batch by batch; all must be taken.
+
+    Arguments as for ``walk_tensors``; between two steps the nodes of the first may be changed. Each part of the two
+    models runs once.
+    """
     position = {node: at for at, node in enumerate(model.onnx.graph)}
 
-    def batches() -> Iterator[dict[str, NDArray[Any]]]:
+    def batches() -> Iterator[Batch]:
         return (dict(batch) for batch in calibration)
 
     with contextlib.ExitStack() as stack:
-        ours, theirs = (
+        sides = [
             stack.enter_context(Stepwise(side.copy, batches, byte_budget=_BYTE_BUDGET, threads=threads))
             for side in (model, reference)
-        )
-        for number, tap in enumerate(taps):
-            later = [item.name for item in taps[number + 1 :]]
-            changing = {position[node] for item in taps[number:] for node in item.nodes}
-            sums, fits = _Sums(tap.axis), True
-            sides = (ours.run([tap.name], later, changing), theirs.run([tap.name], later, changing))
-            for found, wanted in zip(*sides, strict=True):
-                fits = fits and found[tap.name].shape == wanted[tap.name].shape
-                if fits:
-                    sums.add(found[tap.name], wanted[tap.name])
-            yield tap, sums.result() if fits else "its output has another shape in the dense model"
+        ]
+        for number, step in enumerate(steps):
+            later = [name for item in steps[number + 1 :] for name in item.names]
+            changing = {position[node] for item in steps[number:] for node in item.nodes}
+            ours, theirs = (side.run(step.names, later, changing) for side in sides)
+            yield zip(ours, theirs, strict=True)
 
 
 class _Sums:

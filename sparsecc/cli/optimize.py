@@ -51,7 +51,7 @@ __all__ = ["command"]
 @click.option(
     "--recover",
     metavar="NAMES",
-    help="After pruning, with calibration data: bias, bn, ols, heal, or several with commas between them.",
+    help="After pruning, with calibration data: bias, bn, ols, align, heal, or several with commas between them.",
 )
 @click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
 @click.option(

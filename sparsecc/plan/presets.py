@@ -12,7 +12,13 @@ __all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "preset"]
 METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps")}
 
 #: Recovery passes by the name given to ``--recover``.
-RECOVERY = {"bias": "recover-bias", "bn": "recover-bn", "ols": "recover-ols", "heal": "heal"}
+RECOVERY = {
+    "bias": "recover-bias",
+    "bn": "recover-bn",
+    "ols": "recover-ols",
+    "align": "recover-align",
+    "heal": "heal",
+}
 
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")

@@ -297,6 +297,61 @@ def test_sites_without_zeros_are_left_to_others():
     assert {skip.reason for skip in report.skipped} == {"it has no zeros"}
 
 
+def residual() -> Model:
+    """Two residual blocks of two products each, and a head."""
+    return build(
+        """g (float[B,24] x) => (float[B,12] y) {
+            [up1] a = Gemm(x, w1, b1)
+            c = Relu(a)
+            [down1] d = MatMul(c, w2)
+            e = Add(d, b2)
+            s1 = Add(x, e)
+            [up2] f = Gemm(s1, w3, b1)
+            h = Relu(f)
+            [down2] i = MatMul(h, w4)
+            s2 = Add(i, s1)
+            [head] y = MatMul(s2, w5)
+        }""",
+        w1=0.3 * normal(24, 32, seed=1), b1=normal(32, seed=2), w2=0.3 * normal(32, 24, seed=3), b2=normal(24, seed=4),
+        w3=0.3 * normal(24, 32, seed=5), w4=0.3 * normal(32, 24, seed=6), w5=0.3 * normal(24, 12, seed=7),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("options", ["", "{blend=0.5}", "{sweeps=3}"])
+def test_alignment_lowers_the_error_and_keeps_zeros_and_nodes(options):
+    model, pruned, report, calibration = recovered(f"recover-align{options}", residual)
+    assert {change.site for change in report.changed} <= {"up1", "down1", "up2", "down2", "head"}
+    assert {"down1", "down2"} <= {change.site for change in report.changed if "behind it" in change.detail}
+    for name, before in zeros(pruned).items():
+        np.testing.assert_array_equal(zeros(model)[name], before)
+    for change in report.changed:
+        assert change.numbers["output_error_after"] < change.numbers["output_error_before"]
+    assert [node.op_type for node in model.onnx.graph] == [node.op_type for node in pruned.onnx.graph]
+    assert output_error(model, residual(), calibration, 1) < output_error(pruned, residual(), calibration, 1)
+
+
+def test_alignment_repairs_the_stream_better_than_least_squares_alone():
+    aligned, _, _, calibration = recovered("recover-align{blend=1.0}", residual)
+    fitted = recovered("recover-ols{correction=1.0}", residual)[0]
+    errors = [output_error(model, residual(), calibration, 1) for model in (aligned, fitted)]
+    assert errors[0] < errors[1]
+
+
+def test_a_sweep_that_does_not_help_is_taken_back(monkeypatch):
+    errors = iter([1.0, 0.5, 0.7])
+    monkeypatch.setattr("sparsecc.passes.recover.align.output_error", lambda *args: next(errors))
+    one, _, _, _ = recovered("recover-align{sweeps=3}", residual)
+    errors = iter([1.0, 0.5])
+    same, _, _, _ = recovered("recover-align", residual)
+    assert one.fingerprint() == same.fingerprint()
+
+
+def test_convolutions_are_not_aligned():
+    _, _, report, _ = recovered("recover-align", lambda: cnn(False))
+    assert not report.changed
+    assert all("only products" in skip.reason for skip in report.skipped)
+
+
 def test_what_was_recovered_is_not_restored():
     _, _, report, _ = recovered("recover-bias,restore-dense")
     assert not report.changed
