@@ -1,0 +1,249 @@
+"""What healing brings back: a sentence encoder and a small ResNet, pruned far and trained without labels.
+
+Prunes with ``prune-wanda-ols``, heals with ``heal`` on unlabelled inputs, and measures the task metric before and
+after on other samples. Needs PyTorch (``pip install 'sparsecc[heal]'``)::
+
+    python bench/heal.py --data FOLDER --threads 2
+
+A case takes up to half an hour on two cores and resumes from its checkpoint (``--work``) when it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import accuracy
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc import ir, verify
+from sparsecc.calib import Calibration
+from sparsecc.heal import require_torch
+from sparsecc.pm import PassContext, Pipeline
+
+#: Pairs of STS-B dev that measure; the sentences of the others heal.
+MEASURED_PAIRS = 600
+#: Every fifth picture heals, the others measure.
+EVERY = 5
+#: Batches of shifted and mirrored pictures, and pictures per batch.
+PICTURE_BATCHES, PICTURES = 96, 64
+#: Batches that pruning is calibrated on, about.
+PRUNE_BATCHES = 8
+#: Sentences per batch.
+SENTENCES = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model pruned to a pattern, and the largest drop of its metric that is aimed at."""
+
+    model: str
+    pattern: str
+    sparsity: float
+    most: float
+
+    @property
+    def name(self) -> str:
+        """How the case is called on the command line and in the results."""
+        return f"{self.model} {self.pattern} {self.sparsity:g}"
+
+
+CASES = (
+    Case("minilm_l6_v2", "16x1", 0.7, 0.015),
+    Case("minilm_l6_v2", "16x4", 0.6, 0.015),
+    Case("minilm_l6_v2", "unstructured", 0.8, 0.010),
+    Case("resnet20_cifar10", "16x1", 0.6, 0.02),
+    Case("resnet20_cifar10", "unstructured", 0.8, 0.015),
+)
+
+#: Options of ``heal`` by model: steps that fit into half an hour on two cores of a processor with bfloat16.
+HEAL = {
+    "minilm_l6_v2": "steps=5000 learning-rate=0.0012 precision=bfloat16 patience=25 holdout=0.06",
+    "resnet20_cifar10": "steps=2500 learning-rate=0.003 patience=25 holdout=0.06",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, inputs to heal it on, and how it is measured on others."""
+
+    path: Path
+    metric: str
+    batches: list[accuracy.Batch]
+    measure: Callable[[accuracy.Run], tuple[float, int]]
+
+
+def minilm(data: Path, evaluation: ModuleType, folder: Path) -> Task:
+    file = "stsb_dev_minilm_tokens.npz"
+    tokens = np.load(data / "text" / file)
+    ids = np.concatenate([tokens["ids_a"][MEASURED_PAIRS:], tokens["ids_b"][MEASURED_PAIRS:]])
+    lengths = np.concatenate([tokens["len_a"][MEASURED_PAIRS:], tokens["len_b"][MEASURED_PAIRS:]])
+
+    def measure(run: accuracy.Run) -> tuple[float, int]:
+        found = evaluation.sts(file, limit=MEASURED_PAIRS)(run)
+        return found["spearman"], found["n"]
+
+    path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
+    return Task(path, "Spearman", sentences(ids, lengths), measure)
+
+
+def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[accuracy.Batch]:
+    """Batches of sentences of similar length, in a seeded order among equals; no padding is attended to."""
+    order = np.lexsort((np.random.default_rng(0).random(len(lengths)), lengths))
+    batches = []
+    for start in range(0, len(order), SENTENCES):
+        chosen = order[start : start + SENTENCES]
+        width = int(lengths[chosen].max())
+        mask = (np.arange(width) < lengths[chosen][:, None]).astype(np.int64)
+        x = ids[chosen][:, :width].astype(np.int64) * mask
+        batches.append({"input_ids": x, "attention_mask": mask, "token_type_ids": np.zeros_like(x)})
+    return batches
+
+
+def cifar(data: Path, evaluation: ModuleType) -> Task:
+    x, labels = accuracy.cifar_pictures(data)
+    held = np.arange(len(x)) % EVERY == 0
+
+    def measure(run: accuracy.Run) -> tuple[float, int]:
+        found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
+        return found["accuracy"], found["n"]
+
+    return Task(data / "models" / "resnet20_cifar10.onnx", "accuracy", pictures(x[held]), measure)
+
+
+def pictures(x: NDArray[Any]) -> list[accuracy.Batch]:
+    """Batches of pictures shifted by up to four pixels and mirrored at random, as in training."""
+    rng = np.random.default_rng(0)
+    padded = np.pad(x, [(0, 0), (0, 0), (4, 4), (4, 4)])
+    batches = []
+    for _ in range(PICTURE_BATCHES):
+        chosen = []
+        for picture in padded[rng.choice(len(x), PICTURES, replace=False)]:
+            top, left = rng.integers(0, 9, 2)
+            part = picture[:, top : top + x.shape[2], left : left + x.shape[3]]
+            chosen.append(part[:, :, ::-1] if rng.random() < 0.5 else part)
+        batches.append({"input": np.ascontiguousarray(np.stack(chosen))})
+    return batches
+
+
+def measure_case(case: Case, task: Task, options: str, threads: int, work: Path) -> dict[str, Any]:
+    """Prune, heal and measure one case."""
+    model = ir.Model.load(task.path)
+
+    def value(of: ir.Model) -> float:
+        session = verify.session(of, threads=threads)
+        return task.measure(lambda feed: list(session.run(feed).values()))[0]
+
+    dense = value(model)
+    amount = f"pattern={case.pattern} sparsity={case.sparsity:g}"
+    pipeline = f"tidy,prune-wanda-ols{{{amount}}}"
+    context = PassContext(
+        calibration=Calibration.from_batches(task.batches, model, threads=threads), threads=threads
+    )
+    Pipeline.parse("tidy").run(model)
+    reference = model.copy()
+    Pipeline.parse(pipeline).run(model, context)
+    pruned = value(model)
+    checkpoint = work / f"{case.name.replace(' ', '_')}.ckpt"
+    spec = f"heal{{{options} checkpoint={checkpoint}}}"
+    context.reference = reference
+    context.calibration = Calibration.from_batches(task.batches, model, threads=threads)
+    wall, cpu = time.perf_counter(), time.process_time()
+    (report,) = Pipeline.parse(spec).run(model, context)
+    return {
+        "pipeline": f"{pipeline},heal{{{options}}}",
+        "metric": task.metric,
+        "samples": task.measure(lambda feed: list(verify.session(model, threads=threads).run(feed).values()))[
+            1
+        ],
+        "healed_on": sum(len(next(iter(batch.values()))) for batch in task.batches),
+        "dense": dense,
+        "pruned": pruned,
+        "healed": value(model),
+        "drop_aimed_at": case.most,
+        "notes": report.notes,
+        "wall_seconds": round(time.perf_counter() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "threads": threads,
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    lines = ["| case | dense | pruned | healed | drop | aimed at | CPU seconds |", "|---" * 7 + "|"]
+    for name, row in results.items():
+        drop = row["dense"] - row["healed"]
+        lines.append(
+            f"| {name} | {row['dense']:.4f} | {row['pruned']:.4f} | {row['healed']:.4f} | {drop:.4f} | "
+            f"{row['drop_aimed_at']:g} | {row['cpu_seconds']:g} |"
+        )
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=lambda: os.environ.get("SPARSECC_TEST_DATA", accuracy.ROOT.parent / "shared" / "data"),
+    help="Folder of models and data (default: SPARSECC_TEST_DATA).",
+)
+@click.option(
+    "--case", "names", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only this."
+)
+@click.option("--steps", type=int, help="Fewer steps than the half hour's, for a first look.")
+@click.option("--threads", default=2, show_default=True, help="Threads of PyTorch and of every session.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of checkpoints; default: none kept.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=accuracy.ROOT / "bench" / "results" / "heal.json",
+    help="JSON file.",
+)
+def main(
+    data: Path, names: tuple[str, ...], steps: int | None, threads: int, work: Path | None, output: Path
+) -> None:
+    """Measure the cases, write OUTPUT and print the table. What OUTPUT has of other cases stays."""
+    require_torch()
+    import torch
+
+    results: dict[str, Any] = json.loads(output.read_text())["cases"] if output.exists() else {}
+    evaluation = accuracy.load_evaluation(data)
+    with tempfile.TemporaryDirectory() as folder:
+        if work is not None:
+            work.mkdir(parents=True, exist_ok=True)
+        for case in CASES:
+            if names and case.name not in names:
+                continue
+            bert = case.model == "minilm_l6_v2"
+            task = minilm(data, evaluation, Path(folder)) if bert else cifar(data, evaluation)
+            options = HEAL[case.model]
+            if steps is not None:
+                options = f"steps={steps} " + options.partition(" ")[2]
+            results[case.name] = measure_case(case, task, options, threads, work or Path(folder))
+            click.echo(f"{case.name}: {results[case.name]['healed']:.4f}", err=True)
+            document = {
+                "command": "python bench/heal.py",
+                "machine": platform.machine(),
+                "torch": torch.__version__,
+                "cases": results,
+            }
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(document, indent=1) + "\n")
+    click.echo(table(results))
+
+
+if __name__ == "__main__":
+    main()
