@@ -53,11 +53,12 @@ VARIANTS = {
     "70 % magnitude": "tidy,prune-magnitude{sparsity=0.7}",
     "70 % SparseGPT": "tidy,prune-sparsegpt{sparsity=0.7 correction=CORRECTION}",
     "70 % ALPS": "tidy,prune-alps{sparsity=0.7 correction=CORRECTION}",
-    "70 % allocated": (
-        "tidy,allocate{sparsity=0.7 method=sensitivity},prune-wanda-ols{sparsity=0.7 correction=CORRECTION}"
-    ),
+    "70 % LAMP ALPS": "tidy,allocate{sparsity=0.7},prune-alps{sparsity=0.7 correction=CORRECTION}",
     "16x1 50 % Wanda": "tidy,prune-wanda{pattern=16x1 sparsity=0.5}",
     "16x1 50 % ALPS": "tidy,prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}",
+    "16x1 50 % permuted ALPS": (
+        "tidy,permute{pattern=16x1 sparsity=0.5},prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}"
+    ),
     "int8": "tidy,quantize{activations=ACTIVATIONS}",
     "int8 least squares": "tidy,quantize{activations=ACTIVATIONS method=mse}",
     "int8 onnxruntime": "onnxruntime",
