@@ -109,16 +109,23 @@ def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
     return [{name: x[start : start + size]} for start in range(0, len(x), size)]
 
 
-def cifar(data: Path, evaluation: ModuleType) -> Task:
-    """Every tenth picture calibrates, the others measure."""
+def cifar_pictures(data: Path) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """The pictures as the network reads them, ``[n, 3, 32, 32]``, and their labels."""
     archive = np.load(data / "images" / "cifar10_test_2500.npz")
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    x = (archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / deviation
+    return (archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / deviation, archive[
+        "labels"
+    ]
+
+
+def cifar(data: Path, evaluation: ModuleType) -> Task:
+    """Every tenth picture calibrates, the others measure."""
+    x, labels = cifar_pictures(data)
     held = np.arange(len(x)) % 10 == 0
 
     def measure(run: Run) -> tuple[float, int]:
-        found = evaluation._accuracy(run, "input", x[~held], archive["labels"][~held], 100)
+        found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
         return found["accuracy"], found["n"]
 
     return Task(
