@@ -43,7 +43,12 @@ __all__ = ["command"]
 @click.option(
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt or alps (the last three "
-    "also change the weights that stay).",
+    "also change the weights that stay); structured removes channels, neurons and heads.",
+)
+@click.option(
+    "--flops-ratio",
+    type=float,
+    help="With --method structured: share of the multiplications to keep, e.g. 0.7.",
 )
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
