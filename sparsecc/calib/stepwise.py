@@ -159,11 +159,26 @@ def _cut(
         onnx_ir.convenience.replace_all_uses_with(values[name], value)
         if name in given:
             graph.inputs.append(value)
-    graph.remove([node for at, node in enumerate(nodes) if at not in needed], safe=True)
+    unneeded = [node for at, node in enumerate(nodes) if at not in needed]
+    for node in unneeded:
+        _empty_bodies(node)
+    graph.remove(unneeded, safe=True)
     for name, value in list(graph.initializers.items()):
         if not value.uses() and value not in graph.outputs:
             del graph.initializers[name]
     return given
+
+
+def _empty_bodies(node: onnx_ir.Node) -> None:
+    """Take the bodies of a node that is to go off what they read from around them."""
+    for attribute in node.attributes.values():
+        if attribute.type == onnx_ir.AttributeType.GRAPH and not attribute.is_ref():
+            body = attribute.as_graph()
+            body.outputs.clear()
+            for inner in body:
+                _empty_bodies(inner)
+                for index in range(len(inner.inputs)):
+                    inner.replace_input_with(index, None)
 
 
 class _Store:

@@ -175,3 +175,22 @@ def test_recurrent_weights_and_bodies() -> None:
         found.update(step)
     assert {name: item.rows for name, item in found.items()} == {"cell.W": 10, "cell.R": 8, "in": 10}
     assert list(source.unavailable) == ["out"]
+
+
+def test_bodies_that_read_what_an_earlier_part_computes() -> None:
+    """Both the node and the body that reads it are left out of a later step."""
+    model = build(
+        """g (bool t, float[B,8] x) => (float[B,8] y) {
+            [a] a = MatMul(x, w)
+            b = If(t) <
+                then_branch = yes () => (float[B,8] p) { q = Relu(a) [in] p = MatMul(q, v) },
+                else_branch = no () => (float[B,8] p2) { p2 = Identity(a) }
+            >
+            c = Add(b, x)
+            [last] y = MatMul(c, u)
+        }""",
+        w=normal(8, 8), v=normal(8, 8), u=normal(8, 8),
+    )  # fmt: skip
+    source = Calibration.from_batches([{"t": np.array(True), "x": normal(6, 8)}], model)
+    steps = [list(step) for step in source.walk(model, model.sites(), model.copy())]
+    assert steps == [["a"], ["in"], ["last"]]
