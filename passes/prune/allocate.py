@@ -52,7 +52,8 @@ class Allocate(PrunePass):
         by_channel: as in the prune pass.
         method: ``erk`` by shapes (Evci et al. 2020); ``lamp`` by weights (Lee et al. 2021), or by weights and inputs
             where there is calibration data; ``sensitivity``: what dropping weights of a site alone does to the
-            outputs of the model on calibration data, summed up and made smallest.
+            outputs of the model on calibration data, summed up and made smallest (it knows nothing of weights fitted
+            afterwards, with which ``lamp`` did better where that was measured).
         most: highest sparsity of a site, in (0, 1).
     """
 
