@@ -59,10 +59,6 @@ VARIANTS = {
     "16x1 50 % permuted ALPS": (
         "tidy,permute{pattern=16x1 sparsity=0.5},prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}"
     ),
-    "16x1 50 % permuted LAMP ALPS": (
-        "tidy,permute{pattern=16x1 sparsity=0.5},allocate{pattern=16x1 sparsity=0.5},"
-        "prune-alps{pattern=16x1 sparsity=0.5 scope=layer correction=CORRECTION}"
-    ),
     "int8": "tidy,quantize{activations=ACTIVATIONS}",
     "int8 least squares": "tidy,quantize{activations=ACTIVATIONS method=mse}",
     "int8 onnxruntime": "onnxruntime",
