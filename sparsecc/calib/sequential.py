@@ -32,7 +32,6 @@ class Moments:
 
     Attributes:
         gram: mean of ``Xh^T Xh``, ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv.
-        cross: mean of ``X^T Xh``, of the same shape.
         mean: mean of ``Xh``, ``[K]`` or ``[groups, K]``.
         cross: mean of ``X^T Xh``, of the shape of ``gram``; ``gram`` itself without a reference.
         reference_mean: mean of ``X``.

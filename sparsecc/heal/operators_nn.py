@@ -1,4 +1,4 @@
-"""ONNX operators on tensors of PyTorch: products, convolutions, pooling, normalisation, recurrence."""
+"""ONNX operators on tensors of PyTorch: products, convolutions, pooling and normalisation."""
 
 from __future__ import annotations
 
