@@ -100,7 +100,8 @@ class Builder:
         self.tied_pairs: list[tuple[Atoms, Atoms]] = []
         self.fixed: list[tuple[Atoms, str]] = []
         self.kept: list[tuple[Atoms, str]] = []
-        self.read: set[tuple[onnx_ir.Node, int]] = set()
+        self.single: list[tuple[Atoms, str]] = []
+        self.read: set[tuple[onnx_ir.Node, int, int]] = set()
 
     def fresh(self, *shape: int) -> Atoms:
         """Return new atoms."""
@@ -148,7 +149,7 @@ class Builder:
         if shape[axis] != (atoms.shape[-1] if role == "columns" else atoms.size):
             self.freeze(atoms, f"{value.name!r} of {_name(node)} has another size")
             return None
-        self.read.add((node, index))
+        self.read.add((node, index, axis))
         known = self.parts.get((value, axis))
         if known is not None and known.atoms.shape != atoms.shape:
             self.freeze(atoms, f"{value.name!r} is shared by nodes that see it differently")
@@ -193,6 +194,10 @@ class Builder:
         """Forbid the removal of these positions."""
         self.kept.append((atoms, reason))
 
+    def once(self, atoms: Atoms, at: int, reason: str) -> None:
+        """Fix the order of what stands more than once along axis ``at``: the copies may not be told apart behind."""
+        self.single += [(line, reason) for line in np.moveaxis(atoms, at, -1).reshape(-1, atoms.shape[at])]
+
     def freeze(self, atoms: Atoms, reason: str) -> None:
         """Forbid both."""
         self.fix(atoms, reason)
@@ -200,7 +205,11 @@ class Builder:
 
     def freeze_inputs(self, node: onnx_ir.Node, reason: str) -> None:
         """Freeze all fields that ``node`` reads, in bodies of it too."""
-        for value in _captured(node):
+        self.freeze_values(_captured(node), reason)
+
+    def freeze_values(self, values: Iterable[onnx_ir.Value | None], reason: str) -> None:
+        """Freeze all fields of some tensors."""
+        for value in values:
             for field in self.of(value):
                 self.freeze(field.atoms, reason)
 

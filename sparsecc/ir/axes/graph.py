@@ -13,7 +13,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from sparsecc.ir.axes.builder import Builder, Edit, Part
-from sparsecc.ir.axes.rules import RULES, place
+from sparsecc.ir.axes.rules import RULES, SEVERAL_INPUTS, place
 from sparsecc.ir.axes.shape_rules import SHAPE_RULES
 from sparsecc.ir.axes.units import Atoms, components
 from sparsecc.ir.model import Model
@@ -126,6 +126,12 @@ def _visit(b: Builder, node: onnx_ir.Node) -> None:
         b.freeze_inputs(node, f"{place(node)} is not followed")
         return
     rule(b, node)
+    if node.op_type not in SEVERAL_INPUTS:
+        b.freeze_values(node.inputs[1:], f"{place(node)} reads it as a setting")
+    if node.op_type not in SHAPE_RULES and any(
+        value.uses() or value.is_graph_output() for value in node.outputs[1:]
+    ):
+        b.freeze_values(node.inputs, f"{place(node)} has further outputs that are read")
 
 
 def _freeze_ends(b: Builder, model: Model) -> None:
@@ -134,19 +140,25 @@ def _freeze_ends(b: Builder, model: Model) -> None:
         for field in b.of(value):
             b.freeze(field.atoms, f"it is the output {value.name!r}")
     for part in b.parts.values():
-        others = [use.node for use in part.value.uses() if (use.node, use.idx) not in b.read]
+        others = [use.node for use in part.value.uses() if (use.node, use.idx, part.axis) not in b.read]
         if others or part.value.is_graph_output():
             reader = place(others[0]) if others else "the caller"
             b.freeze(part.atoms, f"{part.value.name!r} is read by {reader} too, which is not followed")
 
 
 def _fix_ambiguous(b: Builder, order: Atoms) -> None:
-    """Two different positions of one constant that are one unit: which goes where would be a guess."""
+    """Different positions that are one unit, in one constant or where copies are cut apart: what goes where would be a
+    guess.
+    """
     for part in b.parts.values():
         atoms = np.unique(part.atoms)
         units, counts = np.unique(order[atoms], return_counts=True)
         if (counts > 1).any():
             b.fix(units[counts > 1], f"several positions of {part.value.name!r} are one and the same")
+    for line, reason in b.single:
+        units, counts = np.unique(order[line], return_counts=True)
+        if (counts > 1).any():
+            b.fix(units[counts > 1], reason)
 
 
 def _reasons(labels: Atoms, frozen: list[tuple[Atoms, str]]) -> dict[int, str]:

@@ -9,7 +9,7 @@ import onnx_ir
 
 from sparsecc.ir.axes.builder import Builder, Field, Part, Role, constant, dims
 
-__all__ = ["RULES", "Rule", "pass_through", "place"]
+__all__ = ["RULES", "SEVERAL_INPUTS", "Rule", "pass_through", "place"]
 
 Rule = Callable[[Builder, onnx_ir.Node], None]
 
@@ -34,9 +34,6 @@ def pass_through(b: Builder, node: onnx_ir.Node) -> None:
     """Output axes are those of the first input."""
     for field in b.of(node.inputs[0]):
         b.put(node, node.outputs[0], field.axes, field.atoms, field)
-    for value in node.inputs[1:]:
-        for field in b.of(value):
-            b.freeze(field.atoms, f"read by {place(node)} as a setting")
 
 
 def pool(b: Builder, node: onnx_ir.Node) -> None:
@@ -310,7 +307,8 @@ def conv(b: Builder, node: onnx_ir.Node) -> None:
 def softmax(b: Builder, node: onnx_ir.Node) -> None:
     """Softmax over one axis: what is removed there changes all others."""
     rank = len(dims(node.inputs[0]) or ())
-    axis = node.attributes.get_int("axis", -1)
+    versions = {} if node.graph is None else node.graph.opset_imports
+    axis = node.attributes.get_int("axis", 1 if versions.get("", 13) < 13 else -1)
     assert axis is not None, "the default is a number"
     for field in b.of(node.inputs[0]):
         # Before opset 13 all axes from `axis` on are taken together.
@@ -389,6 +387,9 @@ def _reduced_axes(node: onnx_ir.Node, shape: Sequence[int | None] | None) -> set
         return None
     return {int(axis) % len(shape) for axis in listed.const_value.numpy().reshape(-1)}
 
+
+#: Operators whose rules look at every input; of the others only the first holds data.
+SEVERAL_INPUTS = frozenset({*_JOINING, "Concat", "Gather", "MatMul"})
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_UNARY, pass_through),

@@ -247,6 +247,7 @@ def split(b: Builder, node: onnx_ir.Node) -> None:
                 b.put(node, value, field.axes, field.atoms, field)
             continue
         at = field.axes.index(axis)
+        b.once(field.atoms, at, f"{place(node)} cuts copies of it apart")
         if None in sizes or sum(size or 0 for size in sizes) != field.atoms.shape[at]:
             b.freeze(field.atoms, f"{place(node)} cuts it in parts of unknown size")
             continue
@@ -268,7 +269,8 @@ def slice_(b: Builder, node: onnx_ir.Node) -> None:
     if shape is None or len(settings) < 2:
         b.freeze_inputs(node, f"{place(node)} takes a range that is not known")
         return
-    axes = settings[2] if len(settings) > 2 else np.arange(len(shape))
+    listed = len(settings) > 2 and node.inputs[3] is not None
+    axes = settings[2] if listed else np.arange(0 if settings[0] is None else settings[0].size)
     if axes is None:
         b.freeze_inputs(node, f"{place(node)} takes a range of axes that are not known")
         return
@@ -277,6 +279,7 @@ def slice_(b: Builder, node: onnx_ir.Node) -> None:
         cut = [name for name in names if name in field.axes]
         atoms: Atoms | None = field.atoms
         for name in cut:
+            b.once(field.atoms, field.axes.index(name), f"{place(node)} cuts copies of it apart")
             atoms = _range_of(atoms, field.axes.index(name), settings, names.index(name), len(names))
         if atoms is None:
             b.freeze(field.atoms, f"{place(node)} takes a range of it that is not known")
@@ -332,6 +335,7 @@ def gather(b: Builder, node: onnx_ir.Node) -> None:
         else:
             at = field.axes.index(axis)
             size = field.atoms.shape[at]
+            b.once(field.atoms, at, f"{place(node)} picks among copies of it")
             if fixed.min() < -size or fixed.max() >= size:
                 b.freeze(field.atoms, f"{place(node)} picks positions that do not exist")
                 continue
