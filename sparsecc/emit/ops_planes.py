@@ -1,10 +1,11 @@
-"""Operators on quad planes, uint8 ``[B, ceil(C / 4), space..., 4]``: declarations, shape rules, bodies, references.
+"""Operators on quad planes, uint8 ``[B, ceil(C / 4), space..., 4]``: declarations, shape rules, references.
 
 ``steps`` and ``zero_points`` hold a scale and a zero point for x, for y and for what is added, in this order.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,7 +13,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.emit.decoding import BYTES, CONSTANTS, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
+from sparsecc.emit.bodies_planes import (
+    CONV,
+    CONV_WEIGHT,
+    PLANE_CONSTANTS,
+    STORE,
+    dequantize,
+    from_quads,
+    planes_first,
+    to_quads,
+)
+from sparsecc.emit.decoding import BYTES, DENSE_WEIGHT, FILL_THE_GRID, GRID_OF_BLOCKS
 from sparsecc.emit.operator import (
     Attribute,
     Attributes,
@@ -39,6 +50,11 @@ _QUADS = "[B,quads,H,W,4] or [B,quads,L,4]"
 @dataclass(frozen=True)
 class QuadsOp(Operator):
     """One operator on quad planes; all of them are their own family."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class, unless a subclass has several."""
+        return type(self).__name__
 
     @property
     def oldest_opset(self) -> int:
@@ -107,19 +123,18 @@ class ConvQuads(QuadsOp):
         """Return the body in ONNX's text form: everything to floats in NCHW, Conv, and back."""
         body = "".join(
             (
-                CONSTANTS,
-                _MORE_CONSTANTS,
+                PLANE_CONSTANTS,
                 GRID_OF_BLOCKS,
                 BYTES,
                 FILL_THE_GRID,
                 DENSE_WEIGHT["BlockSparseConv"],
-                _CONV_WEIGHT,
-                _from_quads("x", 0, "channels"),
-                _CONV,
-                _from_quads("residual", 2, "outputs") if self.residual else "",
+                CONV_WEIGHT,
+                from_quads("x", 0, "channels"),
+                CONV,
+                from_quads("residual", 2, "outputs") if self.residual else "",
                 "  z = Add (convolved, residual_real)\n" if self.residual else "  z = Identity (convolved)\n",
-                _STORE,
-                _to_quads("y_kept"),
+                STORE,
+                to_quads("y_kept"),
             )
         )
         return self.function_in(opset, body)
@@ -159,13 +174,42 @@ class ConvQuads(QuadsOp):
 
 
 @dataclass(frozen=True)
-class AddQuads(QuadsOp):
-    """The sum of two tensors with scales of their own."""
+class PairQuads(QuadsOp):
+    """Two tensors with scales of their own, joined as numbers; the order of channels does not matter here."""
 
     @property
-    def name(self) -> str:
-        """``AddQuads``."""
-        return "AddQuads"
+    @abstractmethod
+    def join(self) -> str:
+        """What joins both, in ONNX's text form."""
+
+    @abstractmethod
+    def joined(self, x: Array, residual: Array) -> Array:
+        """Join both by NumPy."""
+
+    def function_text(self, opset: int) -> str:
+        """Return the body in ONNX's text form."""
+        body = (
+            PLANE_CONSTANTS
+            + dequantize("x", 0)
+            + dequantize("residual", 2)
+            + f"  z = {self.join} (x_floats, residual_floats)\n"
+            + STORE
+            + "  y = Identity (y_kept)\n"
+        )
+        return self.function_in(opset, body)
+
+    def reference(
+        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
+    ) -> tuple[Bytes]:
+        """Return y computed by NumPy, in double precision before it is stored."""
+        arrays = self.by_name(inputs)
+        z = self.joined(_real(arrays, "x", 0), _real(arrays, "residual", 2))
+        return (_stored(z, arrays).astype(np.uint8),)
+
+
+@dataclass(frozen=True)
+class AddQuads(PairQuads):
+    """The sum of two tensors with scales of their own."""
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -176,42 +220,25 @@ class AddQuads(QuadsOp):
         )
         return (*summands, *_quantization(3), _bounds())
 
+    @property
+    def join(self) -> str:
+        """A sum."""
+        return "Add"
+
+    def joined(self, x: Array, residual: Array) -> Array:
+        """Return the sum."""
+        return x + residual
+
     def output_shapes(
         self, inputs: Shapes, constants: Constants, attributes: Attributes
     ) -> tuple[Sequence[Dim] | None]:
         """Return the shape of x."""
         return (inputs[0],)
 
-    def function_text(self, opset: int) -> str:
-        """Return the body in ONNX's text form; the order of channels does not matter here."""
-        body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
-            + _dequantize("x", 0)
-            + _dequantize("residual", 2)
-            + "  z = Add (x_floats, residual_floats)\n"
-            + _STORE
-            + "  y = Identity (y_kept)\n"
-        )
-        return self.function_in(opset, body)
-
-    def reference(
-        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
-    ) -> tuple[Bytes]:
-        """Return y computed by NumPy, in double precision before it is stored."""
-        arrays = self.by_name(inputs)
-        z = _real(arrays, "x", 0) + _real(arrays, "residual", 2)
-        return (_stored(z, arrays).astype(np.uint8),)
-
 
 @dataclass(frozen=True)
-class ConcatQuads(QuadsOp):
+class ConcatQuads(PairQuads):
     """The channels of two tensors one behind the other, quad by quad."""
-
-    @property
-    def name(self) -> str:
-        """``ConcatQuads``."""
-        return "ConcatQuads"
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -221,6 +248,15 @@ class ConcatQuads(QuadsOp):
             Input("residual", "uint8", "as x but for the quads", "what comes second"),
         )
         return (*both, *_quantization(3), _bounds())
+
+    @property
+    def join(self) -> str:
+        """Quads one behind the other."""
+        return "Concat <axis = 1>"
+
+    def joined(self, x: Array, residual: Array) -> Array:
+        """Return the quads one behind the other."""
+        return np.concatenate([x, residual], axis=1)
 
     def output_shapes(
         self, inputs: Shapes, constants: Constants, attributes: Attributes
@@ -232,36 +268,10 @@ class ConcatQuads(QuadsOp):
         quads = x[1] + behind[1] if isinstance(x[1], int) and isinstance(behind[1], int) else None
         return ((x[0], quads, *x[2:]),)
 
-    def function_text(self, opset: int) -> str:
-        """Return the body in ONNX's text form."""
-        body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
-            + _dequantize("x", 0)
-            + _dequantize("residual", 2)
-            + "  z = Concat <axis = 1> (x_floats, residual_floats)\n"
-            + _STORE
-            + "  y = Identity (y_kept)\n"
-        )
-        return self.function_in(opset, body)
-
-    def reference(
-        self, inputs: Sequence[NDArray[np.generic]], attributes: Mapping[str, object]
-    ) -> tuple[Bytes]:
-        """Return y computed by NumPy, in double precision before it is stored."""
-        arrays = self.by_name(inputs)
-        z = np.concatenate([_real(arrays, "x", 0), _real(arrays, "residual", 2)], axis=1)
-        return (_stored(z, arrays).astype(np.uint8),)
-
 
 @dataclass(frozen=True)
 class MaxPoolQuads(QuadsOp):
     """MaxPool: the bytes are in the order of the numbers they stand for."""
-
-    @property
-    def name(self) -> str:
-        """``MaxPoolQuads``."""
-        return "MaxPoolQuads"
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -285,14 +295,13 @@ class MaxPoolQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
-            + _planes_first("x", "x")
+            PLANE_CONSTANTS
+            + planes_first("x", "x")
             + """
   pooled = MaxPool <kernel_shape: ints = @kernel_shape, strides: ints = @strides, pads: ints = @pads,
     dilations: ints = @dilations> (x_planes)
 """
-            + _to_quads("pooled")
+            + to_quads("pooled")
         )
         return self.function_in(opset, body)
 
@@ -317,11 +326,6 @@ class GlobalAveragePoolQuads(QuadsOp):
     """The mean of every channel."""
 
     @property
-    def name(self) -> str:
-        """``GlobalAveragePoolQuads``."""
-        return "GlobalAveragePoolQuads"
-
-    @property
     def inputs(self) -> tuple[Input, ...]:
         """All inputs, in order. Everything but x must be a constant initializer."""
         return (Input("x", "uint8", _QUADS, "the activations"), *_quantization(2), _bounds())
@@ -336,13 +340,12 @@ class GlobalAveragePoolQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
-            + _dequantize("x", 0)
-            + _planes_first("x", "x_floats")
+            PLANE_CONSTANTS
+            + dequantize("x", 0)
+            + planes_first("x", "x_floats")
             + "  z = GlobalAveragePool (x_planes)\n"
-            + _STORE
-            + _to_quads("y_kept")
+            + STORE
+            + to_quads("y_kept")
         )
         return self.function_in(opset, body)
 
@@ -361,11 +364,6 @@ class QuantizeQuads(QuadsOp):
     """QuantizeLinear, from planes of floats."""
 
     @property
-    def name(self) -> str:
-        """``QuantizeQuads``."""
-        return "QuantizeQuads"
-
-    @property
     def inputs(self) -> tuple[Input, ...]:
         """All inputs, in order. Everything but x must be a constant initializer."""
         return (Input("x", "float32", "[B,C,H,W] or [B,C,L]", "the activations"), *_quantization(1, "y"))
@@ -382,14 +380,13 @@ class QuantizeQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
+            PLANE_CONSTANTS
             + """
   y_scale = Gather <axis = 0> (steps, first_axis)
   y_zero_point = Gather <axis = 0> (zero_points, first_axis)
   y_stored = QuantizeLinear (x, y_scale, y_zero_point)
 """
-            + _to_quads("y_stored")
+            + to_quads("y_stored")
         )
         return self.function_in(opset, body)
 
@@ -405,11 +402,6 @@ class QuantizeQuads(QuadsOp):
 @dataclass(frozen=True)
 class DequantizeQuads(QuadsOp):
     """DequantizeLinear, to planes of floats."""
-
-    @property
-    def name(self) -> str:
-        """``DequantizeQuads``."""
-        return "DequantizeQuads"
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -436,13 +428,12 @@ class DequantizeQuads(QuadsOp):
     def function_text(self, opset: int) -> str:
         """Return the body in ONNX's text form."""
         body = (
-            CONSTANTS
-            + _MORE_CONSTANTS
+            PLANE_CONSTANTS
             + """
   channel_count = Constant <value_int: int = @channels> ()
   channels = Reshape (channel_count, one)
 """
-            + _from_quads("x", 0, "channels")
+            + from_quads("x", 0, "channels")
             + "  y = Identity (x_real)\n"
         )
         return self.function_in(opset, body)
@@ -507,104 +498,3 @@ def _real(arrays: Mapping[str, NDArray[Any]], name: str, index: int) -> Array:
 def _stored(z: Array, arrays: Mapping[str, NDArray[Any]]) -> Array:
     stored = np.rint(z / float(arrays["steps"][1])) + float(arrays["zero_points"][1])
     return cast(Array, np.clip(stored, *arrays["bounds"].astype(np.float64)))
-
-
-# ---- function bodies: the rules of ``sparsecc.emit.decoding`` hold here too -----------------------------
-
-_MORE_CONSTANTS = """
-  four = Constant <value = int64[1] {4}> ()
-  index_1 = Constant <value = int64 {1}> ()
-  index_2 = Constant <value = int64 {2}> ()
-"""
-
-# From [Cout, kernel..., Cin / group] in int8 to what Conv reads. The last step is left to DequantizeLinear: before
-# floats onnxruntime would quantise the weights once more, in its own way, where x and y are bytes.
-_CONV_WEIGHT = """
-  last = Sub (rank, one)
-  group_channels = Slice (shape, last, rank)
-  kernel_sides = Slice (shape, one, last)
-  by_place_shape = Concat <axis = 0> (outputs, minus_one, group_channels)
-  by_place = Reshape (weight, by_place_shape)
-  by_channel = Transpose <perm = [0, 2, 1]> (by_place)
-  conv_shape = Concat <axis = 0> (outputs, group_channels, kernel_sides)
-  conv_codes = Reshape (by_channel, conv_shape)
-  conv_weight = DequantizeLinear <axis = 0> (conv_codes, scales)
-  group_count = Constant <value_int: int = @group> ()
-  channels = Mul (group_channels, group_count)
-"""
-
-_CONV = """
-  convolved = Conv <strides: ints = @strides, pads: ints = @pads, dilations: ints = @dilations, group: int = @group>
-    (x_real, conv_weight, bias)
-"""
-
-_STORE = """
-  y_scale = Gather <axis = 0> (steps, index_1)
-  y_zero_point = Gather <axis = 0> (zero_points, index_1)
-  y_stored = QuantizeLinear (z, y_scale, y_zero_point)
-  low_bound = Gather <axis = 0> (bounds, first_axis)
-  high_bound = Gather <axis = 0> (bounds, index_1)
-  y_kept = Clip (y_stored, low_bound, high_bound)
-"""
-
-
-def _dequantize(name: str, index: int) -> str:
-    at = "first_axis" if index == 0 else f"index_{index}"
-    return f"""
-  {name}_scale = Gather <axis = 0> (steps, {at})
-  {name}_zero_point = Gather <axis = 0> (zero_points, {at})
-  {name}_floats = DequantizeLinear ({name}, {name}_scale, {name}_zero_point)
-"""
-
-
-def _planes_first(name: str, source: str) -> str:
-    """From quads of ``source`` to ``<name>_planes`` [B, 4 * quads, space...]."""
-    return f"""
-  {name}_shape = Shape ({source})
-  {name}_rank = Shape ({name}_shape)
-  {name}_lanes_at = Sub ({name}_rank, one)
-  {name}_batch = Slice ({name}_shape, zero, one)
-  {name}_quads = Slice ({name}_shape, one, two)
-  {name}_sides = Slice ({name}_shape, two, {name}_lanes_at)
-  {name}_pixels = ReduceProd <keepdims = 1> ({name}_sides)
-  {name}_flat_shape = Concat <axis = 0> ({name}_batch, {name}_quads, {name}_pixels, four)
-  {name}_flat = Reshape ({source}, {name}_flat_shape)
-  {name}_turned = Transpose <perm = [0, 1, 3, 2]> ({name}_flat)
-  {name}_all_channels = Mul ({name}_quads, four)
-  {name}_planes_shape = Concat <axis = 0> ({name}_batch, {name}_all_channels, {name}_sides)
-  {name}_planes = Reshape ({name}_turned, {name}_planes_shape)
-"""
-
-
-def _from_quads(name: str, index: int, channels: str) -> str:
-    """From quads to ``<name>_real`` [B, channels, space...], in floats."""
-    return (
-        _dequantize(name, index)
-        + _planes_first(name, f"{name}_floats")
-        + f"  {name}_real = Slice ({name}_planes, zero, {channels}, one)\n"
-    )
-
-
-def _to_quads(source: str) -> str:
-    """From bytes [B, C, space...] to ``y`` in quads, with zeros in channels that do not exist."""
-    return f"""
-  out_shape = Shape ({source})
-  out_rank = Shape (out_shape)
-  out_batch = Slice (out_shape, zero, one)
-  out_channels = Slice (out_shape, one, two)
-  out_sides = Slice (out_shape, two, out_rank)
-  out_pixels = ReduceProd <keepdims = 1> (out_sides)
-  out_channels_up = Add (out_channels, three)
-  out_quads = Div (out_channels_up, four)
-  out_all_channels = Mul (out_quads, four)
-  out_missing = Sub (out_all_channels, out_channels)
-  out_flat_shape = Concat <axis = 0> (out_batch, out_channels, out_pixels)
-  out_flat = Reshape ({source}, out_flat_shape)
-  out_pads = Concat <axis = 0> (zero, zero, zero, zero, out_missing, zero)
-  out_padded = Pad (out_flat, out_pads)
-  out_planes_shape = Concat <axis = 0> (out_batch, out_quads, four, out_pixels)
-  out_planes = Reshape (out_padded, out_planes_shape)
-  out_turned = Transpose <perm = [0, 1, 3, 2]> (out_planes)
-  y_shape = Concat <axis = 0> (out_batch, out_quads, out_sides, four)
-  y = Reshape (out_turned, y_shape)
-"""
