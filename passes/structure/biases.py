@@ -21,6 +21,8 @@ def biased(node: onnx_ir.Node, used: set[str]) -> Linear | str:
     linear = find_linear(node)
     if linear is None:
         return "it is no plain linear operator with a constant weight"
+    # A site without a name is called after its output, which may get another name below.
+    node.name = node.name or node.outputs[0].name
     plain_gemm(linear, used)
     if node.op_type == "MatMul":
         affine = affine_after(linear)

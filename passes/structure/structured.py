@@ -124,7 +124,7 @@ class PruneStructured(Pass):
                 f"flops-ratio {self.flops_ratio:g} was not reached: raise max-removed or lower multiple"
             )
         if self.compensation != "none":
-            axes, gone = self._refit(model, axes, gone, ctx)
+            axes, gone = self._refit(model, axes, gone, ctx, report)
         remove(model, axes, gone)
         model.metadata[_RATIO] = f"{ratio:.6f}"
         return report
@@ -254,7 +254,9 @@ class PruneStructured(Pass):
         least = max(1, int(np.ceil(len(item.orbit.units) * (1 - self.max_removed))))
         return len(item.orbit.units) - smaller if smaller >= least else None
 
-    def _refit(self, model: Model, axes: AxisGraph, gone: Index, ctx: PassContext) -> tuple[AxisGraph, Index]:
+    def _refit(
+        self, model: Model, axes: AxisGraph, gone: Index, ctx: PassContext, report: PassReport
+    ) -> tuple[AxisGraph, Index]:
         """Least squares of the layers behind, front to back, towards the outputs of the whole model.
 
         Returns the coupled axes, and the units to remove, of the model with the biases that this needs.
@@ -269,20 +271,29 @@ class PruneStructured(Pass):
         linears: dict[str, tuple[Linear, NDArray[np.bool_] | None]] = {}
         for site in model.sites():
             cut = site.weight in dead and bool(dead[site.weight].any())
+            if not cut and self.refit != "all":
+                continue
             plain = site.op in ("MatMul", "Gemm", "Conv") and site.groups == 1 and site.in_main_graph
             if not plain or len(site.nodes) > 1 or site.quantization is not None:
+                report.skip(site.name, "not refitted: grouped, recurrent, shared, quantised or in a body")
                 continue
-            if cut or self.refit == "all":
-                found = biased(site.node, used)
-                if not isinstance(found, str):
-                    linears[site.name] = (found, dead.get(site.weight))
+            found = biased(site.node, used)
+            if isinstance(found, str):
+                report.skip(site.name, f"not refitted: {found}")
+            else:
+                linears[site.name] = (found, dead.get(site.weight))
         reference = model.copy()
         wanted = [site for site in model.sites() if site.name in linears]
+        left = {site.name for site in wanted}
         for step in ctx.calibration.walk(model, wanted, reference):
             for site in wanted:
                 if site.name in step:
                     linear, dropped = linears[site.name]
-                    self._refit_site(site, linear, dropped, step[site.name], used)
+                    if self._refit_site(site, linear, dropped, step[site.name], used):
+                        left.discard(site.name)
+        for name in sorted(left):
+            reason = ctx.calibration.unavailable.get(name, "its fit is not finite")
+            report.skip(name, f"not refitted: {reason}")
         return _found_again(model, axes, gone)
 
     def _refit_site(
@@ -292,7 +303,7 @@ class PruneStructured(Pass):
         dead: NDArray[np.bool_] | None,
         moments: MomentsLike,
         used: set[str],
-    ) -> None:
+    ) -> bool:
         weight = site.numpy().astype(np.float64)
         kept = np.ones(site.shape[1], bool)
         if dead is not None:
@@ -303,12 +314,13 @@ class PruneStructured(Pass):
             cross = cross - np.outer(moments.reference_mean, moments.mean)
         fitted = compensate(weight, kept, gram, cross, self.damping)
         if not np.isfinite(fitted).all():
-            return
+            return False
         if self.compensation == "affine":
             bias = linear.bias()
             assert bias is not None, "biased() looked"
             linear.set_bias(bias + weight @ moments.reference_mean - fitted @ moments.mean, used)
         site.replace(fitted)
+        return True
 
 
 def _ratio_before(model: Model) -> float:

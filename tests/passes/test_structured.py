@@ -119,6 +119,18 @@ def test_architectures(zoo: ModuleType, name: str) -> None:
         assert all(change.numbers["units_before"] == 2 for change in heads)
 
 
+def test_layers_without_names_are_compensated_too() -> None:
+    text = """g (float[B,16] x) => (float[B,8] y) {
+        h = MatMul(x, w) r = Relu(h) q = MatMul(r, v) s = Relu(q) y = MatMul(s, u) }"""
+    shapes = {"w": (16, 32), "v": (32, 16), "u": (16, 8)}
+    inputs, errors = data(build(text, **shapes)), []
+    for compensation in ("none", "affine"):
+        model = build(text, **shapes)
+        cut(model, inputs, f"flops-ratio=0.6 multiple=1 compensation={compensation}")
+        errors.append(error(model, build(text, **shapes), inputs))
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_the_ratio_is_of_multiplications_and_is_reached() -> None:
     model = cnn()
     inputs = data(model)
