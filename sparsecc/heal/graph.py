@@ -15,12 +15,13 @@ from sparsecc.errors import ModelError, UnsupportedModelError, UsageError
 from sparsecc.heal.operators import OPERATORS, Call, Operator, Tensor
 from sparsecc.heal.operators_nn import OPERATORS_NN
 from sparsecc.heal.operators_recurrent import OPERATORS_RECURRENT, recurrent_refusal
+from sparsecc.heal.operators_shape import OPERATORS_SHAPE
 from sparsecc.ir import Model
 from sparsecc.ir.slots import all_graphs
 
 __all__ = ["SUPPORTED", "TorchGraph"]
 
-_TABLE: dict[str, Operator] = {**OPERATORS, **OPERATORS_NN, **OPERATORS_RECURRENT}
+_TABLE: dict[str, Operator] = {**OPERATORS, **OPERATORS_SHAPE, **OPERATORS_NN, **OPERATORS_RECURRENT}
 
 #: Operators that a graph may have, by name.
 SUPPORTED = frozenset({*_TABLE, "Constant", "If"})

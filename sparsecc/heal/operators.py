@@ -1,4 +1,4 @@
-"""ONNX operators on tensors of PyTorch: arithmetic, shapes, indices and reductions.
+"""ONNX operators on tensors of PyTorch: arithmetic, logic, activations and reductions.
 
 Every function takes a :class:`Call` and the inputs, None for one left out, and returns the output or a tuple of them.
 Integers that are shapes, axes or indices are int64 tensors like any other value.
@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import onnx_ir
 import torch
 
-__all__ = ["OPERATORS", "Call", "Operator", "Tensor", "as_ints"]
+__all__ = ["OPERATORS", "Call", "Operator", "Tensor", "as_ints", "axes_of", "torch_dtype"]
 
 Tensor: TypeAlias = Any
 """A ``torch.Tensor``; the package is checked on machines without PyTorch."""
@@ -66,7 +66,7 @@ def as_ints(value: Tensor) -> list[int]:
     return [int(item) for item in value.reshape(-1).tolist()]
 
 
-def _axes(call: Call, given: Tensor | None) -> list[int] | None:
+def axes_of(call: Call, given: Tensor | None) -> list[int] | None:
     """Axes from the input that newer operator sets have, else from the attribute."""
     return as_ints(given) if given is not None else call.integers("axes")
 
@@ -149,169 +149,12 @@ def _softmax(function: Callable[..., Tensor]) -> Operator:
     return run
 
 
-# shapes
-
-
-def _shape(call: Call, x: Tensor) -> Tensor:
-    end = call.node.attributes.get_int("end", None)
-    return torch.tensor(list(x.shape)[call.integer("start", 0) : end], dtype=torch.int64, device=x.device)
-
-
-def _reshape(call: Call, x: Tensor, shape: Tensor) -> Tensor:
-    wanted = as_ints(shape)
-    if not call.integer("allowzero", 0):
-        wanted = [x.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-    return x.reshape(wanted)
-
-
-def _transpose(call: Call, x: Tensor) -> Tensor:
-    return x.permute(call.integers("perm") or list(reversed(range(x.ndim))))
-
-
-def _unsqueeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(call, axes) or []
-    rank = x.ndim + len(wanted)
-    for axis in sorted(axis % rank for axis in wanted):
-        x = x.unsqueeze(axis)
-    return x
-
-
-def _squeeze(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(call, axes)
-    if wanted is None:
-        return x.squeeze()
-    kept = {axis % x.ndim for axis in wanted}
-    return x.reshape([size for axis, size in enumerate(x.shape) if axis not in kept])
-
-
-def _flatten(call: Call, x: Tensor) -> Tensor:
-    axis = call.integer("axis", 1)
-    axis += x.ndim if axis < 0 else 0
-    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
-
-
-def _concat(call: Call, *inputs: Tensor) -> Tensor:
-    return torch.cat(inputs, dim=call.integer("axis", 0))
-
-
-def _split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-    axis, count = call.integer("axis", 0), len(call.node.outputs)
-    given = as_ints(sizes) if sizes is not None else call.integers("split")
-    each = -(-x.shape[axis] // count)
-    return tuple(torch.split(x, given if given is not None else each, dim=axis))
-
-
-def _slice(
-    call: Call,
-    x: Tensor,
-    starts: Tensor | None = None,
-    ends: Tensor | None = None,
-    axes: Tensor | None = None,
-    steps: Tensor | None = None,
-) -> Tensor:
-    first = as_ints(starts) if starts is not None else call.integers("starts") or []
-    last = as_ints(ends) if ends is not None else call.integers("ends") or []
-    over = _axes(call, axes) or list(range(len(first)))
-    by = as_ints(steps) if steps is not None else [1] * len(first)
-    for start, end, axis, step in zip(first, last, over, by, strict=True):
-        size = x.shape[axis]
-        begin, stop, stride = slice(start, _open_end(end, size, step), step).indices(size)
-        picked = range(begin, stop, stride)
-        if stride == 1:
-            x = x.narrow(axis, begin, len(picked))
-        else:
-            x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
-    return x
-
-
-def _open_end(end: int, size: int, step: int) -> int | None:
-    """ONNX walks past the first element with any end below -size, Python only with None."""
-    return None if step < 0 and end < -size else end
-
-
-def _gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
-    axis = call.integer("axis", 0) % x.ndim
-    wrapped = torch.where(indices < 0, indices + x.shape[axis], indices).to(torch.int64)
-    picked = x.index_select(axis, wrapped.reshape(-1))
-    return picked.reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
-
-
-def _gather_elements(call: Call, x: Tensor, indices: Tensor) -> Tensor:
-    axis = call.integer("axis", 0) % x.ndim
-    wrapped = torch.where(indices < 0, indices + x.shape[axis], indices).to(torch.int64)
-    return torch.gather(x, axis, wrapped)
-
-
-def _expand(call: Call, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(as_ints(shape))))
-
-
-def _tile(call: Call, x: Tensor, repeats: Tensor) -> Tensor:
-    return x.repeat(as_ints(repeats))
-
-
-def _range(call: Call, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype, device=start.device)
-
-
-def _constant_of_shape(call: Call, shape: Tensor) -> Tensor:
-    attr = call.node.attributes.get("value")
-    if attr is None:
-        return torch.zeros(as_ints(shape), device=shape.device)
-    value = attr.as_tensor()
-    dtype = torch_dtype(value.dtype)
-    return torch.full(as_ints(shape), value.numpy().item(), dtype=dtype, device=shape.device)
-
-
-def _pad(
-    call: Call, x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
-) -> Tensor:
-    given = as_ints(pads) if pads is not None else call.integers("pads") or []
-    over = as_ints(axes) if axes is not None else list(range(x.ndim))
-    before, after = [0] * x.ndim, [0] * x.ndim
-    for number, axis in enumerate(over):
-        before[axis], after[axis] = given[number], given[number + len(over)]
-    mode = call.text("mode", "constant")
-    if mode == "constant":
-        fill = call.number("value", 0.0) if value is None else value.item()
-        widths = [width for axis in reversed(range(x.ndim)) for width in (before[axis], after[axis])]
-        return torch.nn.functional.pad(x, widths, value=fill)
-    for axis in range(x.ndim):
-        if before[axis] or after[axis]:
-            x = x.index_select(axis, _border(mode, x.shape[axis], before[axis], after[axis]).to(x.device))
-    return x
-
-
-def _border(mode: str, size: int, before: int, after: int) -> Tensor:
-    """Index of the element that stands at each place of an axis padded by its own elements."""
-    places = torch.arange(-before, size + after)
-    if mode == "edge":
-        return places.clamp(0, size - 1)
-    if mode == "wrap":
-        return places % size
-    return (size - 1) - ((size - 1) - places.abs()).abs()
-
-
-def _trilu(call: Call, x: Tensor, k: Tensor | None = None) -> Tensor:
-    diagonal = 0 if k is None else int(k.item())
-    return torch.triu(x, diagonal) if call.integer("upper", 1) else torch.tril(x, diagonal)
-
-
-def _cumsum(call: Call, x: Tensor, axis: Tensor) -> Tensor:
-    along = int(axis.item())
-    flipped = x.flip(along) if call.integer("reverse", 0) else x
-    total = torch.cumsum(flipped, along)
-    if call.integer("exclusive", 0):
-        total = total - flipped
-    return total.flip(along) if call.integer("reverse", 0) else total
-
-
 # reductions
 
 
 def _reduce(function: Callable[[Tensor, list[int], bool], Tensor]) -> Operator:
     def run(call: Call, x: Tensor, axes: Tensor | None = None) -> Tensor:
-        wanted = _axes(call, axes)
+        wanted = axes_of(call, axes)
         if not wanted:
             if call.integer("noop_with_empty_axes", 0):
                 return x
@@ -337,21 +180,14 @@ OPERATORS: dict[str, Operator] = {
     "Cast": _cast,
     "Ceil": _simple(torch.ceil),
     "Clip": _clip,
-    "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape,
     "Cos": _simple(torch.cos),
-    "CumSum": _cumsum,
     "Div": _div,
     "Dropout": lambda call, x, *options: x,
     "Elu": _elu,
     "Equal": _simple(torch.eq),
     "Erf": _simple(torch.erf),
     "Exp": _simple(torch.exp),
-    "Expand": _expand,
-    "Flatten": _flatten,
     "Floor": _simple(torch.floor),
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
     "Gelu": _gelu,
     "Greater": _simple(torch.gt),
     "GreaterOrEqual": _simple(torch.ge),
@@ -372,9 +208,7 @@ OPERATORS: dict[str, Operator] = {
     "Not": _simple(torch.logical_not),
     "Or": _simple(torch.logical_or),
     "PRelu": _prelu,
-    "Pad": _pad,
     "Pow": _power,
-    "Range": _range,
     "Reciprocal": _simple(torch.reciprocal),
     "ReduceL2": _reduce(lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
     "ReduceMax": _reduce(lambda x, axes, keep: torch.amax(x, axes, keep)),
@@ -383,25 +217,15 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(lambda x, axes, keep: torch.sum(x, axes, keep)),
     "ReduceSumSquare": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
     "Relu": _simple(torch.relu),
-    "Reshape": _reshape,
     "Round": _simple(torch.round),
-    "Shape": _shape,
     "Sigmoid": _simple(torch.sigmoid),
     "Sign": _simple(torch.sign),
     "Sin": _simple(torch.sin),
-    "Size": lambda call, x: torch.tensor(x.numel(), dtype=torch.int64, device=x.device),
-    "Slice": _slice,
     "Softmax": _softmax(torch.softmax),
     "Softplus": _simple(torch.nn.functional.softplus),
-    "Split": _split,
     "Sqrt": _simple(torch.sqrt),
-    "Squeeze": _squeeze,
     "Sub": _simple(torch.sub),
     "Sum": _folded(torch.add),
     "Tanh": _simple(torch.tanh),
-    "Tile": _tile,
-    "Transpose": _transpose,
-    "Trilu": _trilu,
-    "Unsqueeze": _unsqueeze,
     "Where": _simple(torch.where),
 }
