@@ -13,11 +13,9 @@ import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
 from sparsecc.errors import RuntimeMissingError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
-from sparsecc.ir.packed import packed_sites
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
-    Pass,
     PassContext,
     PassReport,
     Pipeline,
@@ -27,38 +25,12 @@ from sparsecc.pm import (
     VerifyEachInstrument,
     no_progress,
 )
-from sparsecc.sparse import INT8_DENSE, density
 from sparsecc.target import Target
 
 #: More threads than this only stand in each other's way while models are timed.
 _MOST_THREADS = 256
 
-__all__ = ["OptimizeResult", "SiteDecision", "load", "optimize", "save"]
-
-
-@dataclass(frozen=True)
-class SiteDecision:
-    """What became of one site, and why.
-
-    Attributes:
-        site: its name.
-        op: MatMul, Gemm, Conv, LSTM or GRU.
-        shape: (outputs N, reduction length K).
-        density: fraction of weights that are not zero in the emitted model.
-        layout: ``dense`` or the layout of the sparse operator, with ``int8`` in front of it if quantised.
-        reason: the numbers or the reason behind the choice.
-    """
-
-    site: str
-    op: str
-    shape: tuple[int, int]
-    density: float
-    layout: str
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+__all__ = ["OptimizeResult", "load", "optimize", "save"]
 
 
 @dataclass
@@ -82,7 +54,7 @@ class OptimizeResult:
 
     output: Path
     pipeline: str
-    sites: list[SiteDecision]
+    sites: list[plan.SiteDecision]
     reports: list[PassReport]
     bytes_before: int
     bytes_after: int
@@ -256,7 +228,7 @@ def optimize(
     timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
     notes = _notes(original, data, library)
     table = plan.CostTable.open(None if costs is None else Path(costs))
-    snapshots = _Snapshots()
+    snapshots = plan.Snapshots()
     context = PassContext(
         seed=seed,
         calibration=data,
@@ -280,7 +252,7 @@ def optimize(
     promises = [*snapshots.promises, (snapshots.start or work, work)] if kept else [(original, work)]
     distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
-    sites = _decisions(dense, work, outcome)
+    sites = plan.decisions(dense, work, outcome)
     _record_provenance(work, source, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(
@@ -399,102 +371,13 @@ def _compare_ready(a: ir.Model, b: ir.Model, inputs: plan.Inputs) -> list[verify
     return verify.compare(before, after, inputs)
 
 
-class _Snapshots(Instrument):
-    """Keeps what the output must agree with.
-
-    Attributes:
-        before_lowering: the dense model just before its sites are lowered.
-        promises: (before, after) of every run of lossless passes that ended before a lossy one.
-        start: the model at the start of the present run of lossless passes.
-    """
-
-    def __init__(self) -> None:
-        self.before_lowering: ir.Model | None = None
-        self.promises: list[tuple[ir.Model, ir.Model]] = []
-        self.start: ir.Model | None = None
-
-    def begin(self, passes: Sequence[Pass], model: ir.Model, ctx: PassContext) -> None:
-        self.before_lowering, self.promises, self.start = None, [], None
-
-    def before(self, pass_: Pass, model: ir.Model, ctx: PassContext) -> None:
-        if pass_.name == "lower-sparse":
-            self.before_lowering = model.copy()
-        if pass_.lossless and self.start is None:
-            self.start = model.copy()
-        elif not pass_.lossless and self.start is not None:
-            self.promises.append((self.start, model.copy()))
-            self.start = None
-
-
-def _decisions(dense: ir.Model, result: ir.Model, outcome: plan.Outcome) -> list[SiteDecision]:
-    """One line per site of the dense model: the layout it got in ``result`` and the last reason given for it."""
-    lowered = {
-        name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
-    }
-    reasons = _reasons(outcome.reports)
-    for name, reports in outcome.left_out.items():
-        if name not in lowered:
-            reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
-    return [
-        SiteDecision(
-            site.name,
-            site.op,
-            site.shape,
-            density(site.numpy()),
-            lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE)),
-            reasons.get(site.name, "no pass chose otherwise"),
-        )
-        for site in dense.sites()
-    ] + [
-        SiteDecision(
-            packed.name,
-            packed.op,
-            packed.tensor.shape,
-            packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
-            packed.layout,
-            reasons.get(packed.name, "it was sparse already"),
-        )
-        for packed in packed_sites(dense)
-    ]
-
-
-#: What the passes that make numbers narrower did not do, by name.
-_NARROWED = {"quantize": "not quantised", "round-weights": "not rounded"}
-
-
-def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
-    """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
-    unpruned: dict[str, str] = {}
-    wider: dict[str, str] = {}
-    chosen: dict[str, str] = {}
-    for report in reports:
-        for skip in report.skipped:
-            if report.pass_name.startswith("prune-"):
-                unpruned[skip.site] = f"not pruned: {skip.reason}; "
-            elif report.pass_name in _NARROWED:
-                wider[skip.site] = f"{wider.get(skip.site, '')}{_NARROWED[report.pass_name]}: {skip.reason}; "
-            elif report.pass_name not in ("lower-sparse", "restore-dense"):
-                chosen[skip.site] = skip.reason
-            else:
-                chosen.setdefault(skip.site, skip.reason)
-        for change in report.changed:
-            if report.pass_name == "restore-dense":
-                chosen[change.site] = f"{chosen.get(change.site, '')}; {change.detail}".removeprefix("; ")
-            elif report.pass_name != "lower-sparse":
-                chosen[change.site] = change.detail
-    return {
-        site: unpruned.get(site, "") + wider.get(site, "") + chosen.get(site, "")
-        for site in {**unpruned, **wider, **chosen}
-    }
-
-
 def _record_provenance(
     model: ir.Model,
     source: Path,
     pipeline: Pipeline,
     seed: int,
     data: calib.Calibration | None,
-    sites: Sequence[SiteDecision],
+    sites: Sequence[plan.SiteDecision],
 ) -> None:
     """Leave in the model's metadata how it was made; nothing that differs between equal runs."""
     layouts = {decision.site: decision.layout for decision in sites if decision.layout != "dense"}

@@ -12,8 +12,10 @@ from sparsecc.plan.acceptance import (
     timing_inputs,
 )
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
+from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.rounds import Outcome, run_where_it_pays
+from sparsecc.plan.snapshots import Snapshots
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
@@ -25,8 +27,11 @@ __all__ = [
     "Latency",
     "MeasuredCosts",
     "Outcome",
+    "SiteDecision",
+    "Snapshots",
     "cache_directory",
     "check_agreement",
+    "decisions",
     "machine_facts",
     "preset",
     "run_where_it_pays",

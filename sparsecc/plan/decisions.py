@@ -1,0 +1,107 @@
+"""What became of each site, and why, from the reports of the passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sparsecc.ir import Model
+from sparsecc.ir.packed import packed_sites
+from sparsecc.plan.rounds import Outcome
+from sparsecc.pm import PassReport
+from sparsecc.sparse import INT8_DENSE, density
+
+__all__ = ["SiteDecision", "decisions"]
+
+#: What the passes that make numbers narrower did not do, by name.
+_NARROWED = {"quantize": "not quantised", "round-weights": "not rounded"}
+
+
+@dataclass(frozen=True)
+class SiteDecision:
+    """What became of one site, and why.
+
+    Attributes:
+        site: its name.
+        op: MatMul, Gemm, Conv, LSTM or GRU.
+        shape: (outputs N, reduction length K).
+        density: fraction of weights that are not zero in the emitted model.
+        layout: ``dense`` or the layout of the sparse operator, with ``int8`` in front of it if quantised.
+        reason: the numbers or the reason behind the choice.
+    """
+
+    site: str
+    op: str
+    shape: tuple[int, int]
+    density: float
+    layout: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecision]:
+    """Return one line per site of the dense model: the layout it got in ``result`` and the last reason given for it.
+
+    Args:
+        dense: the model before its sites were lowered.
+        result: the model that is written.
+        outcome: the run of the pipeline that made it.
+    """
+    lowered = {
+        name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
+    }
+    reasons = _reasons(outcome.reports)
+    for name, reports in outcome.left_out.items():
+        if name not in lowered:
+            reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
+    return [
+        SiteDecision(
+            site.name,
+            site.op,
+            site.shape,
+            density(site.numpy()),
+            lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE)),
+            reasons.get(site.name, "no pass chose otherwise"),
+        )
+        for site in dense.sites()
+    ] + [
+        SiteDecision(
+            packed.name,
+            packed.op,
+            packed.tensor.shape,
+            packed.tensor.nnz / (packed.tensor.shape[0] * packed.tensor.shape[1]),
+            packed.layout,
+            reasons.get(packed.name, "it was sparse already"),
+        )
+        for packed in packed_sites(dense)
+    ]
+
+
+def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
+    """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
+    unpruned: dict[str, str] = {}
+    wider: dict[str, str] = {}
+    chosen: dict[str, str] = {}
+    for report in reports:
+        for skip in report.skipped:
+            if report.pass_name.startswith("prune-"):
+                unpruned[skip.site] = f"not pruned: {skip.reason}; "
+            elif report.pass_name in _NARROWED:
+                wider[skip.site] = f"{wider.get(skip.site, '')}{_NARROWED[report.pass_name]}: {skip.reason}; "
+            elif report.pass_name not in ("lower-sparse", "restore-dense"):
+                chosen[skip.site] = skip.reason
+            else:
+                chosen.setdefault(skip.site, skip.reason)
+        for change in report.changed:
+            if report.pass_name == "restore-dense":
+                chosen[change.site] = f"{chosen.get(change.site, '')}; {change.detail}".removeprefix("; ")
+            elif report.pass_name != "lower-sparse":
+                chosen[change.site] = change.detail
+    return {
+        site: unpruned.get(site, "") + wider.get(site, "") + chosen.get(site, "")
+        for site in {**unpruned, **wider, **chosen}
+    }
