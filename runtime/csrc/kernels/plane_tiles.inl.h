@@ -99,14 +99,17 @@ SPARSECC_INLINE VecInt four_products(VecInt even, VecInt odd, VecInt w_even, Vec
 }
 #endif
 
+// Sums may wrap, as they do in onnxruntime: unsigned.
 SPARSECC_INLINE void dot(I16& sum, const XUnit& x, const TapVec& w) {
   SPARSECC_UNROLL
-  for (int p = 0; p < kParts; ++p)
+  for (int p = 0; p < kParts; ++p) {
 #if SPARSECC_NEON
-    sum.part[p] += four_products(x.even.part[p], x.odd.part[p], w.even, w.odd);
+    const VecInt products = four_products(x.even.part[p], x.odd.part[p], w.even, w.odd);
 #else
-    sum.part[p] += pair_products(x.even.part[p], w.even) + pair_products(x.odd.part[p], w.odd);
+    const VecInt products = pair_products(x.even.part[p], w.even) + pair_products(x.odd.part[p], w.odd);
 #endif
+    sum.part[p] = (VecInt)((VecUint)sum.part[p] + (VecUint)products);
+  }
 }
 #endif
 static_assert(sizeof(Taps) == tap_bytes(kForm));
