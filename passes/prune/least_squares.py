@@ -7,7 +7,7 @@ import numpy as np
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.selection import Mask
 
-__all__ = ["refit_exact", "refit_rows"]
+__all__ = ["refit_rows"]
 
 #: Conjugate gradients stop when no row's residual is above this share of where it started.
 _TOLERANCE = 1e-6
@@ -53,22 +53,4 @@ def refit_rows(
         turn = np.divide(norm, previous, out=np.zeros_like(norm), where=previous > 0)
         direction = residual + turn[:, None] * direction
     fitted: Matrix = solution * scale
-    return fitted
-
-
-def refit_exact(target: Matrix, mask: Mask, gram: Matrix) -> Matrix:
-    """As ``refit_rows``, by one Cholesky factorisation for all rows that share a support.
-
-    For few supports (structured or block masks) or few columns: each costs ``|S|**3 / 3`` operations.
-    """
-    wanted = target @ gram
-    fitted = np.zeros_like(target)
-    supports, of_row = np.unique(mask, axis=0, return_inverse=True)
-    of_row = of_row.reshape(-1)  # numpy 2.0 gave it another rank
-    for number, support in enumerate(supports):
-        if support.any():
-            rows = np.flatnonzero(of_row == number)
-            factor = np.linalg.cholesky(gram[np.ix_(support, support)])
-            half = np.linalg.solve(factor, wanted[np.ix_(rows, support)].T)
-            fitted[np.ix_(rows, support)] = np.linalg.solve(factor.T, half).T
     return fitted

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Consumer", "Curve", "compensate", "damped", "removal_curve"]
+from sparsecc.passes.prune.gram import damped
+
+__all__ = ["Consumer", "Curve", "compensate", "removal_curve"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -41,15 +43,6 @@ class Curve:
 
     order: Index
     error: Array
-
-
-def damped(gram: Array, damping: float) -> Array:
-    """Return ``gram + damping * mean(diagonal) * I``; inputs that never vary get a diagonal of their own."""
-    result = gram.copy()
-    diagonal = gram.diagonal()
-    scale = float(diagonal.mean()) or 1.0
-    result[np.diag_indices_from(result)] += damping * scale
-    return result
 
 
 def removal_curve(consumers: Sequence[Consumer], steps: int, damping: float) -> Curve:
@@ -85,7 +78,7 @@ class _State:
     """Weights and inverse of one consumer while units leave."""
 
     def __init__(self, consumer: Consumer, damping: float) -> None:
-        gram = damped(consumer.gram, damping)
+        gram, _ = damped(consumer.gram, damping)
         self._columns = consumer.columns
         self._weight = consumer.weight.copy()
         self._inverse = np.linalg.inv(gram)
@@ -129,9 +122,7 @@ def compensate(weight: Array, kept: NDArray[np.bool_], gram: Array, cross: Array
         cross: ``X^T Xh`` with the inputs of the reference; ``gram`` itself where they are the same.
         damping: relative to the mean diagonal of ``gram``.
     """
-    inner = gram[np.ix_(kept, kept)]
-    ridge = damping * (float(inner.diagonal().mean()) or 1.0)
-    system = inner + ridge * np.eye(len(inner))
+    system, ridge = damped(gram[np.ix_(kept, kept)], damping)
     right = weight @ cross[:, kept] + ridge * weight[:, kept]
     result = np.zeros_like(weight)
     result[:, kept] = np.linalg.solve(system, right.T).T

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sparsecc.errors import ModelError
 from sparsecc.passes.prune.admm import alternate
 from sparsecc.passes.prune.gram import damped, inverse_factor, quadratic_error, shifted_target
-from sparsecc.passes.prune.least_squares import refit_exact, refit_rows
+from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.prune.obs import sweep
 from sparsecc.passes.prune.selection import Selection
 from sparsecc.sparse import Pattern
@@ -52,6 +52,14 @@ def wanda(weight, gram, chosen: Selection):
 
 def swept(weight, gram, chosen: Selection, every: int = 8, block: int = 8):
     return sweep(weight, gram, lambda squares, at: chosen.part(squares, at, K), every, block)
+
+
+def refit_exact(target, mask, gram) -> NDArray[np.float64]:
+    """The least-squares weights by one factorisation per row."""
+    wanted, fitted = target @ gram, np.zeros_like(target)
+    for row, support in enumerate(mask):
+        fitted[row, support] = np.linalg.solve(gram[np.ix_(support, support)], wanted[row, support])
+    return fitted
 
 
 def best_on(weight, gram, mask) -> float:
