@@ -86,8 +86,7 @@ class PruneDass(PruneWanda):
         products = {site.name: gated_product(site) for site in sites}
         wanted = {value for value in products.values() if value is not None}
         readers = {site.input: site for site in model.sites() if site.input in wanted}
-        assert ctx.calibration is not None  # the plain score refused that
-        sizes = ctx.calibration.mean_square(model, list(readers.values())) if readers else {}
+        sizes = ctx.calibration_for(self.name).mean_square(model, list(readers.values())) if readers else {}
 
         def score(site: Site, weight: NDArray[Any]) -> NDArray[Any] | str:
             found = plain(site, weight)

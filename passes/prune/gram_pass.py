@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError, UsageError
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
@@ -82,20 +82,16 @@ class GramPass(PrunePass):
         Raises:
             UsageError: there is no calibration source.
         """
-        if ctx.calibration is None:
-            raise UsageError(
-                f"{self.name} needs calibration inputs; give --calibration-data PATH "
-                "(or --calibration-data synthetic for random ones)"
-            )
+        calibration = ctx.calibration_for(self.name)
         dense = model.copy()
-        solved = None if self.resume is None else Solved(self.resume, self._key(ctx.calibration, work))
+        solved = None if self.resume is None else Solved(self.resume, self._key(calibration, work))
         waiting = {item.site.name: item for item in work}
         if solved is not None:
             for item in work:
                 if self._restore(item, solved, report):
                     del waiting[item.site.name]
         with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
-            for found in self._measured(model, dense, list(waiting.values()), ctx.calibration):
+            for found in self._measured(model, dense, list(waiting.values()), calibration):
                 items = [waiting.pop(name) for name in found if name in waiting]
                 results = pool.map(self._solve, items, [found[item.site.name] for item in items])
                 for item, result in zip(items, results, strict=True):
@@ -107,7 +103,7 @@ class GramPass(PrunePass):
                     item.record(report, result[0], output_error=result[1])
                 ctx.progress(self.name, len(work) - len(waiting), len(work))
         for name in waiting:
-            reason = ctx.calibration.unavailable.get(name, "calibration does not reach it")
+            reason = calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")
 
     def _key(self, calibration: CalibrationSource, work: Sequence[Work]) -> str:

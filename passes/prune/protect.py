@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError, UsageError
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model
 from sparsecc.pm import Pass, PassContext, PassReport, select_sites
 
@@ -88,15 +88,14 @@ class Protect(Pass):
             UsageError: there is no calibration source.
         """
         report = PassReport(self.name)
-        if ctx.calibration is None:
-            raise UsageError(f"{self.name} needs calibration inputs; give --calibration-data PATH")
+        calibration = ctx.calibration_for(self.name)
         sites = select_sites(model, self.match, report)
-        measured = ctx.calibration.mean_square(model, sites) if sites else {}
+        measured = calibration.mean_square(model, sites) if sites else {}
         for site in sites:
             found = measured.get(site.name)
             weight = site.numpy()
             if found is None or not (np.isfinite(found).all() and np.isfinite(weight).all()):
-                reason = ctx.calibration.unavailable.get(site.name, "no finite values")
+                reason = calibration.unavailable.get(site.name, "no finite values")
                 report.skip(site.name, f"not measured: {reason}")
                 continue
             mask = super_weights(weight, found, self.weights)

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.prune.base import ScorePass, Scorer
 from sparsecc.passes.prune.scores import wanda_score
@@ -56,13 +55,9 @@ class PruneWanda(ScorePass):
         Raises:
             UsageError: there is no calibration source.
         """
-        if ctx.calibration is None:
-            raise UsageError(
-                "prune-wanda needs calibration inputs; give --calibration-data PATH "
-                "(or --calibration-data synthetic for random ones)"
-            )
-        mean_square = ctx.calibration.mean_square(model, sites) if sites else {}
-        reasons = dict(ctx.calibration.unavailable)
+        calibration = ctx.calibration_for(self.name)
+        mean_square = calibration.mean_square(model, sites) if sites else {}
+        reasons = dict(calibration.unavailable)
 
         def score(site: Site, weight: NDArray[Any]) -> NDArray[Any] | str:
             if site.name not in mean_square:

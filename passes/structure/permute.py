@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError, UsageError
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.axes import AxisGraph, Orbit, Part, permute
 from sparsecc.passes.prune.scores import magnitude_score, wanda_score
@@ -101,11 +101,7 @@ class Permute(Pass):
         wanted = [site for site in sites if self._counts(site)]
         columns: Mapping[str, NDArray[np.float64]] = {}
         if wanda:
-            if ctx.calibration is None:
-                raise UsageError(
-                    "permute{score=wanda} needs calibration inputs; give --calibration-data PATH"
-                )
-            columns = ctx.calibration.mean_square(model, wanted)
+            columns = ctx.calibration_for("permute{score=wanda}").mean_square(model, wanted)
         found: dict[onnx_ir.Value, tuple[Site, NDArray[np.float32]]] = {}
         for site in wanted:
             weight = site.numpy()

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError, UsageError
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site, name_matches
 from sparsecc.ir.axes import AxisGraph, Orbit, remove
 from sparsecc.ir.names import value_names
@@ -99,8 +99,7 @@ class PruneStructured(Pass):
         Raises:
             UsageError: there is no calibration source, or ``match`` matches nothing.
         """
-        if ctx.calibration is None:
-            raise UsageError("prune-structured needs calibration inputs; give --calibration-data PATH")
+        calibration = ctx.calibration_for(self.name)
         report = PassReport(self.name)
         axes = AxisGraph(model)
         sites = {site.weight: site for site in model.sites() if site.in_main_graph}
@@ -109,8 +108,8 @@ class PruneStructured(Pass):
         if not orbits:
             report.note("no units of the model can be removed")
             return report
-        classes = list(self._measured(model, axes, orbits, sites, ctx.calibration, report))
-        inputs = next(iter(ctx.calibration), None)
+        classes = list(self._measured(model, axes, orbits, sites, calibration, report))
+        inputs = next(iter(calibration), None)
         flops = Flops(model, axes, list(sites.values()), inputs)
         counts, ratio = self._allocate(axes, classes, flops, _ratio_before(model))
         gone = np.concatenate([item.gone(count) for item, count in zip(classes, counts, strict=True)])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
+from sparsecc.errors import SpecError, UsageError
 from sparsecc.sparse import Layout, Pattern
 from sparsecc.target import Target
 
@@ -259,6 +259,19 @@ class PassContext:
     def dense(self) -> Model | None:
         """The model that recovery passes aim at: ``reference``, else the one before the first lossy pass."""
         return self.reference if self.reference is not None else self.before_lossy
+
+    def calibration_for(self, name: str) -> CalibrationSource:
+        """Return the calibration source, which the pass ``name`` cannot do without.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if self.calibration is None:
+            raise UsageError(
+                f"{name} needs calibration inputs; give --calibration-data PATH "
+                "(or --calibration-data synthetic for random ones)"
+            )
+        return self.calibration
 
     def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
         """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.

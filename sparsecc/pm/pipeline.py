@@ -106,11 +106,8 @@ class Pipeline:
 
     def _refuse_early(self, model: Model, ctx: PassContext) -> None:
         names = [item.name for item in self.passes if item.requires_calibration]
-        if names and ctx.calibration is None:
-            raise UsageError(
-                f"{', '.join(names)} needs calibration inputs; give --calibration-data PATH "
-                "(or --calibration-data synthetic for random ones)"
-            )
+        if names:
+            ctx.calibration_for(", ".join(names))
         if ctx.overrides:
             known = [*(site.name for site in model.sites()), *(name for name, _ in model.unsupported_sites())]
             for override in ctx.overrides:
