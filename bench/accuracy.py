@@ -114,9 +114,8 @@ def cifar_pictures(data: Path) -> tuple[NDArray[np.float32], NDArray[Any]]:
     archive = np.load(data / "images" / "cifar10_test_2500.npz")
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    return (archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - mean) / deviation, archive[
-        "labels"
-    ]
+    pictures = archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return (pictures - mean) / deviation, archive["labels"]
 
 
 def cifar(data: Path, evaluation: ModuleType) -> Task:

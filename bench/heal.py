@@ -37,8 +37,6 @@ MEASURED_PAIRS = 600
 EVERY = 5
 #: Batches of shifted and mirrored pictures, and pictures per batch.
 PICTURE_BATCHES, PICTURES = 96, 64
-#: Batches that pruning is calibrated on, about.
-PRUNE_BATCHES = 8
 #: Sentences per batch.
 SENTENCES = 32
 

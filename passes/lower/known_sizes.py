@@ -151,7 +151,7 @@ def _sliced(lists: list[list[Size]]) -> list[Size] | None:
     numbers = [item[0] for item in bounds if len(item) == 1 and isinstance(item[0], int)]
     if len(bounds) not in (2, 3, 4) or len(numbers) != len(bounds):
         return None
-    start, end, axis, step = [*numbers, 0, 1][: len(numbers)] + [0, 1][len(numbers) - 2 :]
+    start, end, axis, step = numbers + [0, 1][len(numbers) - 2 :]
     return data[start:end] if axis in (0, -1) and step == 1 else None
 
 
