@@ -102,7 +102,7 @@ class Permute(Pass):
         columns: Mapping[str, NDArray[np.float64]] = {}
         if wanda:
             columns = ctx.calibration_for("permute{score=wanda}").mean_square(model, wanted)
-        found: dict[onnx_ir.Value, tuple[Site, NDArray[np.float32]]] = {}
+        found: _Scores = {}
         for site in wanted:
             weight = site.numpy()
             if not np.isfinite(weight).all() or (wanda and site.name not in columns):

@@ -70,13 +70,8 @@ def preset(
             raise UsageError(
                 "--method structured removes whole units: give --flops-ratio, no --pattern, --sparsity or --permute"
             )
-        steps.append(
-            _pass(
-                "prune-structured",
-                match=match,
-                **({} if flops_ratio is None else {"flops_ratio": flops_ratio}),
-            )
-        )
+        ratio = {} if flops_ratio is None else {"flops_ratio": flops_ratio}
+        steps.append(_pass("prune-structured", match=match, **ratio))
         method, match = None, "*"
     elif flops_ratio is not None:
         raise UsageError("--flops-ratio is an option of --method structured")
