@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import UsageError
+from sparsecc.ir.replacing import replacing
 
 __all__ = ["Solved"]
 
@@ -53,13 +53,10 @@ class Solved:
             UsageError: it cannot be written.
         """
         path = self._path(name, weight)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with replacing(path) as file:
                 np.savez(file, weight=pruned, error=np.float64(error))
-            temporary.replace(path)
         except OSError as reason:
-            temporary.unlink(missing_ok=True)
             raise UsageError(
                 f"cannot write {path}: {reason.strerror}; free space or leave out resume"
             ) from reason

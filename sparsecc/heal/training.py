@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from sparsecc.heal.operators import Tensor
 from sparsecc.heal.parameters import Parameter, trainable
 from sparsecc.heal.targets import Targets
 from sparsecc.ir import Model
+from sparsecc.ir.replacing import replacing
 from sparsecc.pm import Progress
 
 __all__ = ["Healed", "Settings", "heal"]
@@ -311,10 +310,8 @@ class _Training:
             "optimizer": self.optimizer.state_dict(),
         }
         try:
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-            with os.fdopen(handle, "wb") as stream:
+            with replacing(path) as stream:
                 torch.save(document, stream)
-            os.replace(temporary, path)
         except OSError as error:
             raise UsageError(
                 f"{path}: the checkpoint cannot be written ({error.strerror}); give another path"

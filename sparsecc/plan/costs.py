@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import RuntimeMissingError, UsageError
+from sparsecc.ir.replacing import replacing
 
 __all__ = ["CostTable", "cache_directory", "machine_facts"]
 
@@ -164,13 +164,7 @@ class CostTable:
         if target is None or (path is None and not self._dirty):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as stream:
-                json.dump(self.document(), stream, indent=1)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(target) as stream:
+            stream.write(json.dumps(self.document(), indent=1).encode())
         if path is None:
             self._dirty = False

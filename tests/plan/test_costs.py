@@ -86,7 +86,7 @@ def test_save_failure_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparsecc.plan.costs.json.dump", full)
+    monkeypatch.setattr("sparsecc.ir.replacing.os.replace", full)
     with pytest.raises(OSError, match="No space"):
         table.save()
     assert path.read_bytes() == before
