@@ -73,7 +73,7 @@ class _Writer:
         if not is_result(stored) and all(reader in converted for reader in readers_of(stored)):
             return
         node = self._build.dequantize(
-            self._quads[stored], stored.scale, self._channels[stored], name=f"{stored.real.name}.leave"
+            self._quads[stored], stored.scale, self._channels[stored], name=f"{_label(stored)}.leave"
         )
         node.outputs[0].name = free_name(f"{node.name}.out", self._taken)
         node.outputs[0].shape = stored.real.shape
@@ -85,7 +85,7 @@ class _Writer:
             shape = stored.shape
             if shape is not None and len(shape) > 1 and isinstance(shape[1], int):
                 self._channels[stored] = shape[1]
-            name = f"{stored.real.name}.enter"
+            name = f"{_label(stored)}.enter"
             self._insert(self._build.quantize(stored.real, stored.scale, name=name), stored)
         return self._quads[stored]
 
@@ -93,6 +93,11 @@ class _Writer:
         node.outputs[0].name = free_name(f"{stored.quantizer.outputs[0].name}.quads", self._taken)
         self._graph.insert_before(stored.quantizer, node)
         self._quads[stored] = node.outputs[0]
+
+
+def _label(stored: Stored) -> str | None:
+    """The name of its bytes: one float tensor may be quantised twice, and nodes need names of their own."""
+    return stored.quantizer.outputs[0].name
 
 
 def rewrite(model: onnx_ir.Model, steps: Sequence[Step]) -> None:

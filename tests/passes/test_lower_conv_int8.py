@@ -434,3 +434,17 @@ def test_a_region_without_convolutions_is_left_alone() -> None:
     model = g.model()
     assert not run(model).changed
     assert operators(model)["AveragePool"] == 1
+
+
+@pytest.mark.parametrize("step", [0.04, 0.07])
+def test_one_tensor_may_be_quantised_twice(step: float) -> None:
+    """As quantisers do that give every reader a pair of its own: nodes still have names of their own."""
+    g = Qdq(2, 4, 7, 7)
+    middle = g.conv(g.stored("x"), 8)
+    for scale in (0.04, step):
+        g.output(g.stored(g.conv(g.stored(middle, scale), 8, 1), 0.05))
+    model = g.model()
+    lowered = model.copy()
+    run(lowered)
+    assert operators(lowered)["QuantizeQuads"] == 2
+    assert distance(model, lowered, library=True) < 0.02
