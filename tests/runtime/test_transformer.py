@@ -292,6 +292,16 @@ def test_gelu_everywhere(isa: str, activation: str) -> None:
     assert (np.abs(y - expected) <= bound).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_tanh_ends_at_one(isa: str) -> None:
+    """Anything less would leave a share of a large negative input in GeluTanh."""
+    large = np.array([8, 8.5, 9, 40, 1e4, 1e30], np.float32)
+    gates = np.concatenate([large, -large])
+    both = np.concatenate([gates, np.ones_like(gates)])[None]
+    assert (native_gate(both, "Tanh", isa=isa)[0] == np.sign(gates)).all()
+    assert (native_gate(both, "GeluTanh", isa=isa)[0] == np.maximum(gates, 0)).all()
+
+
 def test_every_isa_has_its_kernel() -> None:
     rows = [
         line.split()

@@ -55,9 +55,17 @@ struct Ratio {
   Vec over, under;
 };
 
+// Where the ratio below rounds to exactly 1, which depends on the roundings on the way: without it 1 + tanh(x), times
+// a large -x, would not vanish.
+#ifdef __FP_FAST_FMAF
+constexpr float kTanhEnd = 7.99881172180175781f;
+#else
+constexpr float kTanhEnd = 7.90531110763549805f;
+#endif
+
 // Odd rational approximation, error below 4 ulp (the form Eigen uses).
 SPARSECC_INLINE Ratio tanh_ratio(Vec x) {
-  const Vec z = at_most(at_least(x, splat(-7.90531110763549805f)), splat(7.90531110763549805f));
+  const Vec z = at_most(at_least(x, splat(-kTanhEnd)), splat(kTanhEnd));
   const Vec s = z * z;
   Vec p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
   p = p * s + -8.60467152213735e-11f;
