@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
@@ -50,7 +50,19 @@ VALUE_TYPES: Mapping[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
 class PackedDesc(ctypes.Structure):
-    """What the descriptors of packed weights have in common."""
+    """What the descriptors of packed weights begin with; ctypes puts the fields of subclasses behind these."""
+
+    _fields_: ClassVar[Sequence[tuple[str, Any]]] = (
+        ("struct_size", ctypes.c_size_t),
+        ("layout_version", ctypes.c_int32),
+        ("layout", ctypes.c_char_p),
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("values", ctypes.c_void_p),
+        ("value_count", ctypes.c_int64),
+        ("indices", ctypes.c_void_p),
+        ("index_bytes", ctypes.c_int64),
+    )
 
     held: Mapping[str, NDArray[Any]]
     """The arrays that are pointed to. The library copies them, so they only have to live until it returns."""
@@ -63,15 +75,6 @@ class WeightDesc(PackedDesc):
     """``sparsecc_weight_desc``."""
 
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("layout_version", ctypes.c_int32),
-        ("layout", ctypes.c_char_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("values", ctypes.c_void_p),
-        ("value_count", ctypes.c_int64),
-        ("indices", ctypes.c_void_p),
-        ("index_bytes", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
         ("activation", ctypes.c_int),
         ("alpha", ctypes.c_float),

@@ -30,15 +30,6 @@ class Int8WeightDesc(PackedDesc):
     """``sparsecc_int8_weight_desc``."""
 
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("layout_version", ctypes.c_int32),
-        ("layout", ctypes.c_char_p),
-        ("outputs", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
-        ("values", ctypes.c_void_p),
-        ("value_count", ctypes.c_int64),
-        ("indices", ctypes.c_void_p),
-        ("index_bytes", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("activation", ctypes.c_int),
