@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,6 @@ from sparsecc.runtime.capi_transformer import (
 ISAS = isas()
 EPS = float(np.finfo(np.float32).eps)
 CANARY = np.float32(-12345.5)
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
-
-
-def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
-    def parallel_for(_: int, tasks: int, task: Any, argument: int) -> None:
-        list(pool.map(lambda i: task(argument, i), range(tasks)))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
 
 
 def turned(x: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> np.ndarray:
@@ -132,16 +119,15 @@ def test_attention_fuzzed(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_attention_on_threads(isa: str) -> None:
+def test_attention_on_threads(isa: str, pool_executor: Callable[[int], Any]) -> None:
     rng = np.random.default_rng(2)
-    with ThreadPoolExecutor(4) as pool:
-        for sizes, threads in itertools.product(((1, 37, 20, 1, 24), (2, 9, 9, 3, 16)), (2, 3, 16)):
-            inputs = case(rng, *sizes, False)
-            lent = ctypes.byref(pool_executor(pool, threads))
-            np.testing.assert_array_equal(
-                check_attention(*inputs, None, isa=isa, executor=lent),
-                check_attention(*inputs, None, isa=isa),
-            )
+    for sizes, threads in itertools.product(((1, 37, 20, 1, 24), (2, 9, 9, 3, 16)), (2, 3, 16)):
+        inputs = case(rng, *sizes, False)
+        lent = pool_executor(threads)
+        np.testing.assert_array_equal(
+            check_attention(*inputs, None, isa=isa, executor=lent),
+            check_attention(*inputs, None, isa=isa),
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -161,24 +147,25 @@ def test_attention_of_masks_that_are_infinite_and_of_nan(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", [2, 6, 30, 32, 34, 64, 70])
-def test_attention_whose_heads_share_keys_and_are_turned(isa: str, size: int) -> None:
+def test_attention_whose_heads_share_keys_and_are_turned(
+    isa: str, size: int, pool_executor: Callable[[int], Any]
+) -> None:
     rng = np.random.default_rng(7)
     shapes = ((1, 4, 1, 7), (2, 4, 2, 50), (1, 6, 6, 33))
-    with ThreadPoolExecutor(4) as pool:
-        for (batch, heads, kv_heads, rows), positions in itertools.product(shapes, ("", "one", "batch")):
-            q, k, v = (
-                rng.standard_normal((batch, rows, count, size)).astype(np.float32)
-                for count in (heads, kv_heads, kv_heads)
-            )
-            angle = rng.uniform(-4, 4, (batch if positions == "batch" else 1, rows, size))
-            tables = (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
-            rotary = tables if positions else None
-            mask = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
-            y = check_attention(q, k, v, mask, rotary, isa=isa)
-            for threads in (2, 5):
-                lent = ctypes.byref(pool_executor(pool, threads))
-                again = check_attention(q, k, v, mask, rotary, isa=isa, executor=lent)
-                np.testing.assert_array_equal(again, y)
+    for (batch, heads, kv_heads, rows), positions in itertools.product(shapes, ("", "one", "batch")):
+        q, k, v = (
+            rng.standard_normal((batch, rows, count, size)).astype(np.float32)
+            for count in (heads, kv_heads, kv_heads)
+        )
+        angle = rng.uniform(-4, 4, (batch if positions == "batch" else 1, rows, size))
+        tables = (np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
+        rotary = tables if positions else None
+        mask = np.triu(np.full((rows, rows), -np.inf, np.float32), 1)
+        y = check_attention(q, k, v, mask, rotary, isa=isa)
+        for threads in (2, 5):
+            lent = pool_executor(threads)
+            again = check_attention(q, k, v, mask, rotary, isa=isa, executor=lent)
+            np.testing.assert_array_equal(again, y)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -245,15 +232,14 @@ def test_norm_of_every_size(isa: str, centred: bool) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_norm_and_gate_on_threads(isa: str) -> None:
+def test_norm_and_gate_on_threads(isa: str, pool_executor: Callable[[int], Any]) -> None:
     rng = np.random.default_rng(5)
     x = rng.standard_normal((301, 2 * 150)).astype(np.float32)
-    with ThreadPoolExecutor(3) as pool:
-        lent = ctypes.byref(pool_executor(pool, 3))
-        check_norm(rng, 300, 130, centred=True, shift=True, residual=100, isa=isa, executor=lent)
-        np.testing.assert_array_equal(
-            native_gate(x, "Silu", isa=isa, executor=lent), native_gate(x, "Silu", isa=isa)
-        )
+    lent = pool_executor(3)
+    check_norm(rng, 300, 130, centred=True, shift=True, residual=100, isa=isa, executor=lent)
+    np.testing.assert_array_equal(
+        native_gate(x, "Silu", isa=isa, executor=lent), native_gate(x, "Silu", isa=isa)
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
