@@ -8,6 +8,7 @@ LOADERS: dict[str, str] = {
     "tidy": "sparsecc.passes.tidy.tidy:Tidy",
     "permute": "sparsecc.passes.structure.permute:Permute",
     "prune-structured": "sparsecc.passes.structure.structured:PruneStructured",
+    "prune-depth": "sparsecc.passes.structure.depth:PruneDepth",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",

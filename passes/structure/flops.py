@@ -13,7 +13,10 @@ from sparsecc.calib import Arrays, value_shapes
 from sparsecc.ir import Model, Site
 from sparsecc.ir.axes import AxisGraph, known_shapes
 
-__all__ = ["Flops"]
+__all__ = ["Flops", "keep_ratio", "ratio_before"]
+
+#: Key of the metadata under which the share of multiplications left is kept for a later run.
+_RATIO = "sparsecc.flops_ratio"
 
 Index = NDArray[np.int64]
 
@@ -82,6 +85,20 @@ class Flops:
             for side in (layer.rows, layer.columns)
         ]
         return layer.positions * sides[0] * sides[1] * layer.kernel
+
+
+def ratio_before(model: Model) -> float:
+    """Return the share of the multiplications that earlier runs left; 1 where there was none."""
+    try:
+        ratio = float(model.metadata.get(_RATIO, "1"))
+    except ValueError:
+        return 1.0
+    return ratio if 0 < ratio < 1 else 1.0
+
+
+def keep_ratio(model: Model, ratio: float) -> None:
+    """Store the share of the multiplications that is left."""
+    model.metadata[_RATIO] = f"{ratio:.6f}"
 
 
 def _declared(model: Model, values: Sequence[onnx_ir.Value]) -> dict[onnx_ir.Value, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from sparsecc.ir import Model, Site, name_matches
 from sparsecc.ir.axes import AxisGraph, Orbit, remove
 from sparsecc.ir.names import value_names
 from sparsecc.passes.structure.biases import biased
-from sparsecc.passes.structure.flops import Flops
+from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
 from sparsecc.passes.tidy.linear import Linear
 from sparsecc.pm import CalibrationSource, MomentsLike, Pass, PassContext, PassReport
@@ -24,9 +24,6 @@ from sparsecc.pm.sites import refuse_unmatched
 __all__ = ["PruneStructured"]
 
 Index = NDArray[np.int64]
-
-#: Key of the metadata under which the share of multiplications left is kept for a later run.
-_RATIO = "sparsecc.flops_ratio"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +108,7 @@ class PruneStructured(Pass):
         classes = list(self._measured(model, axes, orbits, sites, calibration, report))
         inputs = next(iter(calibration), None)
         flops = Flops(model, axes, list(sites.values()), inputs)
-        counts, ratio = self._allocate(axes, classes, flops, _ratio_before(model))
+        counts, ratio = self._allocate(axes, classes, flops, ratio_before(model))
         gone = np.concatenate([item.gone(count) for item, count in zip(classes, counts, strict=True)])
         for item, count in zip(classes, counts, strict=True):
             _tell(report, item, count)
@@ -125,7 +122,7 @@ class PruneStructured(Pass):
         if self.compensation != "none":
             axes, gone = self._refit(model, axes, gone, ctx, report)
         remove(model, axes, gone)
-        model.metadata[_RATIO] = f"{ratio:.6f}"
+        keep_ratio(model, ratio)
         return report
 
     def _free_orbits(
@@ -320,15 +317,6 @@ class PruneStructured(Pass):
             linear.set_bias(bias + weight @ moments.reference_mean - fitted @ moments.mean, used)
         site.replace(fitted)
         return True
-
-
-def _ratio_before(model: Model) -> float:
-    """The share of the multiplications that earlier runs left; 1 where there was none."""
-    try:
-        ratio = float(model.metadata.get(_RATIO, "1"))
-    except ValueError:
-        return 1.0
-    return ratio if 0 < ratio < 1 else 1.0
 
 
 def _found_again(model: Model, axes: AxisGraph, gone: Index) -> tuple[AxisGraph, Index]:
