@@ -74,7 +74,7 @@ class Allocate(PrunePass):
         """Find the sparsities and hand them on as overrides.
 
         Raises:
-            UsageError: ``sensitivity`` without calibration data.
+            UsageError: ``sensitivity`` without calibration data, or outputs on it are not finite.
         """
         if not work:
             return
@@ -110,6 +110,11 @@ class Allocate(PrunePass):
             curve = _curve(item, square)
             middle = int(np.argmin(np.abs(_DENSITIES - wanted)))
             effect = _effect(model, item, square, 1 - _DENSITIES[middle], ctx.calibration)
+            if not np.isfinite(effect):
+                raise UsageError(
+                    f"{self.name}: outputs are NaN or infinite on the calibration data: give other inputs, or "
+                    "method=lamp"
+                )
             errors.append(curve * (effect / curve[middle] if curve[middle] else 0.0))
         return by_curves(sizes.tolist(), _DENSITIES, errors, wanted)
 

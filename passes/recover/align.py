@@ -104,8 +104,10 @@ class RecoverAlign(RecoverPass):
         places = list(self._places(model, reference, ctx, report))
         for number, (place, sums) in enumerate(_measured(model, reference, places, ctx)):
             ctx.progress(self.name, number, len(places))
-            if sums.finite:
+            if sums.finite and sums.gram.any():
                 self._fit(place, sums, report)
+            elif sums.finite:
+                report.skip(place.site.name, "its input is zero on all of the calibration data")
             else:
                 report.skip(place.site.name, "its input is NaN or infinite on the calibration data")
         ctx.progress(self.name, len(places), len(places))
@@ -200,9 +202,9 @@ class _Sums:
 
     @property
     def finite(self) -> bool:
-        """Whether there were rows, all of them finite."""
+        """Whether all that was seen is finite."""
         parts = [self.gram, self.cross, *([] if self.lift is None else [self.lift])]
-        return bool(self.gram.any()) and all(np.isfinite(part).all() for part in parts)
+        return all(np.isfinite(part).all() for part in parts)
 
     def add(self, ours: Batch, theirs: Batch, name: str, stream: str) -> None:
         here, there = self._rows(ours[name]), self._rows(theirs[name])

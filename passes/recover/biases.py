@@ -95,7 +95,7 @@ def site_bias(model: Model, site: Site, *, add: bool) -> SiteBias | str:
             return "it has no bias (add=false)"
         found = found or _added(site)
     held = float_constant(found.node.inputs[found.position])
-    if held is None or held.size not in (1, site.shape[0]) or max(held.shape, default=1) != held.size:
+    if held is None or held.size not in (1, site.shape[0]) or held.shape[-1:] not in ((), (held.size,)):
         return "its bias is no constant vector"
     return found if found.factor else "its bias is multiplied with zero"
 

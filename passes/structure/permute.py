@@ -82,43 +82,67 @@ class Permute(Pass):
             UsageError: ``score`` is ``wanda`` and there is no calibration source, or ``match`` matches nothing.
         """
         report = PassReport(self.name)
-        scores = self._scores(model, select_sites(model, self.match, report), ctx)
+        scores = self._scores(model, select_sites(model, self.match, report), ctx, report)
         axes = AxisGraph(model)
         orbits = [
             orbit
             for orbit in axes.orbits("order")
             if len(orbit.units) > 1 and any(part.value in scores for part in orbit.parts)
         ]
+        followed = {part.value for orbit in orbits for part in orbit.parts}
+        for value, (site, _) in scores.items():
+            if value not in followed:
+                report.skip(site.name, "no axis of it is followed")
         for done, orbit in enumerate(orbits):
             ctx.progress(self.name, done, len(orbits))
             self._search(axes, orbit, scores, report)
         ctx.progress(self.name, len(orbits), len(orbits))
         return report
 
-    def _scores(self, model: Model, sites: Sequence[Site], ctx: PassContext) -> _Scores:
+    def _scores(self, model: Model, sites: Sequence[Site], ctx: PassContext, report: PassReport) -> _Scores:
         """Squared scores of each weight, as shares of its sum, by constant; in the order given by ``by_channel``."""
         wanda = self.score == "wanda" or (self.score == "auto" and ctx.calibration is not None)
-        wanted = [site for site in sites if self._counts(site)]
+        wanted = []
+        for site in sites:
+            reason = self._refusal(site)
+            if reason is None:
+                wanted.append(site)
+            else:
+                report.skip(site.name, reason)
         columns: Mapping[str, NDArray[np.float64]] = {}
         if wanda:
             columns = ctx.calibration_for("permute{score=wanda}").mean_square(model, wanted)
         found: _Scores = {}
         for site in wanted:
             weight = site.numpy()
-            if not np.isfinite(weight).all() or (wanda and site.name not in columns):
+            if wanda and site.name not in columns:
+                assert ctx.calibration is not None, "calibration_for looked"
+                report.skip(
+                    site.name, ctx.calibration.unavailable.get(site.name, "calibration does not reach it")
+                )
                 continue
             raw = wanda_score(weight, columns[site.name], site.groups) if wanda else magnitude_score(weight)
             squares = np.square(raw.astype(np.float64))
             total = float(squares.sum())
             if total > 0 and np.isfinite(total):
                 found[site.weight] = (site, (squares / total).astype(np.float32))
+            else:
+                report.skip(
+                    site.name, f"its scores {'are all zero' if total == 0 else 'are NaN or infinite'}"
+                )
         return found
 
-    def _counts(self, site: Site) -> bool:
+    def _refusal(self, site: Site) -> str | None:
         rows, columns = site.shape
-        large = rows * columns >= self.min_elements and columns >= self.min_reduction
-        plain = site.op in ("MatMul", "Gemm", "Conv") and site.groups == 1 and site.quantization is None
-        return large and plain and site.in_main_graph
+        if rows * columns < self.min_elements:
+            return f"only {rows * columns} weights (min-elements={self.min_elements})"
+        if columns < self.min_reduction:
+            return f"only {columns} inputs per output (min-reduction={self.min_reduction})"
+        if site.op not in ("MatMul", "Gemm", "Conv") or site.groups > 1:
+            return "recurrent, or a grouped convolution: what an order does to it is not searched"
+        if site.quantization is not None or not site.in_main_graph:
+            return "quantised, or in a body: what an order does to it is not searched"
+        return None if np.isfinite(site.numpy()).all() else "a weight is NaN or infinite"
 
     def _search(self, axes: AxisGraph, orbit: Orbit, scores: _Scores, report: PassReport) -> None:
         if orbit.reason is not None:

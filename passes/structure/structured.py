@@ -109,16 +109,17 @@ class PruneStructured(Pass):
         inputs = next(iter(calibration), None)
         flops = Flops(model, axes, list(sites.values()), inputs)
         counts, ratio = self._allocate(axes, classes, flops, ratio_before(model))
-        gone = np.concatenate([item.gone(count) for item, count in zip(classes, counts, strict=True)])
+        cut = [item.gone(count) for item, count in zip(classes, counts, strict=True)]
+        gone = np.concatenate([np.empty(0, np.int64), *cut])
         for item, count in zip(classes, counts, strict=True):
-            _tell(report, item, count)
-        if not len(gone):
-            return report
+            _tell(report, item, count, self._next(item, 0) is None)
         report.note(f"{100 * ratio:.1f} % of the multiplications of linear layers are left")
         if ratio > self.flops_ratio + 1e-9:
             report.note(
                 f"flops-ratio {self.flops_ratio:g} was not reached: raise max-removed or lower multiple"
             )
+        if not len(gone):
+            return report
         if self.compensation != "none":
             axes, gone = self._refit(model, axes, gone, ctx, report)
         remove(model, axes, gone)
@@ -183,10 +184,15 @@ class PruneStructured(Pass):
         """Curves of all orbits; moments of a layer are dropped when the last orbit that needs them is done."""
         needed = {part.value: sites[part.value] for orbit in orbits for part in orbit.consumers()}
         grams: dict[str, NDArray[np.float64]] = {}
+        broken: dict[str, str] = {}
         waiting = list(orbits)
         for step in calibration.walk(model, list(needed.values())):
             for name, moments in step.items():
-                grams[name] = moments.gram - np.outer(moments.mean, moments.mean)
+                gram = moments.gram - np.outer(moments.mean, moments.mean)
+                if np.isfinite(gram).all():
+                    grams[name] = gram
+                else:
+                    broken[name] = "its input is NaN or infinite on the calibration data"
             for orbit in list(waiting):
                 readers = [sites[part.value] for part in orbit.consumers()]
                 if any(site.name not in grams for site in readers):
@@ -196,9 +202,10 @@ class PruneStructured(Pass):
             wanted = {sites[part.value].name for orbit in waiting for part in orbit.consumers()}
             grams = {name: gram for name, gram in grams.items() if name in wanted}
         for orbit in waiting:
-            reasons = [calibration.unavailable.get(sites[part.value].name) for part in orbit.consumers()]
-            reason = next((text for text in reasons if text), "calibration does not reach it")
-            report.skip(orbit.name, f"not measured: {reason}")
+            names = [sites[part.value].name for part in orbit.consumers()]
+            reasons = {**calibration.unavailable, **broken}
+            reason = next((f"{name}: {reasons[name]}" for name in names if name in reasons), None)
+            report.skip(orbit.name, f"not measured: {reason or 'calibration does not reach what reads it'}")
 
     def _class(
         self,
@@ -342,10 +349,15 @@ def _columns(units: Index, wanted: Index, size: int) -> Index:
     return np.asarray(spread.reshape(len(wanted), -1), np.int64)
 
 
-def _tell(report: PassReport, item: _Class, count: int) -> None:
+def _tell(report: PassReport, item: _Class, count: int, bound: bool) -> None:
     units = len(item.orbit.units)
     if not count:
-        report.skip(item.orbit.name, f"all {units} units stay: others cost less per multiplication saved")
+        why = (
+            "max-removed and multiple leave none to remove"
+            if bound
+            else "others cost less per multiplication saved"
+        )
+        report.skip(item.orbit.name, f"all {units} units stay: {why}")
         return
     error = float(item.curve.error[count])
     report.change(

@@ -46,7 +46,8 @@ class Targets:
             raise UsageError(
                 "the reference model has other outputs: give the dense model this one was made from"
             )
-        names = list(dict.fromkeys([*states, *outputs]))
+        # An output that is a constant or an input is the same in both.
+        names = list(dict.fromkeys([*states, *(name for name in outputs if name in theirs)]))
         self._batches = batches
         self._session = open_session(tap(reference, names), threads=threads)
         first = self._session.run(batches[0])

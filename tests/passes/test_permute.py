@@ -139,3 +139,9 @@ def test_orders_are_the_same_every_time() -> None:
     for model in (first, second):
         Pipeline.parse("permute{pattern=4x1}").run(model, PassContext())
     assert first.fingerprint() == second.fingerprint() != mlp().fingerprint()
+
+
+def test_sites_that_do_not_count_have_a_reason() -> None:
+    (report,) = Pipeline.parse("permute{min-elements=100000}").run(mlp(), PassContext())
+    assert {skip.site for skip in report.skipped} == {site.name for site in mlp().sites()}
+    assert all("min-elements" in skip.reason for skip in report.skipped)

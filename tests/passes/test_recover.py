@@ -356,3 +356,21 @@ def test_what_was_recovered_is_not_restored():
     _, _, report, _ = recovered("recover-bias,restore-dense")
     assert not report.changed
     assert any("fitted the model around its zeros" in skip.reason for skip in report.skipped)
+
+
+def test_a_bias_per_row_is_not_taken_for_one_per_output():
+    text = "g (float[16,24] x) => (float[16,16] y) { [one] y = Gemm(x, w, c) }"
+    weights = {"w": normal(24, 16, seed=1), "c": normal(16, 1, seed=2)}
+    report = recovered("recover-bias", lambda: build(text, **weights))[2]
+    assert [(skip.site, skip.reason) for skip in report.skipped] == [
+        ("one", "its bias is no constant vector")
+    ]
+
+
+def test_inputs_that_are_zero_are_not_called_infinite():
+    def silent() -> Model:
+        text = "g (float[B,24] x) => (float[B,8] y) { [one] h = Neg(x) r = Relu(h) [two] y = MatMul(r, w) }"
+        return build(text, w=normal(24, 8, seed=1))
+
+    report = recovered("recover-align", silent)[2]
+    assert [skip.reason for skip in report.skipped] == ["its input is zero on all of the calibration data"]

@@ -119,6 +119,19 @@ def test_architectures(zoo: ModuleType, name: str) -> None:
         assert all(change.numbers["units_before"] == 2 for change in heads)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+def test_what_cannot_be_measured_or_reached_is_said() -> None:
+    model = mlp()
+    bad = Calibration.from_batches([{"x": np.full((4, 16), 3e38, np.float32)}], model, threads=1)
+    report = cut(model, bad, "flops-ratio=0.5 multiple=1")
+    assert not report.changed
+    assert any("NaN or infinite" in skip.reason for skip in report.skipped)
+    report = cut(mlp(), data(mlp()), "flops-ratio=0.5 multiple=32")
+    assert not report.changed
+    assert any("leave none to remove" in skip.reason for skip in report.skipped)
+    assert any("was not reached" in note for note in report.notes)
+
+
 def test_layers_without_names_are_compensated_too() -> None:
     text = """g (float[B,16] x) => (float[B,8] y) {
         h = MatMul(x, w) r = Relu(h) q = MatMul(r, v) s = Relu(q) y = MatMul(s, u) }"""
