@@ -13,12 +13,8 @@ METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wan
 
 #: Recovery passes by the name given to ``--recover``.
 RECOVERY = {
-    "bias": "recover-bias",
-    "bn": "recover-bn",
-    "ols": "recover-ols",
-    "align": "recover-align",
-    "heal": "heal",
-}
+    "ols": "recover-ols", "align": "recover-align", "bn": "recover-bn", "bias": "recover-bias", "heal": "heal",
+}  # fmt: skip
 
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")
@@ -59,7 +55,8 @@ def preset(
         flops_ratio: with the method ``structured``, which removes channels, neurons and heads: share of the
             multiplications to keep.
         values: type of the values of sparse float weights, one of ``FLOATS``.
-        recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in this order.
+        recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
+            them, whichever they are given in.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -160,7 +157,8 @@ def _recovery_steps(names: str, prunes: bool, calibrated: bool) -> list[Pass]:
         raise UsageError(
             "--recover needs inputs to compare with the dense model on: give --calibration-data PATH"
         )
-    return [_pass(RECOVERY[name]) for name in chosen]
+    # bias may add nodes, and those before it compare with the dense model node by node
+    return [_pass(step) for name, step in RECOVERY.items() if name in chosen]
 
 
 def _prune_step(

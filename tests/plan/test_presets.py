@@ -30,8 +30,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
          f"{PRUNED}"),
         ({"pattern": "8x1", "quantize": "int8", "activations": "static", "calibrated": True},
          f"tidy,prune-wanda{{pattern=8x1}},quantize{{activations=static}},{PRUNED}"),
-        ({"pattern": "2:4", "calibrated": True, "recover": "bias, bn,heal", "standard_ops_only": True},
-         "tidy,prune-wanda{pattern=2:4},recover-bias,recover-bn,heal"),
+        ({"pattern": "2:4", "calibrated": True, "recover": "heal,bias, bn,align,ols", "standard_ops_only": True},
+         "tidy,prune-wanda{pattern=2:4},recover-ols,recover-align,recover-bn,recover-bias,heal"),
         ({"method": "structured", "flops_ratio": 0.6, "standard_ops_only": True},
          "tidy,prune-structured{flops-ratio=0.6}"),
         ({"pattern": "2:4", "permute": True, "standard_ops_only": True},
@@ -63,7 +63,7 @@ def test_preset(flags: dict[str, Any], text: str) -> None:
         ({"sparsity": 1.5}, "1.5"),
         ({"sparsity": 0.5, "recover": "bias"}, "calibration-data"),
         ({"recover": "bias", "calibrated": True}, "follows pruning"),
-        ({"sparsity": 0.5, "recover": "bias,magic", "calibrated": True}, "known: bias, bn"),
+        ({"sparsity": 0.5, "recover": "bias,magic", "calibrated": True}, "known: ols, align, bn, bias"),
     ],
 )
 def test_contradictions_are_refused(flags: dict[str, Any], message: str) -> None:
