@@ -5,14 +5,32 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import ModelError
+from sparsecc.errors import ModelError, SpecError
 
-__all__ = ["Matrix", "damped", "inverse_factor", "quadratic_error", "shifted_target"]
+__all__ = ["Matrix", "check_fit", "damped", "inverse_factor", "quadratic_error", "shifted_target"]
 
 Matrix = NDArray[np.float64]
 
 #: How often the damping is raised tenfold before a matrix counts as unusable.
 _RAISES = 8
+
+
+def check_fit(pass_name: str, damping: float, **share: float) -> None:
+    """Refuse options of a fit.
+
+    Args:
+        pass_name: whose options they are.
+        damping: must be above 0.
+        share: what must be in [0, 1], by the option's name.
+
+    Raises:
+        SpecError: one of them is out of range.
+    """
+    if not damping > 0:
+        raise SpecError(f"{pass_name}: damping must be above 0, got {damping:g}")
+    for option, value in share.items():
+        if not 0 <= value <= 1:
+            raise SpecError(f"{pass_name}: {option} must be in [0, 1], got {value:g}")
 
 
 def quadratic_error(error: Matrix, gram: Matrix) -> float:

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
-from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
 from sparsecc.passes.prune.resume import Solved
 from sparsecc.passes.prune.scores import Pruned, compared
 from sparsecc.passes.prune.selection import Mask, Selection
@@ -67,10 +66,7 @@ class GramPass(PrunePass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.damping > 0:
-            raise SpecError(f"{self.name}: damping must be above 0, got {self.damping:g}")
-        if not 0 <= self.correction <= 1:
-            raise SpecError(f"{self.name}: correction must be in [0, 1], got {self.correction:g}")
+        check_fit(self.name, self.damping, correction=self.correction)
 
     @abstractmethod
     def fit(self, problem: Problem) -> tuple[Matrix, Mask]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, output_error, sites_to_recover
 from sparsecc.passes.recover.biases import SiteBias, site_bias
@@ -76,10 +76,7 @@ class RecoverAlign(RecoverPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.damping > 0:
-            raise SpecError(f"{self.name}: damping must be above 0, got {self.damping:g}")
-        if not 0 <= self.blend <= 1:
-            raise SpecError(f"{self.name}: blend must be in [0, 1], got {self.blend:g}")
+        check_fit(self.name, self.damping, blend=self.blend)
         if self.sweeps < 1:
             raise SpecError(f"{self.name}: sweeps must be 1 or more, got {self.sweeps}")
 

@@ -18,7 +18,6 @@ from sparsecc.sparse import density
 
 __all__ = [
     "RecoverPass",
-    "calibration_of",
     "change_numbers",
     "output_error",
     "reference_of",
@@ -46,17 +45,6 @@ def reference_of(model: Model, ctx: PassContext, report: PassReport) -> Model | 
             "this one was made from"
         )
     return dense
-
-
-def calibration_of(ctx: PassContext, name: str) -> CalibrationSource:
-    """The calibration source.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if ctx.calibration is None:
-        raise UsageError(f"{name} needs calibration inputs; give --calibration-data PATH")
-    return ctx.calibration
 
 
 def change_numbers(before: NDArray[Any], after: NDArray[Any]) -> dict[str, float]:
@@ -102,7 +90,7 @@ class RecoverPass(Pass):
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Recover, measure the outputs before and after, and take everything back if they got worse."""
         report = PassReport(self.name)
-        calibration = calibration_of(ctx, self.name)
+        calibration = ctx.calibration_for(self.name)
         reference = reference_of(model, ctx, report)
         if reference is None:
             return report

@@ -11,7 +11,7 @@ import numpy as np
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.heal import require_torch
 from sparsecc.ir import Model
-from sparsecc.passes.recover.base import calibration_of, change_numbers, reference_of
+from sparsecc.passes.recover.base import change_numbers, reference_of
 from sparsecc.pm import Pass, PassContext, PassReport
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Heal(Pass):
             UsageError: there is no calibration data, or the checkpoint is of another run.
         """
         report = PassReport(self.name)
-        calibration = calibration_of(ctx, self.name)
+        calibration = ctx.calibration_for(self.name)
         reference = reference_of(model, ctx, report)
         if reference is None:
             return report

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.pm import MomentsLike, PassContext, PassReport
@@ -47,10 +46,7 @@ class RecoverOls(RecoverPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.damping > 0:
-            raise SpecError(f"{self.name}: damping must be above 0, got {self.damping:g}")
-        if not 0 <= self.correction <= 1:
-            raise SpecError(f"{self.name}: correction must be in [0, 1], got {self.correction:g}")
+        check_fit(self.name, self.damping, correction=self.correction)
 
     def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
         """Fit site by site; the moments of each are those that the fitted sites before it give."""

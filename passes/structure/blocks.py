@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import onnx_ir
 
-from sparsecc.calib.stepwise import ancestors, captured_inputs
+from sparsecc.calib.stepwise import ancestors
 from sparsecc.ir import Model
 from sparsecc.ir.axes import known_shapes
+from sparsecc.ir.trace import captured_inputs
 from sparsecc.passes.tidy.graph import bypass, constant_of, only_consumer, remove_dead
 
 __all__ = ["Block", "find_blocks", "remove_block", "runs"]

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from sparsecc.calib.engine import open_session
 from sparsecc.calib.source import Batch, Batches
 from sparsecc.ir import Model
+from sparsecc.ir.trace import captured_inputs
 
-__all__ = ["Stepwise", "ancestors", "captured_inputs"]
+__all__ = ["Stepwise", "ancestors"]
 
 #: Type and rank of an array.
 Kind: TypeAlias = tuple[np.dtype[Any], int]
@@ -91,17 +92,6 @@ class Stepwise:
         self._done = settled
         self._store.drop(set(self._kinds) - set(border))
         self._kinds = {name: self._kinds[name] for name in border}
-
-
-def captured_inputs(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    """Yield what ``node`` reads: its inputs, and what bodies in it read from around them."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == onnx_ir.AttributeType.GRAPH and not attribute.is_ref():
-            body = attribute.as_graph()
-            for inner in body:
-                yield from captured_inputs(inner)
-            yield from body.outputs
 
 
 def ancestors(nodes: Sequence[onnx_ir.Node], values: Sequence[onnx_ir.Value]) -> set[int]:

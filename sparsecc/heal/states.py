@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir
 
-from sparsecc.calib.stepwise import captured_inputs
 from sparsecc.ir import Model
+from sparsecc.ir.trace import captured_inputs
 
 __all__ = ["block_states", "downstream"]
 

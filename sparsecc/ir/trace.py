@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import onnx_ir
 
-__all__ = ["RefusedError", "Traced", "all_readers", "refuse_matmul", "trace_back"]
+__all__ = ["RefusedError", "Traced", "all_readers", "captured_inputs", "refuse_matmul", "trace_back"]
 
 
 class RefusedError(Exception):
@@ -139,3 +139,20 @@ def all_readers(weight: onnx_ir.Value) -> Iterator[tuple[onnx_ir.Node, int]]:
                 pending.append(node.outputs[0])
             else:
                 yield node, index
+
+
+def captured_inputs(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """Yield what ``node`` reads: its inputs, and what the nodes in bodies of it read and these give."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        bodies: Sequence[onnx_ir.Graph] = ()
+        if attribute.type == onnx_ir.AttributeType.GRAPH:
+            bodies = [attribute.as_graph()]
+        elif attribute.type == onnx_ir.AttributeType.GRAPHS:
+            bodies = attribute.as_graphs()
+        for body in bodies:
+            for inner in body:
+                yield from captured_inputs(inner)
+            yield from body.outputs

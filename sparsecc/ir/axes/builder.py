@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir
 
 from sparsecc.ir.axes.units import Atoms
+from sparsecc.ir.trace import captured_inputs
 
 __all__ = ["Builder", "Edit", "Field", "Part", "Role", "constant", "dims"]
 
@@ -205,7 +206,7 @@ class Builder:
 
     def freeze_inputs(self, node: onnx_ir.Node, reason: str) -> None:
         """Freeze all fields that ``node`` reads, in bodies of it too."""
-        self.freeze_values(_captured(node), reason)
+        self.freeze_values(captured_inputs(node), reason)
 
     def freeze_values(self, values: Iterable[onnx_ir.Value | None], reason: str) -> None:
         """Freeze all fields of some tensors."""
@@ -236,18 +237,3 @@ def dims(value: onnx_ir.Value | None) -> Dims | None:
 
 def _name(node: onnx_ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name!r}"
-
-
-def _captured(node: onnx_ir.Node) -> Iterable[onnx_ir.Value | None]:
-    yield from node.inputs
-    for attribute in node.attributes.values():
-        if attribute.is_ref() or attribute.type not in (
-            onnx_ir.AttributeType.GRAPH,
-            onnx_ir.AttributeType.GRAPHS,
-        ):
-            continue
-        single = attribute.type == onnx_ir.AttributeType.GRAPH
-        for graph in [attribute.as_graph()] if single else attribute.as_graphs():
-            for inner in onnx_ir.traversal.RecursiveGraphIterator(graph):
-                yield from inner.inputs
-            yield from graph.outputs
