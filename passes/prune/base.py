@@ -111,6 +111,12 @@ class PrunePass(Pass):
         """Return what the weights of ``site`` are compared over."""
         return self.scope
 
+    def selection_of(self, site: Site, settings: SiteSettings) -> Selection:
+        """Return how much of ``site`` stays, in which pattern."""
+        assert settings.pattern is not None  # _refusal
+        caps = self.caps if settings.pattern.kind == "unstructured" else ()
+        return Selection(settings.pattern, settings.sparsity, self.scope_of(site), caps)
+
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Prune every matching site in place; each one left alone is reported with the reason."""
         report = PassReport(self.name)
@@ -131,9 +137,7 @@ class PrunePass(Pass):
         reason = self._refusal(site, settings)
         if reason is not None:
             return reason
-        assert settings.pattern is not None  # _refusal
-        caps = self.caps if settings.pattern.kind == "unstructured" else ()
-        selection = Selection(settings.pattern, settings.sparsity, self.scope_of(site), caps)
+        selection = self.selection_of(site, settings)
         work = Work(
             site, selection, _column_order(site) if self.by_channel else None, ctx.protected.get(site.name)
         )

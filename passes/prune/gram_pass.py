@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from sparsecc.passes.prune.scores import Pruned, compared
 from sparsecc.passes.prune.selection import Mask, Selection
 from sparsecc.pm import CalibrationSource, MomentsLike, PassContext, PassReport
 
-__all__ = ["GramPass", "Problem"]
+__all__ = ["GramPass", "Problem", "WalkPass"]
+
+Solution = TypeVar("Solution")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class GramPass(PrunePass):
-    """Base of passes that drop weights and change the others by the second moments of their inputs."""
+class WalkPass(PrunePass):
+    """Base of passes that solve one problem per site, front to back, by the second moments of its inputs."""
 
     requires_calibration: ClassVar[bool] = True
 
@@ -62,11 +64,90 @@ class GramPass(PrunePass):
     damping: float = 0.01
     sequential: bool = True
     correction: float = 0.5
-    resume: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fit(self.name, self.damping, correction=self.correction)
+
+    def solutions(
+        self,
+        model: Model,
+        dense: Model,
+        work: Sequence[Work],
+        solve: Callable[[Work, MomentsLike], Solution | str],
+        ctx: PassContext,
+        report: PassReport,
+    ) -> Iterator[tuple[Work, Solution]]:
+        """Yield what ``solve`` finds for each site; whoever takes it changes the weight before taking the next.
+
+        Sites that do not read one another are solved side by side. Reasons that ``solve`` gives instead, and those
+        of sites that cannot be measured, go into the report.
+
+        Args:
+            model: being changed.
+            dense: as it was before.
+            work: sites of ``model``.
+            solve: finds the solution of a site by its moments, which are finite, or says why there is none.
+            ctx: with a calibration source.
+            report: takes the reasons.
+
+        Raises:
+            UsageError: there is no calibration source.
+        """
+        calibration = ctx.calibration_for(self.name)
+
+        def solved(item: Work, moments: MomentsLike) -> Solution | str:
+            if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):
+                return "its input is NaN or infinite on the calibration data"
+            return solve(item, moments)
+
+        waiting = {item.site.name: item for item in work}
+        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
+            for found in self._measured(model, dense, work, calibration):
+                items = [waiting.pop(name) for name in found if name in waiting]
+                results = pool.map(solved, items, [found[item.site.name] for item in items])
+                for item, result in zip(items, results, strict=True):
+                    if isinstance(result, str):
+                        report.skip(item.site.name, result)
+                    else:
+                        yield item, result
+                ctx.progress(self.name, len(work) - len(waiting), len(work))
+        for name in waiting:
+            reason = calibration.unavailable.get(name, "calibration does not reach it")
+            report.skip(name, f"not measured: {reason}")
+
+    def _measured(
+        self, model: Model, dense: Model, work: Sequence[Work], calibration: CalibrationSource
+    ) -> Iterator[Mapping[str, MomentsLike]]:
+        names = {item.site.name for item in work}
+        if not names:
+            return iter(())
+        if self.sequential:
+            return calibration.walk(model, [item.site for item in work], dense)
+        return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
+
+    def problems(self, item: Work, weight: NDArray[Any], moments: MomentsLike) -> Iterator[Problem]:
+        """Yield one problem per group of rows, its columns in the order of the pattern."""
+        groups, columns = item.site.groups, item.site.shape[1]
+        order = np.arange(columns) if item.order is None else item.order
+        grams, crosses = (
+            matrix.reshape(groups, columns, columns)[:, order[:, None], order]
+            for matrix in (moments.gram, moments.cross)
+        )
+        stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
+        for group, part in enumerate(np.split(weight.astype(np.float64), groups)):
+            target = part
+            if self.sequential and self.correction:
+                target = shifted_target(part, grams[group], crosses[group], self.damping, self.correction)
+            gram, _ = damped(grams[group], self.damping)
+            yield Problem(target, gram, np.diag(grams[group]), item.selection, stays[group])
+
+
+@dataclass(frozen=True)
+class GramPass(WalkPass):
+    """Base of passes that drop weights and change the others by the second moments of their inputs."""
+
+    resume: str | None = None
 
     @abstractmethod
     def fit(self, problem: Problem) -> tuple[Matrix, Mask]:
@@ -81,26 +162,11 @@ class GramPass(PrunePass):
         calibration = ctx.calibration_for(self.name)
         dense = model.copy()
         solved = None if self.resume is None else Solved(self.resume, self._key(calibration, work))
-        waiting = {item.site.name: item for item in work}
-        if solved is not None:
-            for item in work:
-                if self._restore(item, solved, report):
-                    del waiting[item.site.name]
-        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
-            for found in self._measured(model, dense, list(waiting.values()), calibration):
-                items = [waiting.pop(name) for name in found if name in waiting]
-                results = pool.map(self._solve, items, [found[item.site.name] for item in items])
-                for item, result in zip(items, results, strict=True):
-                    if isinstance(result, str):
-                        report.skip(item.site.name, result)
-                        continue
-                    if solved is not None:
-                        solved.put(item.site.name, item.site.numpy(), result[0].weight, result[1])
-                    item.record(report, result[0], output_error=result[1])
-                ctx.progress(self.name, len(work) - len(waiting), len(work))
-        for name in waiting:
-            reason = calibration.unavailable.get(name, "calibration does not reach it")
-            report.skip(name, f"not measured: {reason}")
+        waiting = [item for item in work if solved is None or not self._restore(item, solved, report)]
+        for item, (pruned, error) in self.solutions(model, dense, waiting, self._solve, ctx, report):
+            if solved is not None:
+                solved.put(item.site.name, item.site.numpy(), pruned.weight, error)
+            item.record(report, pruned, output_error=error)
 
     def _key(self, calibration: CalibrationSource, work: Sequence[Work]) -> str:
         """What all solutions depend on: the options, the calibration data, which weights are pruned and how."""
@@ -116,23 +182,11 @@ class GramPass(PrunePass):
         item.record(report, compared(ordered, found[0], np.abs(ordered)), output_error=found[1])
         return True
 
-    def _measured(
-        self, model: Model, dense: Model, work: Sequence[Work], calibration: CalibrationSource
-    ) -> Iterator[Mapping[str, MomentsLike]]:
-        names = {item.site.name for item in work}
-        if not names:
-            return iter(())
-        if self.sequential:
-            return calibration.walk(model, [item.site for item in work], dense)
-        return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
-
-    def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float] | str:
+    def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float]:
         """Return the pruned weight in the order of the pattern and its relative error on the outputs."""
-        if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):
-            return "its input is NaN or infinite on the calibration data"
         weight = item.ordered(item.site.numpy())
         fitted, scores, error, total = [], [], 0.0, 0.0
-        for problem in self._problems(item, weight, moments):
+        for problem in self.problems(item, weight, moments):
             values, mask = self.fit(problem)
             fitted.append(np.where(mask, values, 0.0))
             scores.append(np.abs(problem.target) * np.sqrt(problem.energy))
@@ -140,19 +194,3 @@ class GramPass(PrunePass):
             total += quadratic_error(problem.target, problem.gram)
         pruned = np.concatenate(fitted).astype(weight.dtype)
         return compared(weight, pruned, np.concatenate(scores)), error / total if total else 0.0
-
-    def _problems(self, item: Work, weight: NDArray[Any], moments: MomentsLike) -> Iterator[Problem]:
-        """Yield one problem per group of rows, its columns in the order of the pattern."""
-        groups, columns = item.site.groups, item.site.shape[1]
-        order = np.arange(columns) if item.order is None else item.order
-        grams, crosses = (
-            matrix.reshape(groups, columns, columns)[:, order[:, None], order]
-            for matrix in (moments.gram, moments.cross)
-        )
-        stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
-        for group, part in enumerate(np.split(weight.astype(np.float64), groups)):
-            target = part
-            if self.sequential and self.correction:
-                target = shifted_target(part, grams[group], crosses[group], self.damping, self.correction)
-            gram, _ = damped(grams[group], self.damping)
-            yield Problem(target, gram, np.diag(grams[group]), item.selection, stays[group])
