@@ -119,6 +119,7 @@ def optimize(
     permute: bool = False,
     recover: str | None = None,
     flops_ratio: float | None = None,
+    blocks: int | None = None,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -145,7 +146,7 @@ def optimize(
         pattern: ``unstructured``, ``N:M`` (N kept of every M) or ``RxC`` blocks to prune to.
         sparsity: fraction of the weights to remove, in [0, 1).
         method: ``magnitude``, or with calibration data ``wanda``, ``dass``, ``wanda-ols``, ``sparsegpt`` or ``alps``;
-            ``structured`` removes channels, neurons and heads instead.
+            ``structured`` removes channels, neurons and heads instead, ``depth`` whole residual blocks.
         match: which sites: glob or ``re:`` expression.
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
@@ -157,7 +158,9 @@ def optimize(
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
         recover: ``bias``, ``bn``, ``ols``, ``align``, ``heal``, several with commas: bring back what pruning took,
             by the calibration data alone.
-        flops_ratio: with the method ``structured``: share of the multiplications of linear layers to keep.
+        flops_ratio: with the methods ``structured`` and ``depth``: share of the multiplications of linear layers to
+            keep.
+        blocks: with the method ``depth``: how many residual blocks to remove; 1 if neither is given.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -189,7 +192,7 @@ def optimize(
     library = _library_found(needed=keep_slower)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
-        "permute": permute or None, "flops_ratio": flops_ratio, "recover": recover,
+        "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
         "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
@@ -211,6 +214,7 @@ def optimize(
             permute=permute,
             recover=recover,
             flops_ratio=flops_ratio,
+            blocks=blocks,
             values=values,
         )
     original = ir.Model.load(source)

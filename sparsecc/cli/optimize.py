@@ -43,12 +43,15 @@ __all__ = ["command"]
 @click.option(
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt or alps (the last three "
-    "also change the weights that stay); structured removes channels, neurons and heads.",
+    "also change the weights that stay); structured removes channels, neurons and heads, depth whole residual blocks.",
 )
 @click.option(
     "--flops-ratio",
     type=float,
-    help="With --method structured: share of the multiplications to keep, e.g. 0.7.",
+    help="With --method structured or depth: share of the multiplications to keep, e.g. 0.7.",
+)
+@click.option(
+    "--blocks", type=click.IntRange(min=1), help="With --method depth: how many residual blocks to remove."
 )
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
@@ -102,6 +105,7 @@ def command(
     sparsity: float | None,
     method: str | None,
     flops_ratio: float | None,
+    blocks: int | None,
     permute: bool,
     recover: str | None,
     quantize: str | None,
@@ -142,6 +146,7 @@ def command(
             sparsity=sparsity,
             method=method,
             flops_ratio=flops_ratio,
+            blocks=blocks,
             permute=permute,
             recover=recover,
             quantize=quantize,

@@ -6,10 +6,13 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
 from sparsecc.sparse import FLOATS, Pattern
 
-__all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "preset"]
+__all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "REMOVAL", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
 METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps")}
+
+#: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
+REMOVAL = {"structured": "prune-structured", "depth": "prune-depth"}
 
 #: Recovery passes by the name given to ``--recover``.
 RECOVERY = {
@@ -36,6 +39,7 @@ def preset(
     activations: str | None = None,
     permute: bool = False,
     flops_ratio: float | None = None,
+    blocks: int | None = None,
     values: str = "fp32",
     recover: str | None = None,
 ) -> Pipeline:
@@ -44,7 +48,7 @@ def preset(
     Args:
         pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given.
         sparsity: fraction of weights to remove; the method's default when not given. N:M has its own.
-        method: one of ``METHODS``; ``wanda`` when there is calibration data, else ``magnitude``.
+        method: one of ``METHODS``, or of ``REMOVAL``; ``wanda`` when there is calibration data, else ``magnitude``.
         match: which sites to prune and lower.
         keep_slower: lower every site that has zeros (to ``pattern``, if given), also where dense is faster.
         standard_ops_only: emit no custom operators.
@@ -52,8 +56,9 @@ def preset(
         quantize: ``int8``, or None for float32.
         activations: one of ``ACTIVATIONS``; ``dynamic`` when not given.
         permute: reorder channels before pruning, so that the pattern costs less.
-        flops_ratio: with the method ``structured``, which removes channels, neurons and heads: share of the
-            multiplications to keep.
+        flops_ratio: with the methods of ``REMOVAL``, which remove channels, neurons and heads, or whole residual
+            blocks: share of the multiplications to keep.
+        blocks: with the method ``depth``: how many residual blocks to remove, instead of ``flops_ratio``.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
             them, whichever they are given in.
@@ -62,16 +67,17 @@ def preset(
         UsageError: flags that contradict each other.
     """
     steps: list[Pass] = [_pass("tidy")]
-    if method == "structured":
+    removes = method in REMOVAL
+    if method is not None and removes:
         if pattern is not None or sparsity is not None or permute:
             raise UsageError(
-                "--method structured removes whole units: give --flops-ratio, no --pattern, --sparsity or --permute"
+                f"--method {method} removes whole units: give --flops-ratio, no --pattern, --sparsity or --permute"
             )
-        ratio = {} if flops_ratio is None else {"flops_ratio": flops_ratio}
-        steps.append(_pass("prune-structured", match=match, **ratio))
+        steps.append(_removal_step(method, match, flops_ratio, blocks))
         method, match = None, "*"
-    elif flops_ratio is not None:
-        raise UsageError("--flops-ratio is an option of --method structured")
+    elif flops_ratio is not None or blocks is not None:
+        flag, methods = ("blocks", "depth") if blocks is not None else ("flops-ratio", " or ".join(REMOVAL))
+        raise UsageError(f"--{flag} is an option of --method {methods}")
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
         step = _prune_step(pattern, sparsity, method, match, calibrated, activations == "static")
@@ -79,7 +85,7 @@ def preset(
     elif permute:
         raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
     if recover is not None:
-        steps += _recovery_steps(recover, prunes, calibrated)
+        steps += _recovery_steps(recover, prunes or removes, calibrated)
     if values != "fp32":
         steps.append(_round_step(values, match, standard_ops_only))
     if activations is not None and quantize is None:
@@ -114,6 +120,14 @@ def preset(
 
 def _pass(name: str, **options: object) -> Pass:
     return get_pass(name)(**options)
+
+
+def _removal_step(method: str, match: str, flops_ratio: float | None, blocks: int | None) -> Pass:
+    if blocks is not None and method != "depth":
+        raise UsageError("--blocks is an option of --method depth")
+    amounts: dict[str, object] = {"flops_ratio": flops_ratio, "blocks": blocks}
+    given = {name: value for name, value in amounts.items() if value is not None}
+    return _pass(REMOVAL[method], match=match, **given)
 
 
 def _round_step(values: str, match: str, standard_ops_only: bool) -> Pass:
@@ -184,5 +198,5 @@ def _prune_step(
         amount["by_channel"] = True  # what the kernels of quantised convolutions multiply at a time
     chosen = method or ("wanda" if calibrated else "magnitude")
     if chosen not in METHODS:
-        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, 'structured'])}")
+        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, *REMOVAL])}")
     return _pass(METHODS[chosen], pattern=wanted, match=match, **amount)
