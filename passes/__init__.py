@@ -21,6 +21,7 @@ LOADERS: dict[str, str] = {
     "prune-wanda-ols": "sparsecc.passes.prune.wanda_ols:PruneWandaOls",
     "prune-sparsegpt": "sparsecc.passes.prune.sparsegpt:PruneSparseGpt",
     "prune-alps": "sparsecc.passes.prune.alps:PruneAlps",
+    "prune-tiles": "sparsecc.passes.hybrid.tiles:PruneTiles",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

@@ -116,18 +116,22 @@ class RestoreDense(Pass):
             if not self.pruned or (layout is not None and layout.values != "fp32"):
                 report.skip(site.name, "it is lowered as it is")
                 continue
-            if site.name not in before or before[site.name].shape != site.shape:
+            own_site = before.get(site.name)
+            if own_site is None:
+                report.skip(site.name, "the graph around it changed: it is new")
+                continue
+            if layout is None and density(site.numpy()) < density(own_site.numpy()):
+                ctx.unpaid[site.name] = False
+            if own_site.shape != site.shape:
                 report.skip(site.name, "the graph around it changed: its own weights do not fit any more")
                 continue
-            if layout is None and density(site.numpy()) < density(before[site.name].numpy()):
-                ctx.unpaid[site.name] = False
             if ctx.recovered:
                 report.skip(site.name, "a recovery pass has fitted the model around its zeros")
                 continue
-            if site.quantization is not None and before[site.name].quantization is None:
+            if site.quantization is not None and own_site.quantization is None:
                 report.skip(site.name, "it is quantised: its own weights have another type")
                 continue
-            pruned, whole = site.numpy(), before[site.name].numpy()
+            pruned, whole = site.numpy(), own_site.numpy()
             unrounded = np.where(pruned != 0, whole, 0)
             exact = np.array_equal(unrounded, pruned)
             if np.array_equal(whole, pruned, equal_nan=True):

@@ -51,8 +51,7 @@ class Work:
 
     def describe(self) -> str:
         """Pattern and sparsity."""
-        amount = "" if self.selection.sparsity is None else f" at sparsity {self.selection.sparsity:g}"
-        return f"{self.selection.pattern}{amount}"
+        return self.selection.describe()
 
     def record(self, report: PassReport, pruned: Pruned, **numbers: float) -> None:
         """Store the pruned weight, which is in the order of the pattern, and report it."""
@@ -92,14 +91,17 @@ class PrunePass(Pass):
             raise SpecError(f"{self.name}: pattern dense prunes nothing; leave the pass out")
         if self.caps and self.pattern.kind != "unstructured":
             raise SpecError(f"{self.name}: caps go with pattern unstructured, not with {self.pattern}")
-        if self.sparsity is None:
-            return
-        if not 0 <= self.sparsity < 1:
-            raise SpecError(f"{self.name}: sparsity must be in [0, 1), got {self.sparsity}")
-        implied = 1 - self.pattern.n / self.pattern.m if self.pattern.kind == "nm" else self.sparsity
-        if abs(self.sparsity - implied) > 1e-9:
+        if self.sparsity is not None:
+            self._check_sparsity(self.sparsity)
+
+    def _check_sparsity(self, sparsity: float) -> None:
+        """Raise ``SpecError`` where it does not fit the pattern."""
+        if not 0 <= sparsity < 1:
+            raise SpecError(f"{self.name}: sparsity must be in [0, 1), got {sparsity}")
+        implied = 1 - self.pattern.n / self.pattern.m if self.pattern.kind == "nm" else sparsity
+        if abs(sparsity - implied) > 1e-9:
             raise SpecError(
-                f"{self.name}: pattern {self.pattern} implies sparsity {implied:g}, got {self.sparsity:g}; "
+                f"{self.name}: pattern {self.pattern} implies sparsity {implied:g}, got {sparsity:g}; "
                 "leave sparsity out"
             )
 

@@ -62,6 +62,11 @@ class Selection:
         widths = [cap.m for cap in self.caps]
         return self.pattern.m if self.pattern.kind == "nm" else max([1, self.pattern.cols, *widths])
 
+    def describe(self) -> str:
+        """Pattern and sparsity."""
+        amount = "" if self.sparsity is None else f" at sparsity {self.sparsity:g}"
+        return f"{self.pattern}{amount}"
+
     def mask(self, squares: NDArray[Any]) -> Mask:
         """Return the mask ``[N, K]`` that keeps the largest sum of ``squares``, what dropping a weight costs."""
         return self.part(squares, 0, squares.shape[1])
