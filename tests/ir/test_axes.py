@@ -291,6 +291,21 @@ def test_copies_that_are_told_apart_keep_their_order() -> None:
     assert "picks among copies" in str(mixed.reason)
 
 
+@pytest.mark.parametrize(
+    "middle",
+    [
+        "p, q = Split<axis=1>(h, sizes) r = Relu(p) s = Sigmoid(q) c = Concat<axis=1>(r, s) y = MatMul(c, v)",
+        "p, q = Split<axis=1>(h, sizes) m = ReduceMax<axes=[1]>(p) u = MatMul(h, v) y = Add(u, m)",
+    ],
+)
+def test_what_is_computed_otherwise_neither_changes_places_nor_leaves_as_one(middle: str) -> None:
+    text = f"g (float[B,4] x) => (float[B,2] y) {{ [a] h = MatMul(x, w) {middle} }}"
+    model = build(text, {"w": (4, 6), "v": (6, 2), "sizes": [2, 4]})
+    for level in ("order", "removal"):
+        free = [orbit for orbit in AxisGraph(model).orbits(level) if orbit.name == "a"]
+        assert [orbit.units.tolist() for orbit in free] == [[0, 1], [2, 3, 4, 5]]
+
+
 def test_softmax_over_all_axes_behind_the_first_in_old_models() -> None:
     text = "g (float[B,3,4,4] x) => (float[B,2,4,4] y) { [a] h = Conv(x, w) s = Softmax(h) y = Conv(s, v) }"
     model = build(text, {"w": (6, 3, 1, 1), "v": (2, 6, 1, 1)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +68,7 @@ class AxisGraph:
         self.graph: nx.MultiDiGraph = builder.graph
         self.parts = tuple(builder.parts.values())
         self.edits: tuple[Edit, ...] = tuple(builder.edits)
+        self._fields = [field.atoms for fields in builder.fields.values() for field in fields]
         self.order = components(builder.count, builder.same_pairs)
         self.removal = components(builder.count, [*builder.same_pairs, *builder.tied_pairs])
         _fix_ambiguous(builder, self.order)
@@ -82,11 +83,13 @@ class AxisGraph:
     def orbits(self, level: Level) -> list[Orbit]:
         """Return all orbits in the order of the model, the frozen ones with the reason."""
         reasons = self._fixed if level == "order" else self._kept
+        labels = self.removal if level == "removal" else self.order
+        # What goes through other tensors is computed otherwise: it cannot change places, nor leave them empty.
+        seen = _signatures((labels[atoms].ravel() for atoms in self._fields), seed=1)
         found = []
         for members in nx.weakly_connected_components(self.graph):
             parts = [part for part in self.parts if part.key in members]
-            labels = self.removal if level == "removal" else self.order
-            for group in _same_places(parts, labels, None if level == "removal" else self._rows):
+            for group in _same_places(parts, labels, seen, None if level == "removal" else self._rows):
                 found.append(self._orbit(group, parts, level, reasons))
         first = {id(part): number for number, part in enumerate(self.parts)}
         return sorted(found, key=lambda orbit: (first[id(orbit.parts[0])], int(orbit.units[0])))
@@ -180,20 +183,26 @@ def _rows(order: Atoms, removal: Atoms) -> dict[int, int]:
 
 
 def _same_places(
-    parts: list[Part], labels: Atoms, rows: dict[int, int] | None
+    parts: list[Part], labels: Atoms, seen: dict[int, int], rows: dict[int, int] | None
 ) -> Iterator[NDArray[np.int64]]:
-    """Groups of units that stand equally often in the same constants, groups of their rows, and rows of a grid."""
-    keys = np.random.default_rng(0)
-    places: dict[int, int] = {}
-    for part in parts:
-        for row in labels[part.atoms].reshape(-1, part.atoms.shape[-1]):
-            key = int(keys.integers(1, 1 << 62)) | 1
-            units, counts = np.unique(row, return_counts=True)
-            for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-                # A sum of random numbers: two sets of places agree by chance once in 2^62.
-                places[unit] = (places.get(unit, 0) + key * count) % (1 << 62)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for unit, signature in places.items():
-        groups.setdefault((signature, (rows or {}).get(unit, -1)), []).append(unit)
+    """Groups of units that stand equally often in the same constants, groups of their rows, tensors (a number of which
+    ones is given) and rows of a grid.
+    """
+    lines = (row for part in parts for row in labels[part.atoms].reshape(-1, part.atoms.shape[-1]))
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for unit, signature in _signatures(lines, seed=0).items():
+        groups.setdefault((signature, seen.get(unit, 0), (rows or {}).get(unit, -1)), []).append(unit)
     for members in groups.values():
         yield np.array(sorted(members), np.int64)
+
+
+def _signatures(lines: Iterable[Atoms], seed: int) -> dict[int, int]:
+    """A number for the lines in which each unit stands: two sets of lines agree by chance once in 2^62."""
+    keys = np.random.default_rng(seed)
+    found: dict[int, int] = {}
+    for line in lines:
+        key = int(keys.integers(1, 1 << 62)) | 1
+        units, counts = np.unique(line, return_counts=True)
+        for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
+            found[unit] = (found.get(unit, 0) + key * count) % (1 << 62)
+    return found
