@@ -158,6 +158,18 @@ REFUSED = {
         {"wa": (2, 3, 1, 1), "w": (2, 2, 1, 1)},
         "further outputs",
     ),
+    "a transposition of unknown rank": (
+        """g (float[B,3,4,4] x, int64[n] s) => (float y) {
+            z = Reshape(x, s) [a] h = Conv(z, wa) t = Transpose(h) y = MatMul(t, v) }""",
+        {"wa": (6, 3, 1, 1), "v": (6, 2)},
+        "unknown rank",
+    ),
+    "its size is read where the rank is unknown": (
+        """g (float[B,3,4,4] x, int64[n] s) => (float y, int64 size) {
+            z = Reshape(x, s) [a] h = Conv(z, wa) y = Conv(h, v) t = Shape(h) size = Gather(t, at) }""",
+        {"wa": (6, 3, 1, 1), "v": (2, 6, 1, 1), "at": np.int64(1)},
+        "its size is read",
+    ),
     "a range of all axes": (
         """g (float[B,4] x) => (float[B,2] y, float[2,6] z) {
             [a] h = MatMul(x, wa) z = Slice(h, from, to) y = MatMul(h, v) }""",

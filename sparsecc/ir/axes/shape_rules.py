@@ -26,8 +26,11 @@ def constant_ints(value: onnx_ir.Value | None) -> NDArray[np.int64] | None:
 
 def transpose(b: Builder, node: onnx_ir.Node) -> None:
     """Axes change places."""
-    rank = len(dims(node.inputs[0]) or ())
-    perm = tuple(node.attributes.get_ints("perm", range(rank)[::-1]) or ())
+    shape = dims(node.inputs[0])
+    if shape is None:
+        b.freeze_inputs(node, f"{place(node)} has an input of unknown rank")
+        return
+    perm = tuple(node.attributes.get_ints("perm", range(len(shape))[::-1]) or ())
     for field in b.of(node.inputs[0]):
         where = tuple(perm.index(axis) for axis in field.axes)
         b.put(node, node.outputs[0], where, field.atoms, field)
@@ -400,9 +403,12 @@ def shape_of(b: Builder, node: onnx_ir.Node) -> None:
     """The sizes are read: those of followed axes must not change unless nobody looks at them."""
     shape = dims(node.inputs[0])
     fields = b.of(node.inputs[0])
-    if not fields:
+    if shape is None:
+        for field in fields:
+            b.keep(field.atoms, f"its size is read by {place(node)}")
+    if shape is None or not fields:
         return
-    rank = len(shape or ())
+    rank = len(shape)
     start = node.attributes.get_int("start", 0) or 0
     end = node.attributes.get_int("end", rank)
     seen = set(range(rank)[start : rank if end is None else end])
