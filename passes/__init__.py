@@ -22,6 +22,7 @@ LOADERS: dict[str, str] = {
     "prune-sparsegpt": "sparsecc.passes.prune.sparsegpt:PruneSparseGpt",
     "prune-alps": "sparsecc.passes.prune.alps:PruneAlps",
     "prune-tiles": "sparsecc.passes.hybrid.tiles:PruneTiles",
+    "prune-obc": "sparsecc.passes.prune.obc:PruneObc",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

@@ -42,8 +42,9 @@ __all__ = ["command"]
 )
 @click.option(
     "--method",
-    help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt or alps (the last three "
-    "also change the weights that stay); structured removes channels, neurons and heads, depth whole residual blocks.",
+    help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt, alps or obc (the last "
+    "four also change the weights that stay); structured removes channels, neurons and heads, depth whole residual "
+    "blocks.",
 )
 @click.option(
     "--flops-ratio",

@@ -9,7 +9,9 @@ from sparsecc.sparse import FLOATS, Pattern
 __all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "REMOVAL", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
-METHODS = {name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps")}
+METHODS = {
+    name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps", "obc")
+}
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
 REMOVAL = {"structured": "prune-structured", "depth": "prune-depth"}

@@ -14,7 +14,7 @@ from sparsecc.pm import PassContext, Pipeline
 from sparsecc.sparse import Pattern, density, matches
 
 RNG = np.random.default_rng(5)
-METHODS = ["prune-wanda-ols", "prune-sparsegpt", "prune-alps"]
+METHODS = ["prune-wanda-ols", "prune-sparsegpt", "prune-alps", "prune-obc"]
 
 
 def normal(*shape: int) -> np.ndarray:
