@@ -1,0 +1,108 @@
+"""What passes share that put several linear operators in the place of a site."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.ir import Model, Site
+from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
+from sparsecc.passes.prune.base import Work
+from sparsecc.passes.prune.gram_pass import Problem, WalkPass
+from sparsecc.passes.tidy.graph import remove_dead
+from sparsecc.pm import MomentsLike, PassContext, PassReport, SiteSettings
+from sparsecc.sparse import density
+
+__all__ = ["HybridPass", "Solution"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a site becomes.
+
+    Attributes:
+        core: ``[N, K]``, what its own node multiplies with.
+        parts: arrays of the nodes around it, by name.
+        total: ``[N, K]``, the weight that all of them together stand for.
+        detail: what it is, in a few words.
+        numbers: for the report.
+    """
+
+    core: NDArray[Any]
+    parts: dict[str, NDArray[Any]]
+    total: NDArray[Any]
+    detail: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HybridPass(WalkPass):
+    """Base of passes that factorise or split the weights of sites and rewrite the graph at the end.
+
+    While sites are measured front to back, each solved one has the whole weight that its parts stand for.
+    """
+
+    @abstractmethod
+    def solve(self, item: Work, problem: Problem, ctx: PassContext) -> Solution | str:
+        """Return what becomes of a site without groups, or the reason why it stays as it is."""
+
+    @abstractmethod
+    def rewrite(self, rewriter: Rewriter, site: Site, parts: dict[str, NDArray[Any]]) -> None:
+        """Put the parts around the node of ``site``, which has its new weight already."""
+
+    def unsuited(self, site: Site) -> str | None:
+        """Return why a site that could be rewritten, its shapes inferred as far as possible, stays as it is."""
+        return None
+
+    def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
+        """Solve front to back, then rewrite all sites."""
+        dense = model.copy()
+        inferred = model.copy()  # nothing of the model may change where nothing is rewritten
+        inferred.infer_shapes()
+        twins = {site.name: site for site in inferred.sites()}
+        suited = []
+        for item in work:
+            reason = self.unsuited(twins[item.site.name])
+            if reason is None:
+                suited.append(item)
+            else:
+                report.skip(item.site.name, reason)
+
+        def solve(item: Work, moments: MomentsLike) -> Solution | str:
+            (problem,) = self.problems(item, item.ordered(item.site.numpy()), moments)
+            return self.solve(item, problem, ctx)
+
+        found = []
+        for item, solution in self.solutions(model, dense, suited, solve, ctx, report):
+            before = item.site.numpy()
+            item.site.replace(item.restored(solution.total).astype(before.dtype))
+            found.append((item, before, solution))
+        if not found:
+            return
+        rewriter = Rewriter(model)
+        for item, before, solution in found:
+            after = item.site.numpy()
+            item.site.replace(item.restored(solution.core).astype(before.dtype))
+            parts = {name: array.astype(before.dtype) for name, array in solution.parts.items()}
+            if "right" in parts:
+                parts["right"] = item.restored(parts["right"])
+            self.rewrite(rewriter, item.site, parts)
+            wide = before.astype(np.float64)
+            report.change(
+                item.site.name,
+                solution.detail,
+                density_before=density(before),
+                density_after=density(solution.core),
+                relative_error=float(np.linalg.norm(wide - after) / (np.linalg.norm(wide) or 1.0)),
+                **solution.numbers,
+            )
+        remove_dead(model.onnx)
+        model.infer_shapes()
+
+    def _refusal(self, site: Site, settings: SiteSettings) -> str | None:
+        return refusal(site) or super()._refusal(site, settings)

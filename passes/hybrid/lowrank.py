@@ -1,0 +1,104 @@
+"""The best factors of low rank for a layer and its inputs. Arrays in, arrays out; float64, no ONNX.
+
+For inputs ``X`` with ``gram = X^T X`` the distance of two weights is ``Q(E) = tr(E gram E^T) = ||X E^T||_F^2``. With
+``gram`` diagonal this is a weighted SVD (ASVD, OATS); with ``shifted_target`` in the place of the weight it is
+reduced-rank regression towards the outputs of another model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparsecc.passes.prune.gram import Matrix
+
+__all__ = ["Factors", "affordable_rank", "best_factors", "subspace_step"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A matrix of low rank as a product.
+
+    Attributes:
+        left: ``[N, r]``.
+        right: ``[r, K]``.
+    """
+
+    left: Matrix
+    right: Matrix
+
+    @property
+    def rank(self) -> int:
+        """Inner size."""
+        return int(self.left.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Numbers in both."""
+        return self.left.size + self.right.size
+
+    def product(self) -> Matrix:
+        """Return the matrix ``[N, K]``."""
+        return np.asarray(self.left @ self.right)
+
+    def balanced(self) -> Factors:
+        """Return the same matrix with columns of ``left`` as long as the rows of ``right``: what narrow types want."""
+        lengths = np.linalg.norm(self.left, axis=0), np.linalg.norm(self.right, axis=1)
+        usable = (lengths[0] > 0) & (lengths[1] > 0)
+        ratio = np.divide(lengths[1], lengths[0], out=np.ones(self.rank), where=usable)
+        scale = np.sqrt(ratio)
+        return Factors(self.left * scale, self.right / scale[:, None])
+
+
+def affordable_rank(rows: int, columns: int, share: float, multiple: int = 1) -> int:
+    """Return the largest rank, a multiple of ``multiple``, whose factors hold ``share`` of the weights of a matrix."""
+    rank = int(share * rows * columns / (rows + columns) + 1e-9)
+    return min(rank, rows, columns) // multiple * multiple
+
+
+def best_factors(weight: Matrix, gram: Matrix, rank: int) -> Factors:
+    """Return the factors of ``rank`` with the smallest ``Q(weight - product)``.
+
+    Found from the side that is smaller: by the principal components of the outputs (as LLM-ROM does), which needs no
+    inverse, or by the SVD of the weight whitened with a Cholesky factor (SVD-LLM, Wang et al. 2024). Both give the
+    same matrix.
+
+    Args:
+        weight: ``[N, K]``.
+        gram: ``[K, K]``, positive semi-definite; definite where ``N > K``.
+        rank: at most ``min(N, K)``; 0 gives empty factors.
+
+    Raises:
+        numpy.linalg.LinAlgError: ``gram`` is not definite where it must be.
+    """
+    rows, columns = weight.shape
+    if rows <= columns:
+        basis = _largest(weight @ gram @ weight.T, rank)
+        return Factors(basis, basis.T @ weight)
+    root = np.linalg.cholesky(gram)
+    whitened = weight @ root
+    basis = _largest(whitened.T @ whitened, rank)
+    return Factors(whitened @ basis, np.linalg.solve(root.T, basis).T)
+
+
+def subspace_step(matrix: Matrix, start: Matrix, rank: int) -> tuple[Factors, Matrix]:
+    """Return factors of ``rank`` that are nearly the best for ``matrix`` in Frobenius norm, and the next start.
+
+    One warm-started step of subspace iteration. The distance is never above that of any matrix of that rank whose
+    rows lie in the span of ``start``; the next start spans the rows of the factors, so that a step only improves.
+
+    Args:
+        matrix: ``[N, K]``.
+        start: ``[s, K]``, s at least ``rank``: a guess of what spans its rows.
+        rank: wanted.
+    """
+    columns = np.linalg.qr(matrix @ start.T)[0]
+    inner, values, rows = np.linalg.svd(columns.T @ matrix, full_matrices=False)
+    return Factors(columns @ (inner[:, :rank] * values[:rank]), rows[:rank]), rows
+
+
+def _largest(matrix: Matrix, rank: int) -> Matrix:
+    """Return the eigenvectors of a symmetric matrix with the ``rank`` largest eigenvalues, as columns."""
+    vectors = np.linalg.eigh((matrix + matrix.T) / 2)[1]
+    return np.asarray(vectors[:, vectors.shape[1] - rank :])
