@@ -1,11 +1,12 @@
 """What healing brings back: a sentence encoder and a small ResNet, pruned far and trained without labels.
 
-Prunes with ``prune-wanda-ols``, heals with ``heal`` on unlabelled inputs, and measures the task metric before and
-after on other samples. Needs PyTorch (``pip install 'sparsecc[heal]'``)::
+Prunes with ``prune-alps``, heals with ``heal`` on unlabelled inputs, and measures the task metric before and after on
+other samples. Needs PyTorch (``pip install 'sparsecc[heal]'``)::
 
-    python bench/heal.py --data FOLDER --threads 2
+    python bench/heal.py --data FOLDER
 
-A case takes up to half an hour on two cores and resumes from its checkpoint (``--work``) when it was interrupted.
+A case takes up to an hour of one core and resumes from its checkpoint (``--work``) when it was interrupted; the time is
+that of the processor, since one thread needs half as much of it as two.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any
 
 import accuracy
 import click
+import heal_data
 import numpy as np
-from numpy.typing import NDArray
+from heal_data import Batch
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
@@ -35,10 +37,12 @@ from sparsecc.pm import PassContext, Pipeline
 MEASURED_PAIRS = 600
 #: Every fifth picture heals, the others measure.
 EVERY = 5
+#: Batches of parts of sentences, and sentences per batch.
+SENTENCE_BATCHES, SENTENCES = 500, 32
 #: Batches of shifted and mirrored pictures, and pictures per batch.
-PICTURE_BATCHES, PICTURES = 96, 64
-#: Sentences per batch.
-SENTENCES = 32
+PICTURE_BATCHES, PICTURES = 300, 64
+#: Pictures that pruning is calibrated on.
+CALIBRATED = 500
 
 
 @dataclass(frozen=True)
@@ -66,49 +70,53 @@ CASES = (
 
 #: Options of ``heal`` by model: steps that fit into half an hour on two cores of a processor with bfloat16.
 HEAL = {
-    "minilm_l6_v2": "steps=5000 learning-rate=0.0012 precision=bfloat16 patience=25 holdout=0.06",
-    "resnet20_cifar10": "steps=2500 learning-rate=0.003 patience=25 holdout=0.06",
+    "minilm_l6_v2": "steps=6500 learning-rate=0.0015 precision=bfloat16 patience=25 holdout=0.06",
+    "resnet20_cifar10": "steps=8000 learning-rate=0.003 precision=bfloat16 patience=25 holdout=0.06",
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model, inputs to heal it on, and how it is measured on others."""
+    """A model, and how it is measured.
+
+    Attributes:
+        path: the model.
+        metric: name of the figure.
+        calibration: inputs that pruning is calibrated on.
+        healing: inputs to heal on.
+        samples: how many sentences or pictures both were made of.
+        measure: gives the figure, on other samples, and their number.
+    """
 
     path: Path
     metric: str
-    batches: list[accuracy.Batch]
+    calibration: list[Batch]
+    healing: list[Batch]
+    samples: int
     measure: Callable[[accuracy.Run], tuple[float, int]]
 
 
 def minilm(data: Path, evaluation: ModuleType, folder: Path) -> Task:
-    file = "stsb_dev_minilm_tokens.npz"
-    tokens = np.load(data / "text" / file)
-    ids = np.concatenate([tokens["ids_a"][MEASURED_PAIRS:], tokens["ids_b"][MEASURED_PAIRS:]])
-    lengths = np.concatenate([tokens["len_a"][MEASURED_PAIRS:], tokens["len_b"][MEASURED_PAIRS:]])
+    """Heals on sentences of pairs that measure nothing, parts of them, and parts of other text."""
+    rows, vocabulary = heal_data.pair_sentences(data, MEASURED_PAIRS)
+    others = heal_data.text_sentences(data / "text" / "wikitext2_valid.txt", vocabulary)
 
     def measure(run: accuracy.Run) -> tuple[float, int]:
-        found = evaluation.sts(file, limit=MEASURED_PAIRS)(run)
+        found = evaluation.sts("stsb_dev_minilm_tokens.npz", limit=MEASURED_PAIRS)(run)
         return found["spearman"], found["n"]
 
-    path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
-    return Task(path, "Spearman", sentences(ids, lengths), measure)
-
-
-def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[accuracy.Batch]:
-    """Batches of sentences of similar length, in a seeded order among equals; no padding is attended to."""
-    order = np.lexsort((np.random.default_rng(0).random(len(lengths)), lengths))
-    batches = []
-    for start in range(0, len(order), SENTENCES):
-        chosen = order[start : start + SENTENCES]
-        width = int(lengths[chosen].max())
-        mask = (np.arange(width) < lengths[chosen][:, None]).astype(np.int64)
-        x = ids[chosen][:, :width].astype(np.int64) * mask
-        batches.append({"input_ids": x, "attention_mask": mask, "token_type_ids": np.zeros_like(x)})
-    return batches
+    return Task(
+        Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder))),
+        "Spearman",
+        heal_data.sentences(rows, [], 0, SENTENCES),
+        heal_data.sentences(rows, others, SENTENCE_BATCHES, SENTENCES),
+        len(rows) + len(others),
+        measure,
+    )
 
 
 def cifar(data: Path, evaluation: ModuleType) -> Task:
+    """Heals on every fifth picture, shifted and mirrored."""
     x, labels = accuracy.cifar_pictures(data)
     held = np.arange(len(x)) % EVERY == 0
 
@@ -116,22 +124,14 @@ def cifar(data: Path, evaluation: ModuleType) -> Task:
         found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
         return found["accuracy"], found["n"]
 
-    return Task(data / "models" / "resnet20_cifar10.onnx", "accuracy", pictures(x[held]), measure)
-
-
-def pictures(x: NDArray[Any]) -> list[accuracy.Batch]:
-    """Batches of pictures shifted by up to four pixels and mirrored at random, as in training."""
-    rng = np.random.default_rng(0)
-    padded = np.pad(x, [(0, 0), (0, 0), (4, 4), (4, 4)])
-    batches = []
-    for _ in range(PICTURE_BATCHES):
-        chosen = []
-        for picture in padded[rng.choice(len(x), PICTURES, replace=False)]:
-            top, left = rng.integers(0, 9, 2)
-            part = picture[:, top : top + x.shape[2], left : left + x.shape[3]]
-            chosen.append(part[:, :, ::-1] if rng.random() < 0.5 else part)
-        batches.append({"input": np.ascontiguousarray(np.stack(chosen))})
-    return batches
+    return Task(
+        data / "models" / "resnet20_cifar10.onnx",
+        "accuracy",
+        heal_data.pictures(x[held], CALIBRATED // PICTURES + 1, PICTURES),
+        heal_data.pictures(x[held], PICTURE_BATCHES, PICTURES),
+        int(held.sum()),
+        measure,
+    )
 
 
 def measure_case(case: Case, task: Task, options: str, threads: int, work: Path) -> dict[str, Any]:
@@ -144,45 +144,48 @@ def measure_case(case: Case, task: Task, options: str, threads: int, work: Path)
 
     dense = value(model)
     amount = f"pattern={case.pattern} sparsity={case.sparsity:g}"
-    pipeline = f"tidy,prune-wanda-ols{{{amount}}}"
+    pipeline = f"tidy,prune-alps{{{amount}}}"
     context = PassContext(
-        calibration=Calibration.from_batches(task.batches, model, threads=threads), threads=threads
+        calibration=Calibration.from_batches(task.calibration, model, threads=threads), threads=threads
     )
     Pipeline.parse("tidy").run(model)
     reference = model.copy()
     Pipeline.parse(pipeline).run(model, context)
     pruned = value(model)
     checkpoint = work / f"{case.name.replace(' ', '_')}.ckpt"
-    spec = f"heal{{{options} checkpoint={checkpoint}}}"
+    resumed = checkpoint.exists()
     context.reference = reference
-    context.calibration = Calibration.from_batches(task.batches, model, threads=threads)
+    context.calibration = Calibration.from_batches(task.healing, model, threads=threads)
     wall, cpu = time.perf_counter(), time.process_time()
-    (report,) = Pipeline.parse(spec).run(model, context)
+    (report,) = Pipeline.parse(f"heal{{{options} checkpoint={checkpoint}}}").run(model, context)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    session = verify.session(model, threads=threads)
+    healed, samples = task.measure(lambda feed: list(session.run(feed).values()))
     return {
         "pipeline": f"{pipeline},heal{{{options}}}",
         "metric": task.metric,
-        "samples": task.measure(lambda feed: list(verify.session(model, threads=threads).run(feed).values()))[
-            1
-        ],
-        "healed_on": sum(len(next(iter(batch.values()))) for batch in task.batches),
+        "samples": samples,
+        "healed_on": task.samples,
+        "healed_on_made": sum(len(next(iter(batch.values()))) for batch in task.healing),
         "dense": dense,
         "pruned": pruned,
-        "healed": value(model),
+        "healed": healed,
         "drop_aimed_at": case.most,
         "notes": report.notes,
-        "wall_seconds": round(time.perf_counter() - wall, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "processor_minutes": round(cpu / 60, 1),
+        "wall_minutes": round(wall / 60, 1),
+        "resumed": resumed,
         "threads": threads,
     }
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = ["| case | dense | pruned | healed | drop | aimed at | CPU seconds |", "|---" * 7 + "|"]
+    lines = ["| case | dense | pruned | healed | drop | aimed at | processor minutes |", "|---" * 7 + "|"]
     for name, row in results.items():
         drop = row["dense"] - row["healed"]
         lines.append(
             f"| {name} | {row['dense']:.4f} | {row['pruned']:.4f} | {row['healed']:.4f} | {drop:.4f} | "
-            f"{row['drop_aimed_at']:g} | {row['cpu_seconds']:g} |"
+            f"{row['drop_aimed_at']:g} | {row['processor_minutes']:g} |"
         )
     return "\n".join(lines)
 
@@ -198,7 +201,7 @@ def table(results: dict[str, Any]) -> str:
     "--case", "names", multiple=True, type=click.Choice([case.name for case in CASES]), help="Only this."
 )
 @click.option("--steps", type=int, help="Fewer steps than the half hour's, for a first look.")
-@click.option("--threads", default=2, show_default=True, help="Threads of PyTorch and of every session.")
+@click.option("--threads", default=1, show_default=True, help="Threads of PyTorch and of every session.")
 @click.option(
     "--work",
     type=click.Path(path_type=Path, file_okay=False),

@@ -27,7 +27,8 @@ class Heal(Pass):
     Adam on the calibration inputs minimises the relative squared error of the internal states at the borders of
     blocks and of the outputs against the dense model (the model before the first lossy pass, or the reference that
     was given). Masks, shapes and factors stay: zeros of weights stay zeros. Each calibration batch is one step; part
-    of them is held out, and what did best on it is kept, or the model as it was.
+    of them is held out, and what did best on it is kept, or the model as it was. Where one input is named ``mask`` or
+    ``..._mask`` and holds zeros and ones per sample and position, positions of zeros do not count.
 
     Needs PyTorch (``pip install 'sparsecc[heal]'``, a CPU build is enough) and runs the graph with it, so it must
     come before ``quantize`` and ``lower-sparse``.
@@ -46,7 +47,7 @@ class Heal(Pass):
         kl: weight of the KL divergence of the outputs, if they are logits along their last axis.
         patience: stop after so many of the 25 evaluations without improvement.
         checkpoint: file to write every minute and to resume from; empty for none.
-        device: ``auto`` takes CUDA if PyTorch has it.
+        device: ``auto`` takes CUDA if PyTorch has it; both models run there.
         precision: of products while training; ``bfloat16`` is twice as fast on processors that multiply it, and as
             slow as it gets on others.
     """

@@ -62,6 +62,7 @@ class TorchGraph:
                 if node.op_type == "Constant" and node.domain == "":
                     self.constants[node.outputs[0]] = self._constant(node)
         self._inputs = {str(value.name): value for value in self._graph.inputs}
+        self._plans: dict[tuple[str, ...], tuple[list[onnx_ir.Value], list[onnx_ir.Node]]] = {}
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
         """``array`` as a tensor on the device, half precision as float32; never shares memory."""
@@ -86,18 +87,25 @@ class TorchGraph:
                 env[value] = self.tensor(inputs[name])
             elif value not in env:
                 raise UsageError(f"no array for input {name}; the model reads {', '.join(self._inputs)}")
-        values = {
-            str(value.name): value
-            for value in (*self._inputs.values(), *_produced(self._graph))
-            if value.name
-        }
-        unknown = [name for name in wanted if name not in values]
-        if unknown:
-            raise UsageError(f"no tensor {', '.join(unknown)} in the main graph")
-        targets = [values[name] for name in wanted]
-        nodes = list(self._graph)
-        self._run_nodes((nodes[at] for at in sorted(ancestors(nodes, targets))), env)
+        targets, nodes = self._plan(tuple(wanted))
+        self._run_nodes(nodes, env)
         return {name: env[value] for name, value in zip(wanted, targets, strict=True)}
+
+    def _plan(self, wanted: tuple[str, ...]) -> tuple[list[onnx_ir.Value], list[onnx_ir.Node]]:
+        """The values of these names, and the nodes that they need, in order."""
+        if wanted not in self._plans:
+            values = {
+                str(value.name): value
+                for value in (*self._inputs.values(), *_produced(self._graph))
+                if value.name
+            }
+            unknown = [name for name in wanted if name not in values]
+            if unknown:
+                raise UsageError(f"no tensor {', '.join(unknown)} in the main graph")
+            targets = [values[name] for name in wanted]
+            nodes = list(self._graph)
+            self._plans[wanted] = targets, [nodes[at] for at in sorted(ancestors(nodes, targets))]
+        return self._plans[wanted]
 
     def _run_nodes(self, nodes: Iterable[onnx_ir.Node], env: _Env) -> None:
         for node in nodes:

@@ -1,8 +1,7 @@
 """Training of a pruned model towards the states of the dense one, with PyTorch.
 
 The loss is the relative squared error of the internal states at the borders of blocks and of the outputs, by the
-inputs alone: no labels. (Jiao et al., "TinyBERT", 2020, match hidden states so; Kurtic et al., "Sparse fine-tuning for
-inference acceleration", 2023, normalise the error by the teacher's energy.)
+inputs alone: no labels.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from sparsecc.calib import Arrays
 from sparsecc.errors import ModelError, UsageError
 from sparsecc.heal.graph import TorchGraph
+from sparsecc.heal.loss import attended, kl_divergence, relative_error
 from sparsecc.heal.operators import Tensor
 from sparsecc.heal.parameters import Parameter, trainable
 from sparsecc.heal.targets import Targets
@@ -151,7 +151,14 @@ class _Training:
         self.settings = settings
         self.batches = batches
         self.graph = TorchGraph(model, _device(settings.device))
-        self.targets = Targets(model, reference, batches, threads=settings.threads, byte_budget=_TARGET_BYTES)
+        self.targets = Targets(
+            model,
+            reference,
+            self.graph,
+            batches,
+            byte_budget=_TARGET_BYTES,
+            narrow=settings.precision == "bfloat16",
+        )
         self.weights = self._weights(model, reference)
         self.optimizer = torch.optim.Adam(
             [weight.tensor for weight in self.weights], lr=settings.learning_rate, fused=True
@@ -252,21 +259,22 @@ class _Training:
                 weight.tensor.grad.mul_(weight.mask)
         self.optimizer.step()
 
-    def _loss(self, number: int, fade: float) -> Tensor:
+    def _loss(self, number: int, fade: float, *, exact: bool = False) -> Tensor:
         for weight in self.weights:
             self.graph.constants[weight.parameter.value] = weight.effective(fade)
         found = self.graph.run(self.batches[number], self.targets.names)
-        wanted = {name: self.graph.tensor(array) for name, array in self.targets.of(number).items()}
-        errors = [_relative_error(found[name], wanted[name]) for name in wanted]
-        loss = torch.stack(errors).mean()
+        wanted = self.targets.of(number, exact=exact)
+        mask = attended(self.batches[number])
+        counted = None if mask is None else self.graph.tensor(mask)
+        loss = torch.stack([relative_error(found[name], wanted[name], counted) for name in wanted]).mean()
         if self.settings.kl:
             pairs = [(found[name], wanted[name]) for name in self.targets.outputs]
-            loss = loss + self.settings.kl * torch.stack([_kl(*pair) for pair in pairs]).mean()
+            loss = loss + self.settings.kl * torch.stack([kl_divergence(*pair) for pair in pairs]).mean()
         return loss
 
     def _held_out(self) -> float:
         with torch.no_grad():
-            return float(np.mean([float(self._loss(number, 0.0)) for number in self.held]))
+            return float(np.mean([float(self._loss(number, 0.0, exact=True)) for number in self.held]))
 
     def _evaluate(self) -> None:
         if self._fade():
@@ -331,15 +339,3 @@ class _Training:
         self.step, self.stale, self.kept = int(step), int(stale), document["kept"]
         self._put(document["weights"])
         self.optimizer.load_state_dict(document["optimizer"])
-
-
-def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    """``||found - wanted||**2 / ||wanted||**2``."""
-    energy = wanted.square().sum().clamp_min(torch.finfo(wanted.dtype).tiny)
-    return (found.to(wanted.dtype) - wanted).square().sum() / energy
-
-
-def _kl(found: Tensor, wanted: Tensor) -> Tensor:
-    """Mean KL divergence of the distributions along the last axis."""
-    p, q = torch.log_softmax(wanted, -1), torch.log_softmax(found.to(wanted.dtype), -1)
-    return (p.exp() * (p - q)).sum(-1).mean()

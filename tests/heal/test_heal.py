@@ -88,6 +88,33 @@ def test_halves_the_error_on_unseen_inputs_and_keeps_the_zeros(torch, options):
     assert numbers["density_after"] == numbers["density_before"]
 
 
+def test_padding_has_no_say(torch):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[B,T,24] x, int64[B,T] attention_mask) => (float[B,T,6] y) {
+            h = MatMul(x, w1)  a = Relu(h)  y = MatMul(a, w2)
+        }"""
+    )
+    for name, shape, seed in (("w1", (24, 32), 1), ("w2", (32, 6), 2)):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(0.2 * normal(*shape, seed=seed), name))
+    batches = []
+    for number in range(6):
+        mask = (np.arange(5) < np.array([[5], [3], [1], [4]])).astype(np.int64)
+        batches.append({"x": normal(4, 5, 24, seed=10 + number), "attention_mask": mask})
+    loud = [
+        {**batch, "x": np.where(batch["attention_mask"][:, :, None], batch["x"], 1e3)} for batch in batches
+    ]
+    found = []
+    for data in (batches, [{**batch, "x": batch["x"].astype(np.float32)} for batch in loud]):
+        dense = Model.from_proto(proto)
+        start = dense.copy()
+        Pipeline.parse("prune-magnitude{sparsity=0.6 min-elements=1}").run(start)
+        found.append(healed("heal{steps=30 learning-rate=0.01}", start, data, prune="", reference=dense)[0])
+    assert weights(found[0]).keys() == weights(found[1]).keys()
+    for name, array in weights(found[0]).items():
+        np.testing.assert_allclose(array, weights(found[1])[name], rtol=1e-4, atol=1e-5)
+
+
 def test_half_precision_weights_keep_their_type(torch):
     model, report = healed(
         "heal{steps=60 learning-rate=0.01}",
