@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sparsecc.calib import open_session
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
+from sparsecc.passes.recover.lineage import counterpart
 from sparsecc.pm import CalibrationSource, Pass, PassContext, PassReport, select_sites
 from sparsecc.sparse import density
 
@@ -85,7 +86,10 @@ class RecoverPass(Pass):
 
     @abstractmethod
     def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
-        """Change ``model``, whose nodes and names are those of ``reference``, in place."""
+        """Change ``model`` in place; its tensors are those that ``reference`` has under the same names.
+
+        Where units were removed in this run, they have fewer rows and columns; ``ctx.lineage`` says which are left.
+        """
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Recover, measure the outputs before and after, and take everything back if they got worse."""
@@ -94,14 +98,12 @@ class RecoverPass(Pass):
         reference = reference_of(model, ctx, report)
         if reference is None:
             return report
-        if _nodes(model) != _nodes(reference):
-            report.note(
-                "the nodes are not those of the dense model, so that tensors cannot be compared one by one: it stays "
-                "as it is (heal compares whole blocks)"
-            )
+        beside = counterpart(model, reference, ctx.lineage)
+        if isinstance(beside, str):
+            report.note(f"{beside}, so that tensors cannot be compared one by one: it stays as it is")
             return report
         before, backup = output_error(model, reference, calibration, ctx.threads), model.copy()
-        self.recover(model, reference, ctx, report)
+        self.recover(model, beside, ctx, report)
         after = output_error(model, reference, calibration, ctx.threads)
         report.note(
             f"relative squared error of the outputs on the calibration inputs: {before:.4g} -> {after:.4g}"
@@ -121,9 +123,7 @@ def sites_to_recover(
     for site in select_sites(model, pass_.match, report):
         if ctx.settings_for(site, pass_).skip:
             report.skip(site.name, "left alone by an override")
+        elif ctx.lineage is not None and site.name in ctx.lineage.stand_ins:
+            report.skip(site.name, "it stands in for a block that was removed")
         else:
             yield site
-
-
-def _nodes(model: Model) -> list[tuple[str, tuple[str | None, ...]]]:
-    return [(node.op_type, tuple(value.name for value in node.outputs)) for node in model.onnx.graph]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from sparsecc.ir import Model, Site
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.biases import SiteBias, site_bias
+from sparsecc.passes.recover.lineage import kept_rows
 from sparsecc.passes.recover.outputs import Channels, walk_tensors
 from sparsecc.pm import PassContext, PassReport
 
@@ -81,7 +83,7 @@ def correct_outputs(
     biases = list(_biases(model, beside, sites, add, report))
     order = {node: at for at, node in enumerate(model.onnx.graph)}
     biases.sort(key=lambda bias: order[bias.node])
-    taps = [bias.tap for bias in biases]
+    taps = [dataclasses.replace(bias.tap, kept=kept_rows(ctx, bias.site)) for bias in biases]
     measured = walk_tensors(model, beside, taps, ctx.calibration, ctx.threads)
     for number, (bias, (_, found)) in enumerate(zip(biases, measured, strict=True)):
         ctx.progress(report.pass_name, number, len(biases))
@@ -101,7 +103,8 @@ def _biases(
         if isinstance(bias, str):
             report.skip(site.name, bias)
         else:
-            site_bias(beside, twins[site.name], add=add)
+            if site.name in twins:
+                site_bias(beside, twins[site.name], add=add)
             yield bias
 
 

@@ -11,6 +11,7 @@ import onnx_ir
 from sparsecc.ir import Model
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.bias import correct_outputs
+from sparsecc.passes.recover.lineage import kept_rows
 from sparsecc.passes.recover.outputs import Channels, Tap, walk_tensors
 from sparsecc.passes.tidy.graph import float_attribute, float_constant, set_constant
 from sparsecc.pm import PassContext, PassReport
@@ -49,9 +50,13 @@ class RecoverBn(RecoverPass):
             report.note("no convolution of the model matches: there are no channel statistics to match")
             return
         behind = {site.name: _normalisation(site.node) for site in sites}
-        norms = {node for node in behind.values() if node is not None}
+        norms = {behind[site.name]: site for site in sites if behind[site.name] is not None}
         found = [node for node in model.onnx.graph if node in norms]
-        taps = [Tap(str(node.inputs[0].name), 1, (node,)) for node in found if node.inputs[0] is not None]
+        taps = [
+            Tap(str(node.inputs[0].name), 1, (node,), kept_rows(ctx, norms[node]))
+            for node in found
+            if node.inputs[0] is not None
+        ]
         measured = walk_tensors(model, reference, taps, ctx.calibration, ctx.threads)
         for node, (_, channels) in zip(found, measured, strict=True):
             if isinstance(channels, str):

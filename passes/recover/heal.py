@@ -12,6 +12,7 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.heal import require_torch
 from sparsecc.ir import Model
 from sparsecc.passes.recover.base import change_numbers, reference_of
+from sparsecc.passes.recover.lineage import counterpart
 from sparsecc.pm import Pass, PassContext, PassReport
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ class Heal(Pass):
         require_torch()
         from sparsecc.heal.training import heal
 
+        beside = counterpart(model, reference, ctx.lineage)
+        if isinstance(beside, Model):
+            reference = beside  # where a block is gone, what stands for its output has another name
         healed = heal(model, reference, list(calibration), self._settings(ctx), ctx.progress)
         report.note(
             f"relative squared error of {healed.states} block states and the outputs, on held-out inputs: "

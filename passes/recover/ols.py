@@ -12,7 +12,8 @@ from sparsecc.ir import Model, Site
 from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
-from sparsecc.pm import MomentsLike, PassContext, PassReport
+from sparsecc.passes.recover.moved import Moved, moved_refusal
+from sparsecc.pm import Lineage, MomentsLike, PassContext, PassReport
 
 __all__ = ["RecoverOls"]
 
@@ -26,9 +27,11 @@ class RecoverOls(RecoverPass):
     for any mask, whoever made it, what ``prune-wanda-ols`` does for its own. If the outputs of the model get worse,
     everything is taken back.
 
-    Changes: values of weights, never zeros or the graph.
-    Skips with the reason: sites without zeros, quantised ones, those that calibration does not reach or whose fit would
-    be no better.
+    Where channels or blocks were removed instead, all that is left is fitted so, each site with its bias.
+
+    Changes: values of weights, never zeros or the graph; behind removed units and blocks biases too.
+    Skips with the reason: sites without zeros where no units or blocks are gone, quantised ones, those that calibration
+    does not reach or whose fit would be no better.
 
     Sample: ``recover-ols{correction=1.0}``
 
@@ -53,18 +56,26 @@ class RecoverOls(RecoverPass):
         assert ctx.calibration is not None  # RecoverPass.run
         own = {site.name: site for site in reference.sites()}
         sites: dict[str, Site] = {}
+        moved: dict[str, Moved] = {}
         for site in sites_to_recover(model, self, ctx, report):
-            reason = _refusal(site, own.get(site.name))
-            if reason is None:
-                sites[site.name] = site
-            else:
-                report.skip(site.name, reason)
+            dense = own.get(site.name)
+            reason = _refusal(site, dense, ctx.lineage)
+            if reason is not None or dense is None:
+                report.skip(site.name, str(reason))
+                continue
+            sites[site.name] = site
+            if ctx.lineage is not None:
+                moved[site.name] = Moved.of(model, site, reference, dense, ctx.lineage.kept.get(site.name))
         if not sites:
             return
         done = 0
         for step in ctx.calibration.walk(model, list(sites.values()), reference):
             for name, moments in step.items():
-                self._fit(sites.pop(name), own[name], moments, report)
+                site = sites.pop(name)
+                if name in moved:
+                    self._fit_moved(site, moved[name], moments, report)
+                else:
+                    self._fit(site, own[name], moments, report)
                 done += 1
             ctx.progress(self.name, done, done + len(sites))
         for name in sites:
@@ -98,6 +109,21 @@ class RecoverOls(RecoverPass):
             output_error_after=float(costs[1] / costs[2]) if costs[2] else 0.0,
         )
 
+    def _fit_moved(self, site: Site, moved: Moved, moments: MomentsLike, report: PassReport) -> None:
+        before = site.numpy()
+        fitted = moved.fitted(moments, self.damping, self.correction)
+        if isinstance(fitted, str):
+            report.skip(site.name, fitted)
+            return
+        moved.store(fitted)
+        report.change(
+            site.name,
+            "weights and bias fitted to the dense model's outputs",
+            **change_numbers(before, site.numpy()),
+            output_error_before=fitted.error_before,
+            output_error_after=fitted.error_after,
+        )
+
     def _groups(
         self, site: Site, dense: Site, moments: MomentsLike
     ) -> Iterator[tuple[Matrix, Matrix, Matrix]]:
@@ -114,12 +140,16 @@ class RecoverOls(RecoverPass):
             yield target, weights[number], damped(grams[number], self.damping)[0]
 
 
-def _refusal(site: Site, dense: Site | None) -> str | None:
+def _refusal(site: Site, dense: Site | None, lineage: Lineage | None) -> str | None:
     if site.quantization is not None:
         return "it is quantised: recover before quantize"
-    if dense is None or dense.shape != site.shape:
+    kept = None if lineage is None else lineage.kept.get(site.name)
+    left = site.shape if kept is None else (len(kept.rows), len(kept.columns))
+    if dense is None or site.shape != left or (kept is None and dense.shape != site.shape):
         return "it has another shape in the dense model"
     weight = site.numpy()
     if not (np.isfinite(weight).all() and np.isfinite(dense.numpy()).all()):
         return "a weight is NaN or infinite"
+    if lineage is not None:
+        return moved_refusal(site)
     return "it has no zeros" if weight.all() else None

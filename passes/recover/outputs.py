@@ -41,11 +41,17 @@ class Tap:
         name: in both models.
         axis: of its channels.
         nodes: what may be changed once it is measured, besides what comes later.
+        kept: channels of the dense model that it has; None: all.
     """
 
     name: str
     axis: int
     nodes: tuple[onnx_ir.Node, ...]
+    kept: NDArray[np.int64] | None = None
+
+    def of_dense(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return those channels of ``array``, the tensor in the dense model."""
+        return array if self.kept is None else np.take(array, self.kept, self.axis)
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,10 @@ def walk_tensors(
     for tap, pairs in zip(taps, walk_pairs(model, reference, steps, calibration, threads), strict=True):
         sums, fits = _Sums(tap.axis), True
         for found, wanted in pairs:
-            fits = fits and found[tap.name].shape == wanted[tap.name].shape
+            target = tap.of_dense(wanted[tap.name])
+            fits = fits and found[tap.name].shape == target.shape
             if fits:
-                sums.add(found[tap.name], wanted[tap.name])
+                sums.add(found[tap.name], target)
         yield tap, sums.result() if fits else "its output has another shape in the dense model"
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, name_matches
 from sparsecc.ir.axes import AxisGraph
+from sparsecc.ir.names import value_names
 from sparsecc.passes.recover.base import output_error
 from sparsecc.passes.structure.blocks import Block, find_blocks, remove_block, runs
 from sparsecc.passes.structure.depth_fit import Fit, Hole, fit_front, fit_norm
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.influence import Score, block_scores, channel_axis
-from sparsecc.passes.tidy.graph import remove_dead
-from sparsecc.pm import CalibrationSource, Pass, PassContext, PassReport
+from sparsecc.passes.tidy.graph import only_consumer, remove_dead
+from sparsecc.pm import CalibrationSource, Lineage, Pass, PassContext, PassReport
 from sparsecc.pm.sites import refuse_unmatched
 
 __all__ = ["PruneDepth"]
@@ -89,7 +90,7 @@ class PruneDepth(Pass):
         report = PassReport(self.name)
         names = [block.name for block in runs(model, find_blocks(model)[0], self.span)]
         refuse_unmatched(self.match, names, "match")
-        removal = _Removal(self, model, calibration, ctx.threads, report)
+        removal = _Removal(self, model, calibration, ctx.threads, report, ctx.lineage or Lineage())
         whole = removal.flops() / ratio_before(model)
         removed = start = _removed_before(model)
         ratio = removal.flops() / whole if whole else 1.0
@@ -104,6 +105,7 @@ class PruneDepth(Pass):
             removed += 1
             ratio = removal.flops() / whole if whole else 1.0
         if removed > start:
+            ctx.lineage = removal.lineage
             remove_dead(model.onnx)  # constants that a fit replaced
             scores = removal.measured()[0]
             model.metadata[_REMOVED] = str(removed)
@@ -128,6 +130,7 @@ class _Removal:
         calibration: CalibrationSource,
         threads: int,
         report: PassReport,
+        lineage: Lineage,
     ) -> None:
         self._options = options
         self._model = model
@@ -135,6 +138,7 @@ class _Removal:
         self._calibration = calibration
         self._threads = threads
         self._report = report
+        self.lineage = lineage
         self._stands_for: dict[str, str] = {}
 
     def flops(self) -> float:
@@ -166,8 +170,11 @@ class _Removal:
         target = self._stands_for.get(end, end)
         name = remove_block(self._model, block)
         self._stands_for[name] = target
+        if name != end:
+            self.lineage = self.lineage.bridged(name, end)
         before = after = self._error()
         fitted: list[str] = []
+        known = value_names(self._model.onnx)
         if self._options.compensation != "none" and before > 0:
             if elsewhere is None:
                 hole = Hole(
@@ -177,6 +184,7 @@ class _Removal:
                 after = self._compensate(block.name, hole, before, fitted)
             else:
                 self._report.note(f"{block.name}: nothing makes up for it: {elsewhere}")
+        self._tell_biases(known)
         self._report.change(
             block.name,
             f"removed with {layers} linear layers"
@@ -206,12 +214,22 @@ class _Removal:
             if now < error:
                 error = now
                 fitted.append(repr(name))
+                self.lineage = self.lineage.standing_in(name)
             else:
                 undo()
                 reasons.append(f"fitting {name!r} brings the outputs no closer")
         if not fitted:
             self._report.note(f"{block}: nothing makes up for it: {'; '.join(reasons)}")
         return error
+
+    def _tell_biases(self, known: set[str]) -> None:
+        """Let the lineage know the products that got an Add for a bias, fitted or not."""
+        for node in self._model.onnx.graph:
+            product = node.outputs[0]
+            add = only_consumer(product)
+            if str(product.name) not in known and add is not None:
+                names = str(product.name), str(add.outputs[0].name)
+                self.lineage = self.lineage.biased(*names, known)
 
     def _error(self) -> float:
         return output_error(self._model, self._dense, self._calibration, self._threads)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site, name_matches
-from sparsecc.ir.axes import AxisGraph, Orbit, remove
+from sparsecc.ir.axes import AxisGraph, Orbit, Part, remove
 from sparsecc.ir.names import value_names
 from sparsecc.passes.structure.biases import biased
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
 from sparsecc.passes.tidy.linear import Linear
-from sparsecc.pm import CalibrationSource, MomentsLike, Pass, PassContext, PassReport
+from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport
 from sparsecc.pm.sites import refuse_unmatched
 
 __all__ = ["PruneStructured"]
@@ -122,6 +122,7 @@ class PruneStructured(Pass):
             return report
         if self.compensation != "none":
             axes, gone = self._refit(model, axes, gone, ctx, report)
+        ctx.lineage = _cut(ctx.lineage or Lineage(), model, axes, gone)
         remove(model, axes, gone)
         keep_ratio(model, ratio)
         return report
@@ -280,11 +281,15 @@ class PruneStructured(Pass):
             if not plain or len(site.nodes) > 1 or site.quantization is not None:
                 report.skip(site.name, "not refitted: grouped, recurrent, shared, quantised or in a body")
                 continue
+            known, product = set(used), site.node.outputs[0]
             found = biased(site.node, used)
             if isinstance(found, str):
                 report.skip(site.name, f"not refitted: {found}")
             else:
                 linears[site.name] = (found, dead.get(site.weight))
+                names = str(product.name), str(found.output.name)
+                if not {*names} <= known:
+                    ctx.lineage = (ctx.lineage or Lineage()).biased(*names, known)
         reference = model.copy()
         wanted = [site for site in model.sites() if site.name in linears]
         left = {site.name for site in wanted}
@@ -337,6 +342,28 @@ def _found_again(model: Model, axes: AxisGraph, gone: Index) -> tuple[AxisGraph,
             flags = np.isin(axes.units(known.atoms, "removal"), gone)
             found.append(now.units(part.atoms, "removal")[flags])
     return now, np.unique(np.concatenate(found))
+
+
+def _cut(lineage: Lineage, model: Model, axes: AxisGraph, gone: Index) -> Lineage:
+    """The lineage after these units are removed, site by site."""
+    parts = {(part.value, part.role): part for part in axes.parts}
+    for site in model.sites():
+        rows = _alive(
+            axes, parts.get((site.weight, "vector" if site.depthwise else "rows")), gone, site.shape[0]
+        )
+        columns = _alive(axes, parts.get((site.weight, "columns")), gone, site.shape[1])
+        if not (rows.all() and columns.all()):
+            lineage = lineage.cut(site.name, rows, columns)
+    return lineage
+
+
+def _alive(axes: AxisGraph, part: Part | None, gone: Index, size: int) -> NDArray[np.bool_]:
+    """Which of ``size`` rows or columns of a weight stay."""
+    if part is None:
+        return np.ones(size, bool)
+    alive = ~np.isin(axes.units(part.atoms, "removal"), gone)
+    alive = alive[0] if part.role == "columns" and alive.ndim > 1 else alive.ravel()
+    return np.repeat(alive, size // len(alive))
 
 
 def _columns(units: Index, wanted: Index, size: int) -> Index:

@@ -33,7 +33,8 @@ class Moments:
     Attributes:
         gram: mean of ``Xh^T Xh``, ``[K, K]``, or ``[groups, K, K]`` for a grouped Conv.
         mean: mean of ``Xh``, ``[K]`` or ``[groups, K]``.
-        cross: mean of ``X^T Xh``, of the shape of ``gram``; ``gram`` itself without a reference.
+        cross: mean of ``X^T Xh``, of the shape of ``gram`` but for rows of another number where the reference has
+            more channels there; ``gram`` itself without a reference.
         reference_mean: mean of ``X``.
         rows: number of rows.
     """
@@ -203,6 +204,23 @@ def _places(model: Model) -> dict[int, int]:
     return found
 
 
+def _paired(
+    ours: Iterator[RowBlock], theirs: Iterator[RowBlock] | None
+) -> Iterator[tuple[RowBlock, RowBlock | None]]:
+    """Blocks of the first with as many rows of the second: narrower rows come in longer blocks."""
+    waiting: RowBlock | None = None
+    for here in ours:
+        if theirs is None:
+            yield here, None
+            continue
+        count = here.shape[1]
+        while waiting is None or waiting.shape[1] < count:
+            more = next(theirs)
+            waiting = more if waiting is None else np.concatenate([waiting, more], 1)
+        yield here, waiting[:, :count]
+        waiting = waiting[:, count:] if waiting.shape[1] > count else None
+
+
 class _Sums:
     """Running sums over pairs of rows."""
 
@@ -219,11 +237,10 @@ class _Sums:
         return total
 
     def add(self, ours: Iterator[RowBlock], theirs: Iterator[RowBlock] | None = None) -> None:
-        """Count rows; two iterators give blocks of the same shapes."""
-        for here in ours:
+        """Count rows; two iterators give the same number of rows in all."""
+        for here, there in _paired(ours, theirs):
             parts = [outer(here), here.sum(1)]
-            if theirs is not None:
-                there = next(theirs)
+            if there is not None:
                 crossed = [left.T @ right for left, right in zip(there, here, strict=True)]
                 parts += [np.stack(crossed), there.sum(1)]
             self._take(parts, here.shape[1])

@@ -22,6 +22,7 @@ from sparsecc.pm.instruments import (
     TimingInstrument,
     VerifyEachInstrument,
 )
+from sparsecc.pm.lineage import Kept, Lineage
 from sparsecc.pm.pipeline import Pipeline
 from sparsecc.pm.registry import PassInfo, get_pass, list_passes, pass_names
 from sparsecc.pm.report import Change, Number, PassReport, Skip
@@ -34,6 +35,8 @@ __all__ = [
     "DumpInstrument",
     "HistogramLike",
     "Instrument",
+    "Kept",
+    "Lineage",
     "MomentsLike",
     "Number",
     "OptionInfo",

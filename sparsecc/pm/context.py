@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError, UsageError
+from sparsecc.pm.lineage import Lineage
 from sparsecc.sparse import Layout, Pattern
 from sparsecc.target import Target
 
@@ -236,6 +237,7 @@ class PassContext:
         quantization: what the last ``quantize`` of the run did; the pass keeps it.
         reference: the dense model that recovery passes aim at, where the model was pruned before the run.
         protected: by site name the weights ``[N, K]`` that must stay and stay exact; ``protect`` finds them.
+        lineage: what is left of the model of which parts were removed in this run; those who remove keep it.
         recovered: a recovery pass has fitted the model around what was pruned; the pass says so.
         unpaid: sites that their zeros do not make faster, and whether ``restore-dense`` gave them their weights back.
     """
@@ -252,6 +254,7 @@ class PassContext:
     quantization: Requantizer | None = None
     reference: Model | None = None
     protected: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    lineage: Lineage | None = None
     recovered: bool = False
     unpaid: dict[str, bool] = field(default_factory=dict)
 
