@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, Literal
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.allocation import by_curves, erk, lamp
+from sparsecc.passes.prune.allocation import by_curves, erk, lamp, outlier_share, owl
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.scores import magnitude_score, prune_matrix, wanda_score
 from sparsecc.passes.prune.selection import Selection
@@ -51,17 +51,23 @@ class Allocate(PrunePass):
         min_reduction: weights with fewer inputs per output stay dense.
         by_channel: as in the prune pass.
         method: ``erk`` by shapes (Evci et al. 2020); ``lamp`` by weights (Lee et al. 2021), or by weights and inputs
-            where there is calibration data; ``sensitivity``: what dropping weights of a site alone does to the
-            outputs of the model on calibration data, summed up and made smallest (it knows nothing of weights fitted
-            afterwards, with which ``lamp`` did better where that was measured).
+            where there is calibration data; ``owl`` keeps more of sites with more outliers (Yin et al. 2024), weights
+            that with their inputs count ``outlier`` times as much as the mean of the site; ``sensitivity``: what
+            dropping weights of a site alone does to the outputs of the model on calibration data, summed up and made
+            smallest (it knows nothing of weights fitted afterwards, with which ``lamp`` did better where that was
+            measured).
         most: highest sparsity of a site, in (0, 1).
+        outlier: with ``owl``, how many times the mean score of its site a weight needs to count, above 0.
+        spread: with ``owl``, how far sparsities of sites may be from that of all, in [0, 0.5].
     """
 
     name: ClassVar[str] = "allocate"
     lossless: ClassVar[bool] = True
 
-    method: Literal["erk", "lamp", "sensitivity"] = "lamp"
+    method: Literal["erk", "lamp", "owl", "sensitivity"] = "lamp"
     most: float = 0.95
+    outlier: float = 5.0
+    spread: float = 0.08
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,18 +75,23 @@ class Allocate(PrunePass):
             raise SpecError(f"{self.name}: pattern {self.pattern} has one sparsity: there is nothing to deal")
         if not 0 < self.most < 1:
             raise SpecError(f"{self.name}: most must be in (0, 1), got {self.most:g}")
+        if not self.outlier > 0:
+            raise SpecError(f"{self.name}: outlier must be above 0, got {self.outlier:g}")
+        if not 0 <= self.spread <= 0.5:
+            raise SpecError(f"{self.name}: spread must be in [0, 0.5], got {self.spread:g}")
 
     def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
         """Find the sparsities and hand them on as overrides.
 
         Raises:
-            UsageError: ``sensitivity`` without calibration data, or outputs on it are not finite.
+            UsageError: ``sensitivity`` or ``owl`` without calibration data, or inputs or outputs on it are not finite.
         """
         if not work:
             return
         sizes = np.array([item.site.shape[0] * item.site.shape[1] for item in work])
         wanted = 1 - float(np.average([item.selection.sparsity or 0.0 for item in work], weights=sizes))
-        densities = np.maximum(self._densities(model, work, sizes, wanted, ctx), 1 - self.most)
+        found = self._densities(model, work, sizes, wanted, ctx, report)
+        densities = np.maximum(found, 1 - self.most)
         given = []
         for item, density in zip(work, densities, strict=True):
             sparsity = round(float(np.clip(1 - density, 0.0, self.most)), 4)
@@ -89,17 +100,23 @@ class Allocate(PrunePass):
         ctx.overrides = (*given, *ctx.overrides)
 
     def _densities(
-        self, model: Model, work: Sequence[Work], sizes: NDArray[np.int64], wanted: float, ctx: PassContext
+        self,
+        model: Model,
+        work: Sequence[Work],
+        sizes: NDArray[np.int64],
+        wanted: float,
+        ctx: PassContext,
+        report: PassReport,
     ) -> NDArray[np.float64]:
         if self.method == "erk":
             shapes = [(item.site.shape[0], *_inner_shape(item.site)) for item in work]
             return erk(shapes, wanted)
-        measured: Mapping[str, NDArray[np.float64]] = {}
-        if ctx.calibration is not None:
-            measured = ctx.calibration.mean_square(model, [item.site for item in work])
-        squares = [np.square(_score(item, measured).astype(np.float64)) for item in work]
+        squares = [np.square(score.astype(np.float64)) for score in self._scores(model, work, ctx, report)]
         if self.method == "lamp":
             return lamp(squares, wanted)
+        if self.method == "owl":
+            shares = [outlier_share(np.sqrt(square), self.outlier) for square in squares]
+            return owl(sizes.tolist(), shares, wanted, self.spread)
         if not isinstance(ctx.calibration, Calibration):
             raise UsageError(
                 f"{self.name}: method=sensitivity needs calibration inputs; give --calibration-data PATH"
@@ -118,21 +135,29 @@ class Allocate(PrunePass):
             errors.append(curve * (effect / curve[middle] if curve[middle] else 0.0))
         return by_curves(sizes.tolist(), _DENSITIES, errors, wanted)
 
+    def _scores(
+        self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yield the scores of each site, in the order of its pattern; those that are not measured go by weights."""
+        measured: Mapping[str, NDArray[np.float64]] = {}
+        if ctx.calibration is not None or self.method == "owl":
+            measured = ctx.calibration_for(self.name).mean_square(model, [item.site for item in work])
+        for item in work:
+            site, weight = item.site, item.site.numpy()
+            known = measured.get(site.name)
+            if known is not None and not np.isfinite(known).all():
+                raise UsageError(
+                    f"{self.name}: the input of '{site.name}' is NaN or infinite on the calibration data: give other "
+                    "inputs, or method=erk"
+                )
+            if known is None and measured:
+                report.note(f"{site.name} is not measured: its weights alone count")
+            score = magnitude_score(weight) if known is None else wanda_score(weight, known, site.groups)
+            yield np.asarray(item.ordered(score))
+
 
 def _inner_shape(site: Site) -> tuple[int, ...]:
     return site.weight_shape[1:] if site.conv is not None else site.shape[1:]
-
-
-def _score(item: Work, measured: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    weight = item.site.numpy()
-    known = measured.get(item.site.name)
-    usable = known is not None and bool(np.isfinite(known).all())
-    score = (
-        wanda_score(weight, known, item.site.groups)
-        if known is not None and usable
-        else magnitude_score(weight)
-    )
-    return np.asarray(item.ordered(score))
 
 
 def _curve(item: Work, squares: NDArray[np.float64]) -> NDArray[np.float64]:

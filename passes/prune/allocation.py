@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["by_curves", "erk", "lamp"]
+__all__ = ["by_curves", "erk", "lamp", "outlier_share", "owl"]
 
 Vector = NDArray[np.float64]
 
@@ -57,6 +57,35 @@ def lamp(squares: Sequence[NDArray[np.float64]], density: float) -> Vector:
     bounds = np.cumsum([0, *(len(score) for score in scores)])
     counts, _ = np.histogram(order, bounds)
     return counts / np.diff(bounds)
+
+
+def outlier_share(score: NDArray[np.float64], times: float) -> float:
+    """Return the share of scores that are above ``times`` their mean, OWL's measure of how much a layer matters."""
+    mean = float(score.mean()) if score.size else 0.0
+    return float(np.count_nonzero(score > times * mean)) / score.size if mean > 0 else 0.0
+
+
+def owl(sizes: Sequence[int], shares: Sequence[float], density: float, spread: float) -> Vector:
+    """Return the density of each layer by OWL (Yin et al., "Outlier Weighed Layerwise Sparsity", 2024).
+
+    Layers with more outliers keep more, in proportion, between the least and the most by ``2 * spread``; all are moved
+    by one amount so that together they keep ``density`` of the weights, none less than nothing or more than all.
+
+    Args:
+        sizes: weights per layer.
+        shares: ``outlier_share`` per layer.
+        density: of all layers together, in (0, 1].
+        spread: most that a layer may be away from ``density`` where layers are of one size.
+    """
+    found, weights = np.asarray(shares, np.float64), np.asarray(sizes, np.float64)
+    width = float(np.ptp(found))
+    lifted = 2 * spread * (found - found.min()) / width if width > 0 else np.zeros(len(found))
+    low, high = -float(lifted.max()), 1.0
+    for _ in range(60):  # what all keep rises with the amount, step by step
+        middle = (low + high) / 2
+        enough = np.average(np.clip(lifted + middle, 0.0, 1.0), weights=weights) >= density
+        low, high = (low, middle) if enough else (middle, high)
+    return np.clip(lifted + high, 0.0, 1.0)
 
 
 def by_curves(sizes: Sequence[int], densities: Vector, errors: Sequence[Vector], density: float) -> Vector:
