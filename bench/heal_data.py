@@ -94,7 +94,10 @@ def _words(text: str) -> list[str]:
 
 
 def pictures(x: NDArray[Any], count: int, size: int, seed: int = 0) -> list[Batch]:
-    """Batches of pictures shifted by up to four pixels and mirrored at random, as in training.
+    """Batches of pictures shifted by up to four pixels and mirrored at random; two in three are mixed with another.
+
+    A third has a rectangle of the other (Yun et al., "CutMix", 2019), a third is a weighted mean of both (Zhang et
+    al., "mixup", 2018); the dense model says what to answer.
 
     Args:
         x: ``[n, C, H, W]``.
@@ -111,5 +114,20 @@ def pictures(x: NDArray[Any], count: int, size: int, seed: int = 0) -> list[Batc
             top, left = rng.integers(0, 9, 2)
             part = picture[:, top : top + x.shape[2], left : left + x.shape[3]]
             chosen.append(part[:, :, ::-1] if rng.random() < 0.5 else part)
-        batches.append({"input": np.ascontiguousarray(np.stack(chosen))})
+        batches.append({"input": _mixed(np.stack(chosen), rng)})
     return batches
+
+
+def _mixed(x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    mixed = x.copy()
+    for picture, other in zip(mixed, x[rng.permutation(len(x))], strict=True):
+        kind = rng.integers(3)
+        if kind == 1:
+            height, width = rng.integers(x.shape[2] // 4, 3 * x.shape[2] // 4 + 1, 2)
+            top, left = rng.integers(x.shape[2] - height + 1), rng.integers(x.shape[3] - width + 1)
+            area = (slice(None), slice(top, top + height), slice(left, left + width))
+            picture[area] = other[area]
+        elif kind == 2:
+            share = np.float32(rng.uniform(0.5, 1))
+            picture[:] = share * picture + (1 - share) * other
+    return mixed

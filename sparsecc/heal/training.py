@@ -58,7 +58,7 @@ class Settings:
         patience: evaluations without improvement before training stops.
         seed: of the order of the batches.
         device: ``cpu``, ``cuda`` or ``auto``.
-        threads: of PyTorch and onnxruntime, 0 for all cores.
+        threads: of PyTorch, 0 for all cores.
         checkpoint: file to resume from and to write now and then, or None.
         precision: ``float32`` or ``bfloat16``, of products while training; weights and judgement are float32.
     """

@@ -191,6 +191,17 @@ def test_bad_circumstances_are_told_in_one_line(torch, tmp_path):
             healed("heal{device=cuda steps=2}")
 
 
+@pytest.mark.parametrize("options", ["", " precision=bfloat16 gradual=0.3"])
+def test_trains_on_a_gpu_and_resumes_there(torch, tmp_path, options):
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+    fresh = {"x": normal(64, 24, seed=99) @ normal(24, 24, seed=5)}
+    spec = f"heal{{device=cuda steps=150 learning-rate=0.01 checkpoint={tmp_path / 'run.ckpt'}{options}}}"
+    model, _ = healed(spec)
+    assert error(model, fresh) < 0.5 * error(pruned(), fresh)
+    assert healed(spec)[0].fingerprint() == model.fingerprint()
+
+
 def test_operators_without_a_differentiable_form_are_named(torch):
     proto = mlp().to_proto()
     proto.graph.node[1].op_type = "Hardmax"
