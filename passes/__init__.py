@@ -23,6 +23,7 @@ LOADERS: dict[str, str] = {
     "prune-alps": "sparsecc.passes.prune.alps:PruneAlps",
     "prune-tiles": "sparsecc.passes.hybrid.tiles:PruneTiles",
     "prune-obc": "sparsecc.passes.prune.obc:PruneObc",
+    "prune-armor": "sparsecc.passes.hybrid.armor:PruneArmor",
     "sparse-lowrank": "sparsecc.passes.hybrid.sparse_lowrank:SparseLowRank",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",

@@ -287,6 +287,8 @@ def test_lossy_passes_report_numbers(name):
     if name == "heal":
         pytest.importorskip("torch", reason="healing needs PyTorch: pip install 'sparsecc[heal]'")
         spec = spec.replace("heal", "heal{steps=20}")
+    if name == "prune-armor":
+        spec = "prune-armor{block=8}"  # larger factors would cost more than they save in layers this small
     report = Pipeline.parse(spec).run(model, measured(model) if real else context())[-1]
     assert report.changed
     for change in report.changed:
