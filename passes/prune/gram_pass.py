@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
-from sparsecc.passes.prune.resume import Solved
+from sparsecc.passes.prune.resume import Kept, Solved
 from sparsecc.passes.prune.scores import Pruned, compared
 from sparsecc.passes.prune.selection import Mask, Selection
 from sparsecc.pm import CalibrationSource, MomentsLike, PassContext, PassReport
@@ -161,17 +162,27 @@ class GramPass(WalkPass):
         """
         calibration = ctx.calibration_for(self.name)
         dense = model.copy()
-        solved = None if self.resume is None else Solved(self.resume, self._key(calibration, work))
+        solved = (
+            None if self.resume is None else Solved(self.resume, self._key(dense, calibration, work, ctx))
+        )
         waiting = [item for item in work if solved is None or not self._restore(item, solved, report)]
         for item, (pruned, error) in self.solutions(model, dense, waiting, self._solve, ctx, report):
             if solved is not None:
-                solved.put(item.site.name, item.site.numpy(), pruned.weight, error)
+                solved.put(item.site.name, item.site.numpy(), Kept(pruned.weight, error, pruned.kept_score))
             item.record(report, pruned, output_error=error)
 
-    def _key(self, calibration: CalibrationSource, work: Sequence[Work]) -> str:
-        """What all solutions depend on: the options, the calibration data, which weights are pruned and how."""
-        sites = [f"{item.site.name} {item.describe()}" for item in work]
-        return "|".join([str(replace(self, resume=None)), calibration.fingerprint(), *sites])
+    def _key(
+        self, dense: Model, calibration: CalibrationSource, work: Sequence[Work], ctx: PassContext
+    ) -> str:
+        """What all solutions depend on: model, inputs and their rows, options, which weights are pruned and how."""
+        sites = [f"{item.site.name} {item.describe()} {_digest(item.protected)}" for item in work]
+        whole = (
+            dense.fingerprint(),
+            calibration.fingerprint(),
+            str(ctx.seed),
+            str(replace(self, resume=None)),
+        )
+        return "|".join([*whole, *sites])
 
     def _restore(self, item: Work, solved: Solved, report: PassReport) -> bool:
         weight = item.site.numpy()
@@ -179,7 +190,8 @@ class GramPass(WalkPass):
         if found is None:
             return False
         ordered = item.ordered(weight)
-        item.record(report, compared(ordered, found[0], np.abs(ordered)), output_error=found[1])
+        pruned = compared(ordered, found.weight, np.abs(ordered))
+        item.record(report, replace(pruned, kept_score=found.kept_score), output_error=found.error)
         return True
 
     def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float]:
@@ -194,3 +206,7 @@ class GramPass(WalkPass):
             total += quadratic_error(problem.target, problem.gram)
         pruned = np.concatenate(fitted).astype(weight.dtype)
         return compared(weight, pruned, np.concatenate(scores)), error / total if total else 0.0
+
+
+def _digest(mask: Mask | None) -> str:
+    return "" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()

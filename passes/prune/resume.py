@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from sparsecc.errors import UsageError
 from sparsecc.ir.replacing import replacing
 
-__all__ = ["Solved"]
+__all__ = ["Kept", "Solved"]
+
+
+class Kept(NamedTuple):
+    """What is kept of a site: its pruned weight, the relative error of its outputs, the share of scores kept."""
+
+    weight: NDArray[Any]
+    error: float
+    kept_score: float
 
 
 class Solved:
@@ -21,7 +29,7 @@ class Solved:
 
     Args:
         folder: is created.
-        key: what all arrays depend on beside their own: the options, the calibration data.
+        key: what all solutions depend on beside the weight itself: the model, the options, the calibration data.
 
     Raises:
         UsageError: the folder cannot be created.
@@ -37,17 +45,18 @@ class Solved:
                 f"cannot create the folder '{folder}' to resume from: {error.strerror}"
             ) from error
 
-    def get(self, name: str, weight: NDArray[Any]) -> tuple[NDArray[Any], float] | None:
-        """Return what was kept for the site ``name`` with this dense weight: the pruned weight and its error."""
+    def get(self, name: str, weight: NDArray[Any]) -> Kept | None:
+        """Return what was kept for the site ``name`` with this dense weight."""
         try:
             with self._path(name, weight).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                found, error = archive["weight"], float(archive["error"])
+                found = Kept(archive["weight"], float(archive["error"]), float(archive["kept_score"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        return (found, error) if found.shape == weight.shape and found.dtype == weight.dtype else None
+        fits = found.weight.shape == weight.shape and found.weight.dtype == weight.dtype
+        return found if fits else None
 
-    def put(self, name: str, weight: NDArray[Any], pruned: NDArray[Any], error: float) -> None:
-        """Keep ``pruned``; a run that is killed leaves the whole file or none.
+    def put(self, name: str, weight: NDArray[Any], kept: Kept) -> None:
+        """Keep ``kept``; a run that is killed leaves the whole file or none.
 
         Raises:
             UsageError: it cannot be written.
@@ -55,7 +64,7 @@ class Solved:
         path = self._path(name, weight)
         try:
             with replacing(path) as file:
-                np.savez(file, weight=pruned, error=np.float64(error))
+                np.savez(file, **kept._asdict())
         except OSError as reason:
             raise UsageError(
                 f"cannot write {path}: {reason.strerror}; free space or leave out resume"
