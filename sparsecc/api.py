@@ -118,6 +118,7 @@ def optimize(
     activations: str | None = None,
     permute: bool = False,
     recover: str | None = None,
+    reference: str | os.PathLike[str] | None = None,
     flops_ratio: float | None = None,
     blocks: int | None = None,
     values: str = "fp32",
@@ -158,6 +159,8 @@ def optimize(
         permute: reorder channels before pruning, so that the pattern costs less; outputs stay the same.
         recover: ``bias``, ``bn``, ``ols``, ``align``, ``heal``, several with commas: bring back what pruning took,
             by the calibration data alone.
+        reference: file of the dense model that recovery aims at, where the input was pruned before; it has the same
+            inputs and outputs.
         flops_ratio: with the methods ``structured`` and ``depth``: share of the multiplications of linear layers to
             keep.
         blocks: with the method ``depth``: how many residual blocks to remove; 1 if neither is given.
@@ -213,12 +216,15 @@ def optimize(
             activations=activations,
             permute=permute,
             recover=recover,
+            pruned_before=reference is not None,
             flops_ratio=flops_ratio,
             blocks=blocks,
             values=values,
         )
     original = ir.Model.load(source)
-    _refuse_to_overwrite(destination, [*model_files(source), calibration_data, recipe, costs])
+    aim = None if reference is None else plan.load_reference(Path(reference), original, chosen)
+    theirs = [] if reference is None else model_files(reference)
+    _refuse_to_overwrite(destination, [*model_files(source), *theirs, calibration_data, recipe, costs])
     data = None
     if calibration_data is not None:
         data = calib.Calibration.from_path(
@@ -243,6 +249,7 @@ def optimize(
         overrides=tuple(overrides),
         instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs), snapshots],
         progress=progress,
+        reference=aim,
     )
     try:
         outcome = plan.run_where_it_pays(chosen, original, context)
@@ -258,7 +265,7 @@ def optimize(
     distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
     sites = plan.decisions(dense, work, outcome)
-    _record_provenance(work, source, chosen, seed, data, sites)
+    _record_provenance(work, source, reference, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(
         output=destination,
@@ -379,6 +386,7 @@ def _compare_ready(a: ir.Model, b: ir.Model, inputs: plan.Inputs) -> list[verify
 def _record_provenance(
     model: ir.Model,
     source: Path,
+    reference: str | os.PathLike[str] | None,
     pipeline: Pipeline,
     seed: int,
     data: calib.Calibration | None,
@@ -391,6 +399,7 @@ def _record_provenance(
             "sparsecc.version": sparsecc.__version__,
             "sparsecc.pipeline": str(pipeline),
             "sparsecc.input_sha256": file_sha256(source),
+            **({} if reference is None else {"sparsecc.reference_sha256": file_sha256(reference)}),
             "sparsecc.seed": str(seed),
             "sparsecc.calibration": "none" if data is None else data.fingerprint(),
             "sparsecc.layouts": json.dumps(layouts, sort_keys=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from sparsecc.api import OptimizeResult
 
 __all__ = ["command"]
+
+#: Most notes of one pass that are printed.
+_MOST_NOTES = 12
 
 
 @click.command("optimize")
@@ -61,6 +65,12 @@ __all__ = ["command"]
     "--recover",
     metavar="NAMES",
     help="After pruning, with calibration data: bias, bn, ols, align, heal, or several with commas between them.",
+)
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    type=click.Path(),
+    help="Where the input was pruned before: the dense model that --recover aims at.",
 )
 @click.option("--quantize", metavar="TYPE", help="Quantise to int8 wherever that is measured faster.")
 @click.option(
@@ -109,6 +119,7 @@ def command(
     blocks: int | None,
     permute: bool,
     recover: str | None,
+    reference: str | None,
     quantize: str | None,
     activations: str | None,
     values: str,
@@ -150,6 +161,7 @@ def command(
             blocks=blocks,
             permute=permute,
             recover=recover,
+            reference=reference,
             quantize=quantize,
             activations=activations,
             values=values,
@@ -179,11 +191,20 @@ def command(
         print_table(
             ("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports]
         )
+    for report in result.reports:
+        for line in _first(report.notes):
+            click.echo(f"{report.pass_name}: {line}")
     for name, reason in result.not_sites:
         click.echo(f"not a site: {name}: {reason}")
     click.echo("")
     for line in _summary(result):
         click.echo(line)
+
+
+def _first(notes: Sequence[str]) -> list[str]:
+    """The first few notes of a pass; a file made with --json has them all."""
+    rest = len(notes) - _MOST_NOTES
+    return [*notes[:_MOST_NOTES], *([f"... and {rest} more (--json lists all)"] if rest > 0 else [])]
 
 
 def _summary(result: OptimizeResult) -> list[str]:

@@ -14,6 +14,7 @@ from sparsecc.plan.acceptance import (
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.presets import METHODS, preset
+from sparsecc.plan.reference import load_reference
 from sparsecc.plan.rounds import Outcome, run_where_it_pays
 from sparsecc.plan.snapshots import Snapshots
 from sparsecc.plan.timing import MeasuredCosts
@@ -32,6 +33,7 @@ __all__ = [
     "cache_directory",
     "check_agreement",
     "decisions",
+    "load_reference",
     "machine_facts",
     "preset",
     "run_where_it_pays",

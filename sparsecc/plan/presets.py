@@ -44,6 +44,7 @@ def preset(
     blocks: int | None = None,
     values: str = "fp32",
     recover: str | None = None,
+    pruned_before: bool = False,
 ) -> Pipeline:
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
@@ -64,6 +65,7 @@ def preset(
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
             them, whichever they are given in.
+        pruned_before: the model was pruned before, and the dense one is known: ``recover`` needs no pruning here.
 
     Raises:
         UsageError: flags that contradict each other.
@@ -87,7 +89,7 @@ def preset(
     elif permute:
         raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
     if recover is not None:
-        steps += _recovery_steps(recover, prunes or removes, calibrated)
+        steps += _recovery_steps(recover, prunes or removes or pruned_before, calibrated)
     if values != "fp32":
         steps.append(_round_step(values, match, standard_ops_only))
     if activations is not None and quantize is None:
@@ -168,7 +170,10 @@ def _recovery_steps(names: str, prunes: bool, calibrated: bool) -> list[Pass]:
         if name not in RECOVERY:
             raise UsageError(f"unknown recovery '{name}'; known: {', '.join(RECOVERY)}")
     if not prunes:
-        raise UsageError("--recover follows pruning: give --pattern, --sparsity or --method too")
+        raise UsageError(
+            "--recover follows pruning: give --pattern, --sparsity or --method too, or with --reference the dense "
+            "model that this one was made from"
+        )
     if not calibrated:
         raise UsageError(
             "--recover needs inputs to compare with the dense model on: give --calibration-data PATH"

@@ -38,6 +38,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
          "tidy,prune-depth{flops-ratio=0.6 match=*mlp*}"),
         ({"method": "depth", "blocks": 3, "recover": "ols,bias", "calibrated": True, "standard_ops_only": True},
          "tidy,prune-depth{blocks=3},recover-ols,recover-bias"),
+        ({"recover": "ols", "pruned_before": True, "calibrated": True, "standard_ops_only": True},
+         "tidy,recover-ols"),
         ({"method": "structured", "recover": "bn", "calibrated": True},
          f"tidy,prune-structured,recover-bn,{LOWER}"),
         ({"pattern": "2:4", "permute": True, "standard_ops_only": True},
