@@ -9,6 +9,7 @@ LOADERS: dict[str, str] = {
     "permute": "sparsecc.passes.structure.permute:Permute",
     "prune-structured": "sparsecc.passes.structure.structured:PruneStructured",
     "prune-depth": "sparsecc.passes.structure.depth:PruneDepth",
+    "share-weights": "sparsecc.passes.structure.sharing:ShareWeights",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",

@@ -13,7 +13,7 @@ from sparsecc.ir.axes import known_shapes
 from sparsecc.ir.trace import captured_inputs
 from sparsecc.passes.tidy.graph import bypass, constant_of, only_consumer, remove_dead
 
-__all__ = ["Block", "find_blocks", "remove_block", "runs"]
+__all__ = ["Block", "count_before", "find_blocks", "remove_block", "runs"]
 
 #: What may stand between an addition and the stream, if it stands before the block too.
 _TAILS = frozenset(
@@ -83,6 +83,12 @@ def remove_block(model: Model, block: Block) -> str:
     assert bypass(last, block.start), "_ends() looked"
     remove_dead(model.onnx)
     return str(block.start.name)
+
+
+def count_before(model: Model, key: str) -> int:
+    """Return the number that an earlier run left in the metadata under ``key``, or 0."""
+    text = model.metadata.get(key, "0")
+    return int(text) if text.isdecimal() and len(text) < 6 else 0
 
 
 class _Search:

@@ -14,7 +14,7 @@ from sparsecc.ir import Model, name_matches
 from sparsecc.ir.axes import AxisGraph
 from sparsecc.ir.names import value_names
 from sparsecc.passes.recover.base import output_error
-from sparsecc.passes.structure.blocks import Block, find_blocks, remove_block, runs
+from sparsecc.passes.structure.blocks import Block, count_before, find_blocks, remove_block, runs
 from sparsecc.passes.structure.depth_fit import Fit, Hole, fit_front, fit_norm
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.influence import Score, block_scores, channel_axis
@@ -92,7 +92,7 @@ class PruneDepth(Pass):
         refuse_unmatched(self.match, names, "match")
         removal = _Removal(self, model, calibration, ctx.threads, report, ctx.lineage or Lineage())
         whole = removal.flops() / ratio_before(model)
-        removed = start = _removed_before(model)
+        removed = start = count_before(model, _REMOVED)
         ratio = removal.flops() / whole if whole else 1.0
         scores: dict[str, float | str] = {}
         while self._wants_more(removed, ratio):
@@ -258,9 +258,3 @@ def _read_elsewhere(model: Model, block: Block) -> str | None:
         return f"its input {name!r} is an output of the model"
     held = {use.node for use in block.start.uses()} <= block.nodes
     return None if held else f"its input {name!r} is read elsewhere too"
-
-
-def _removed_before(model: Model) -> int:
-    """How many blocks earlier runs removed."""
-    text = model.metadata.get(_REMOVED, "0")
-    return int(text) if text.isdecimal() and len(text) < 6 else 0

@@ -105,6 +105,25 @@ def layers(dtype=np.float32) -> Model:
     )
 
 
+def residuals() -> Model:
+    return build(
+        """g (float[B,64] x) => (float[B,64] y) {
+            [up] h = MatMul(x, w)
+            r = Relu(h)
+            [down] d = MatMul(r, v)
+            s = Add(x, d)
+            [up2] h2 = MatMul(s, w2)
+            r2 = Relu(h2)
+            [down2] d2 = MatMul(r2, v2)
+            y = Add(s, d2)
+        }""",
+        w=sparse_weight(64, 96),
+        v=sparse_weight(96, 64),
+        w2=sparse_weight(64, 96),
+        v2=sparse_weight(96, 64),
+    )
+
+
 def residual() -> Model:
     return build(
         """g (float[B,64] x) => (float[B,64] y) {
@@ -278,10 +297,10 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not get_pass(name).lossless])
 def test_lossy_passes_report_numbers(name):
-    make = {"recover-bn": convolutions, "prune-depth": residual}.get(name, layers)
+    make = {"recover-bn": convolutions, "prune-depth": residual, "share-weights": residuals}.get(name, layers)
     model = prepared(name, without_zeros(make()))
     recovers = ".recover." in get_pass(name).__module__
-    real = recovers or name == "prune-depth"  # those run the model
+    real = recovers or name in ("prune-depth", "share-weights")  # those run the model
     # Those work on what ran before them.
     spec = f"prune-magnitude,{name}" if recovers or name in ("restore-dense", "round-weights") else name
     if name == "heal":
