@@ -229,6 +229,14 @@ class GraphBuilder:
             ir_version=IR_VERSION_OF_OPSET.get(self.opset, 10),
             producer_name="sparsecc-models",
         )
+        self.check(model)
+        return model
+
+    def check(self, model: onnx.ModelProto) -> None:
+        """Check what ``finish`` is about to return.
+
+        Raises:
+            onnx.checker.ValidationError: The graph is not valid.
+        """
         if model.ByteSize() < 2**31:
             onnx.checker.check_model(model, full_check=True)
-        return model

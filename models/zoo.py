@@ -49,8 +49,9 @@ class Encoder:
 class Decoder:
     """LLaMA-style decoder blocks: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    Hidden state to hidden state, without embeddings and head. With ``past`` > 0 the model takes that many
-    cached keys and values per block, so that ``seq=1`` is one decoding step.
+    Hidden state to hidden state, without embeddings and head; with a ``vocabulary`` token ids to logits.
+    With ``past`` > 0 the model takes that many cached keys and values per block, so that ``seq=1`` is one
+    decoding step.
     """
 
     layers: int
@@ -59,6 +60,7 @@ class Decoder:
     kv_heads: int
     intermediate: int
     past: int = 0
+    vocabulary: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +122,7 @@ def build(
     seed: int = 0,
     sparsity: float = 0.0,
     pattern: str = "dense",
+    graph: GraphBuilder | None = None,
     **overrides: Any,
 ) -> onnx.ModelProto:
     """Build one architecture of `ZOO`.
@@ -132,6 +135,7 @@ def build(
         seed: Seed of weights and masks; the same arguments give the same bytes.
         sparsity: Share of zeros in each pruned weight; ignored for N:M patterns, which imply it.
         pattern: ``dense``, ``unstructured``, ``N:M`` or ``RxC`` (R outputs x C consecutive inputs).
+        graph: what takes nodes and weights, instead of one with the arguments above.
         overrides: Fields of the architecture to change, for instance ``layers=2``.
 
     Raises:
@@ -142,7 +146,8 @@ def build(
     if name not in ZOO:
         raise KeyError(f"unknown architecture {name!r}, known are: {', '.join(sorted(ZOO))}")
     spec = dataclasses.replace(ZOO[name], **overrides)
-    graph = GraphBuilder(opset=opset, seed=seed, prune=random_mask(pattern, sparsity, seed))
+    if graph is None:
+        graph = GraphBuilder(opset=opset, seed=seed, prune=random_mask(pattern, sparsity, seed))
     if isinstance(spec, Encoder):
         return _encoder(graph, name, spec, batch, seq)
     if isinstance(spec, Decoder):
@@ -306,6 +311,9 @@ def _swiglu(graph: GraphBuilder, scope: str, x: str, spec: Decoder) -> str:
 def _decoder(graph: GraphBuilder, name: str, spec: Decoder, batch: int, seq: int) -> onnx.ModelProto:
     x = "hidden_states"
     inputs: list[tuple[str, int, tuple[int, ...]]] = [(x, TensorProto.FLOAT, (batch, seq, spec.hidden))]
+    if spec.vocabulary:
+        inputs = [("input_ids", TensorProto.INT64, (batch, seq))]
+        x = _embedding(graph, "token", spec.vocabulary, spec.hidden, "input_ids")
     cache_shape = (batch, spec.kv_heads, spec.past, spec.hidden // spec.heads)
     for i in range(spec.layers):
         past = (f"past.{i}.key", f"past.{i}.value") if spec.past else None
@@ -316,7 +324,11 @@ def _decoder(graph: GraphBuilder, name: str, spec: Decoder, batch: int, seq: int
         x = graph.op("Add", f"{scope}/attention/residual", x, y)
         y = _swiglu(graph, f"{scope}/mlp", graph.rms_norm(f"{scope}/mlp/norm", x, spec.hidden), spec)
         x = graph.op("Add", f"{scope}/mlp/residual", x, y)
-    return graph.finish(name, inputs, [("output_states", x, (batch, seq, spec.hidden))])
+    if not spec.vocabulary:
+        return graph.finish(name, inputs, [("output_states", x, (batch, seq, spec.hidden))])
+    x = graph.rms_norm("/norm", x, spec.hidden)
+    x = graph.linear("/lm_head", x, spec.hidden, spec.vocabulary, bias=False)
+    return graph.finish(name, inputs, [("logits", x, (batch, seq, spec.vocabulary))])
 
 
 def _classifier(graph: GraphBuilder, x: str, width: int, classes: int) -> str:

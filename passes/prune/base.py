@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
+from sparsecc.ir.mapped import Scratch
 from sparsecc.passes.prune.scores import Pruned, is_pruned, prune_matrix
 from sparsecc.passes.prune.selection import Cap, Selection
 from sparsecc.pm import Pass, PassContext, PassReport, SiteSettings, select_sites
@@ -34,12 +35,14 @@ class Work:
         selection: how much of it stays, in which pattern.
         order: order of its columns in which the pattern holds; None for the order they have.
         protected: entries ``[N, K]`` that stay while there is room, in the order of the weight; None for none.
+        scratch: where the pruned weight goes if the weight is in a file.
     """
 
     site: Site
     selection: Selection
     order: NDArray[np.intp] | None
     protected: NDArray[np.bool_] | None
+    scratch: Scratch = field(default_factory=Scratch)
 
     def ordered(self, matrix: NDArray[Any]) -> NDArray[Any]:
         """Return ``matrix`` with the columns in the order of the pattern."""
@@ -55,7 +58,7 @@ class Work:
 
     def record(self, report: PassReport, pruned: Pruned, **numbers: float) -> None:
         """Store the pruned weight, which is in the order of the pattern, and report it."""
-        self.site.replace(self.restored(pruned.weight))
+        self.site.replace(self.restored(pruned.weight), self.scratch)
         kept = {} if self.protected is None else {"protected": int(np.count_nonzero(self.protected))}
         report.change(
             self.site.name,
@@ -123,8 +126,10 @@ class PrunePass(Pass):
         """Prune every matching site in place; each one left alone is reported with the reason."""
         report = PassReport(self.name)
         work: list[Work] = []
+        scratch = Scratch()
         for site in select_sites(model, self.match, report):
-            item = self._work(site, ctx)
+            item = self._work(site, ctx, scratch)
+            site.release()
             if isinstance(item, Work):
                 work.append(item)
             else:
@@ -133,16 +138,15 @@ class PrunePass(Pass):
         ctx.progress(self.name, len(work), len(work))
         return report
 
-    def _work(self, site: Site, ctx: PassContext) -> Work | str:
+    def _work(self, site: Site, ctx: PassContext, scratch: Scratch) -> Work | str:
         """Return what to do with ``site``, or why it stays as it is."""
         settings = self._settings(site, ctx)
         reason = self._refusal(site, settings)
         if reason is not None:
             return reason
         selection = self.selection_of(site, settings)
-        work = Work(
-            site, selection, _column_order(site) if self.by_channel else None, ctx.protected.get(site.name)
-        )
+        order = _column_order(site) if self.by_channel else None
+        work = Work(site, selection, order, ctx.protected.get(site.name), scratch)
         weight = site.numpy()
         if reason := _unusable(weight):
             return reason

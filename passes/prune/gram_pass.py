@@ -25,6 +25,9 @@ __all__ = ["GramPass", "Problem", "WalkPass"]
 
 Solution = TypeVar("Solution")
 
+#: Weights that are one problem where rows can be taken by themselves: 128 MB each time they are held.
+_ELEMENTS = 1 << 24
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -113,6 +116,7 @@ class WalkPass(PrunePass):
                     else:
                         yield item, result
                 ctx.progress(self.name, len(work) - len(waiting), len(work))
+                del found  # the matrices of one step go before those of the next come
         for name in waiting:
             reason = calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")
@@ -128,20 +132,28 @@ class WalkPass(PrunePass):
         return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
 
     def problems(self, item: Work, weight: NDArray[Any], moments: MomentsLike) -> Iterator[Problem]:
-        """Yield one problem per group of rows, its columns in the order of the pattern."""
-        groups, columns = item.site.groups, item.site.shape[1]
-        order = np.arange(columns) if item.order is None else item.order
+        """Yield one problem per group of rows, its columns in the order of the pattern.
+
+        Where rows are chosen by themselves and are many, some of them are a problem.
+        """
+        groups, (_, columns) = item.site.groups, item.site.shape
         grams, crosses = (
-            matrix.reshape(groups, columns, columns)[:, order[:, None], order]
-            for matrix in (moments.gram, moments.cross)
+            matrix.reshape(groups, columns, columns) for matrix in (moments.gram, moments.cross)
         )
+        if item.order is not None:
+            grams, crosses = (m[:, item.order[:, None], item.order] for m in (grams, crosses))
         stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
-        for group, part in enumerate(np.split(weight.astype(np.float64), groups)):
-            target = part
-            if self.sequential and self.correction:
-                target = shifted_target(part, grams[group], crosses[group], self.damping, self.correction)
+        for group, rows in enumerate(np.split(weight, groups)):
             gram, _ = damped(grams[group], self.damping)
-            yield Problem(target, gram, np.diag(grams[group]), item.selection, stays[group])
+            for some in _row_parts(rows.shape, item.selection):
+                target = rows[some].astype(np.float64)
+                if self.sequential and self.correction:
+                    target = shifted_target(
+                        target, grams[group], crosses[group], self.damping, self.correction
+                    )
+                stay = stays[group]
+                protected = None if stay is None else stay[some]
+                yield Problem(target, gram, np.diag(grams[group]), item.selection, protected)
 
 
 @dataclass(frozen=True)
@@ -200,13 +212,23 @@ class GramPass(WalkPass):
         fitted, scores, error, total = [], [], 0.0, 0.0
         for problem in self.problems(item, weight, moments):
             values, mask = self.fit(problem)
-            fitted.append(np.where(mask, values, 0.0))
+            fitted.append(np.where(mask, values, 0.0).astype(weight.dtype))
             scores.append(np.abs(problem.target) * np.sqrt(problem.energy))
             error += quadratic_error(values - problem.target, problem.gram)
             total += quadratic_error(problem.target, problem.gram)
-        pruned = np.concatenate(fitted).astype(weight.dtype)
+        pruned = np.concatenate(fitted)
         return compared(weight, pruned, np.concatenate(scores)), error / total if total else 0.0
 
 
 def _digest(mask: Mask | None) -> str:
     return "" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
+def _row_parts(shape: tuple[int, ...], selection: Selection) -> Iterator[slice]:
+    """Cut the rows of a matrix of this shape where no choice spans two parts, else give all of them."""
+    rows, columns = shape
+    step = rows
+    if selection.scope == "row" or selection.pattern.kind == "nm":
+        unit = max(1, selection.pattern.rows)
+        step = max(unit, _ELEMENTS // columns // unit * unit)
+    return (slice(start, start + step) for start in range(0, rows, step))

@@ -16,6 +16,9 @@ __all__ = ["Pruned", "compared", "is_pruned", "magnitude_score", "prune_matrix",
 
 Matrix = NDArray[Any]
 
+#: Rows that are looked at first.
+_SOME_ROWS = 192
+
 
 @dataclass(frozen=True)
 class Pruned:
@@ -73,6 +76,9 @@ def is_pruned(weight: Matrix, selection: Selection, groups: int = 1) -> bool:
 
     The mask that keeps as many non-zeros as it may drops none exactly then.
     """
+    by_rows = selection.scope == "row" or selection.pattern.kind == "nm"
+    if groups == 1 and by_rows and len(weight) > _SOME_ROWS and not is_pruned(weight[:_SOME_ROWS], selection):
+        return False  # rows are alike as a rule, so that a few tell
     present = (weight != 0).astype(np.float32)
     return not (weight[~_grouped_mask(present, selection, groups)] != 0).any()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -120,16 +119,14 @@ def walk_pairs(
     def batches() -> Iterator[Batch]:
         return (dict(batch) for batch in calibration)
 
-    with contextlib.ExitStack() as stack:
-        sides = [
-            stack.enter_context(Stepwise(side.copy, batches, byte_budget=_BYTE_BUDGET, threads=threads))
-            for side in (model, reference)
-        ]
-        for number, step in enumerate(steps):
-            later = [name for item in steps[number + 1 :] for name in item.names]
-            changing = {position[node] for item in steps[number:] for node in item.nodes}
-            ours, theirs = (side.run(step.names, later, changing) for side in sides)
-            yield zip(ours, theirs, strict=True)
+    sides = [
+        Stepwise(side.copy, batches, byte_budget=_BYTE_BUDGET, threads=threads) for side in (model, reference)
+    ]
+    for number, step in enumerate(steps):
+        later = [name for item in steps[number + 1 :] for name in item.names]
+        changing = {position[node] for item in steps[number:] for node in item.nodes}
+        ours, theirs = (side.run(step.names, later, changing) for side in sides)
+        yield zip(ours, theirs, strict=True)
 
 
 class _Sums:

@@ -12,6 +12,7 @@ import onnx_ir
 from sparsecc.calib.engine import open_session
 from sparsecc.calib.lift import Lifter, LiftError, twins
 from sparsecc.calib.source import Batch, Batches
+from sparsecc.calib.stepwise import Stepwise
 from sparsecc.calib.tap import tap, tensor_shapes
 from sparsecc.calib.views import InBody, Patches, Rows, States, Statistic, Sums, View
 from sparsecc.errors import UsageError
@@ -119,8 +120,7 @@ def collect(
     """Run ``model`` over all batches and return the sums of each reading.
 
     Tensors are returned by onnxruntime in groups of at most ``byte_budget`` bytes (a larger one alone), told
-    by the first batch; every group is one run over the ``count`` batches. Nothing but the sums outlives a
-    batch.
+    by the first batch. Each part of the model runs once over the ``count`` batches, with its own weights only.
 
     Raises:
         UsageError: there are no batches, or one does not fit the model.
@@ -130,13 +130,13 @@ def collect(
     if first is None:
         raise UsageError("the calibration data hold no samples; give at least one")
     groups = tensor_groups(model, [name for name, _ in wanted], first, byte_budget)
+    steps = Stepwise(model.copy, batches, byte_budget=byte_budget, threads=threads)
     sums: dict[Reading, Sums] = {}
     done = 0
-    for names in groups:
-        tapped = Tapped(model, names, threads)
+    for at, names in enumerate(groups):
+        later = [name for group in groups[at + 1 :] for name in group]
         here = [reading for reading in wanted if reading[0] in names]
-        for number, batch in enumerate(batches()):
-            arrays = tapped.run(batch)
+        for number, arrays in enumerate(steps.run(names, later, ())):
             for name, view in here:
                 rng = np.random.default_rng(
                     [seed, number]

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SparseccError, UnsupportedModelError, UsageError
 from sparsecc.ir import Model
+from sparsecc.ir.mapped import array_of, is_mapped
 
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["Arrays", "ModelLike", "Session", "model_name", "open_session", "run_error"]
+__all__ = ["Arrays", "ModelLike", "Register", "Session", "model_name", "open_session", "run_error"]
 
 #: A model in memory, or the path of a file.
 ModelLike = Model | str | Path
@@ -25,8 +26,14 @@ ModelLike = Model | str | Path
 #: Arrays by tensor name.
 Arrays = Mapping[str, NDArray[Any]]
 
+#: Adds operator libraries to the options of a session.
+Register = Callable[["onnxruntime.SessionOptions"], None]
+
 #: Above this many bytes of weights a model in memory no longer fits one protobuf message (limit 2 GiB).
 _INLINE_LIMIT = 1_000_000_000
+
+#: A weight in a file of this size is handed over as an array, too: a message would be a copy in memory.
+_MAPPED_TENSOR = 1 << 20
 
 #: Weights smaller than this stay in the protobuf: onnxruntime reads shapes and axes there.
 _INLINE_TENSOR = 4096
@@ -62,9 +69,12 @@ class Session:
         output_names: names of the outputs, in order.
     """
 
-    def __init__(self, raw: onnxruntime.InferenceSession, name: str) -> None:
+    def __init__(
+        self, raw: onnxruntime.InferenceSession, name: str, weights: Sequence[onnxruntime.OrtValue] = ()
+    ) -> None:
         self.raw = raw
         self.name = name
+        self._weights = weights  # onnxruntime reads the arrays it was given and does not keep them alive
         self.input_names = [item.name for item in raw.get_inputs()]
         self.output_names = [item.name for item in raw.get_outputs()]
 
@@ -104,14 +114,14 @@ class Session:
 def open_session(
     model: ModelLike,
     *,
-    register: Callable[[onnxruntime.SessionOptions], None] | None = None,
+    register: Register | None = None,
     threads: int | None = 1,
     optimization: str = "all",
 ) -> Session:
     """Return a CPU session of a model in memory or a file.
 
-    Weights of a model in memory that together exceed what one protobuf message can hold are handed to
-    onnxruntime as arrays, so that nothing is written to disk.
+    Weights of a model in memory that together exceed what one protobuf message can hold, or that lie in files, are
+    handed to onnxruntime as arrays, so that nothing is written to disk or copied.
 
     Args:
         model: the model or its path.
@@ -131,12 +141,12 @@ def open_session(
     if register is not None:
         register(options)
     name = model_name(model)
-    source = _source(model, options)
+    source, weights = _source(model, options)
     try:
         raw = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise load_error(error, name) from error
-    return Session(raw, name)
+    return Session(raw, name, weights)
 
 
 def model_name(model: ModelLike) -> str:
@@ -162,18 +172,29 @@ def _options(threads: int | None, optimization: str) -> onnxruntime.SessionOptio
     return options
 
 
-def _source(model: ModelLike, options: onnxruntime.SessionOptions) -> str | bytes:
-    """What onnxruntime loads: a path, or the bytes of a model in memory."""
+def _source(
+    model: ModelLike, options: onnxruntime.SessionOptions
+) -> tuple[str | bytes, list[onnxruntime.OrtValue]]:
+    """What onnxruntime loads: a path, or the bytes of a model in memory; and the weights handed over beside it."""
     if not isinstance(model, Model):
-        return str(model)
-    weights = (value.const_value for value in model.onnx.graph.initializers.values())
-    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= _INLINE_LIMIT:
-        return bytes(model.to_proto().SerializeToString())
+        return str(model), []
+    weights = [value.const_value for value in model.onnx.graph.initializers.values()]
+    held = [tensor for tensor in weights if tensor is not None]
+    if sum(tensor.nbytes for tensor in held) <= _INLINE_LIMIT and not any(map(_is_large_file, held)):
+        return bytes(model.to_proto().SerializeToString()), []
     return _detached_bytes(model, options)
 
 
-def _detached_bytes(model: Model, options: onnxruntime.SessionOptions) -> bytes:
-    """Bytes of ``model`` without its large weights, which ``options`` hands to onnxruntime as arrays."""
+def _is_large_file(tensor: onnx_ir.TensorProtocol) -> bool:
+    """Whether copies of a weight, which lies in a file, are worth avoiding."""
+    array = array_of(tensor)
+    return array is not None and array.nbytes >= _MAPPED_TENSOR and is_mapped(array)
+
+
+def _detached_bytes(
+    model: Model, options: onnxruntime.SessionOptions
+) -> tuple[bytes, list[onnxruntime.OrtValue]]:
+    """Bytes of ``model`` without its large weights, which ``options`` hands to onnxruntime, and these."""
     import onnxruntime
 
     copy = model.copy()
@@ -194,7 +215,7 @@ def _detached_bytes(model: Model, options: onnxruntime.SessionOptions) -> bytes:
             base_dir="",
         )
     options.add_external_initializers(names, values)
-    return bytes(onnx_ir.to_proto(copy.onnx).SerializeToString())
+    return bytes(onnx_ir.to_proto(copy.onnx).SerializeToString()), values
 
 
 def load_error(error: Exception, name: str) -> Exception:

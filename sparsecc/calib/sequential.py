@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 from sparsecc.calib.collect import Reading, Readings, UnavailableError
 from sparsecc.calib.source import Batches
 from sparsecc.calib.stepwise import Stepwise, ancestors
-from sparsecc.calib.views import RowBlock, outer
+from sparsecc.calib.views import RowBlock
 from sparsecc.ir import Model, Site
+from sparsecc.ir.mapped import Scratch, release
 from sparsecc.pm import Progress
 
 if TYPE_CHECKING:
     import onnx_ir
 
 __all__ = ["Moments", "Schedule", "walk"]
+
+#: Rows of a matrix that one product gives.
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -64,23 +68,23 @@ def walk(
     schedule = Schedule(model, sites, unavailable)
 
     def opened(side: Model) -> Stepwise:
-        part = Stepwise(lambda: schedule.tapped(side), batches, byte_budget=byte_budget, threads=threads)
-        return stack.enter_context(part)
+        return Stepwise(lambda: schedule.tapped(side), batches, byte_budget=byte_budget, threads=threads)
 
-    with contextlib.ExitStack() as stack:
-        ours, theirs = opened(model), None if reference is None else opened(reference)
-        done, total = 0, schedule.count * count
-        for step in schedule.steps(moment_budget):
-            progress("measuring activations", done * count, total)
-            yield dict(schedule.moments(step, _step_sums(schedule, step, ours, theirs, seed), unavailable))
-            done += len(step)
-        progress("measuring activations", total, total)
+    ours, theirs = opened(model), None if reference is None else opened(reference)
+    done, total = 0, schedule.count * count
+    for step in schedule.steps(moment_budget):
+        progress("measuring activations", done * count, total)
+        sums = _step_sums(schedule, step, ours, theirs, seed, moment_budget)
+        yield dict(schedule.moments(step, sums, unavailable))
+        sums.clear()
+        done += len(step)
+    progress("measuring activations", total, total)
 
 
 def _step_sums(
-    schedule: Schedule, step: Sequence[str], ours: Stepwise, theirs: Stepwise | None, seed: int
+    schedule: Schedule, step: Sequence[str], ours: Stepwise, theirs: Stepwise | None, seed: int, budget: int
 ) -> dict[Reading, _Sums]:
-    """Run one step in both models and return the sums of each reading."""
+    """Run one step in both models and return the sums of each reading, in files if they exceed ``budget`` bytes."""
     readings = list(dict.fromkeys(reading for name in step for reading in schedule.readings[name]))
     names = list(dict.fromkeys(name for name, _ in readings))
     later = schedule.later()
@@ -92,7 +96,7 @@ def _step_sums(
             if here[name].size:  # nothing in a branch not taken, in a loop of no round
                 # The generator depends on the batch alone, so that both sides draw the same positions.
                 rows = (view.rows(side[name], np.random.default_rng([seed, number])) for side in sides)
-                sums.setdefault((name, view), _Sums()).add(*rows)
+                sums.setdefault((name, view), _Sums(budget)).add(*rows)
     if beside is not None:
         next(beside, None)  # lets it keep what later steps read
     return sums
@@ -178,14 +182,19 @@ class Schedule:
     def moments(
         self, step: Sequence[str], sums: Mapping[Reading, _Sums], unavailable: dict[str, str]
     ) -> Iterator[tuple[str, Moments]]:
-        """Yield name and moments of each site of ``step``; a weight of several nodes has those of all of them."""
+        """Yield name and moments of each site of ``step``; a weight of several nodes has those of all of them.
+
+        Sites with the same readings share them.
+        """
+        known: dict[tuple[Reading, ...], Moments] = {}
         for name in step:
             found = [sums[reading] for reading in self.readings[name] if reading in sums]
             if not found or not sum(item.rows for item in found):
                 unavailable[name] = "its input is never computed"
                 continue
-            total = found[0] if len(found) == 1 else _Sums.of(found)
-            yield name, total.moments()
+            if self.readings[name] not in known:
+                known[self.readings[name]] = _Sums.of(found).moments()
+            yield name, known[self.readings[name]]
 
 
 def _places(model: Model) -> dict[int, int]:
@@ -222,40 +231,76 @@ def _paired(
 
 
 class _Sums:
-    """Running sums over pairs of rows."""
+    """Running sums over pairs of rows.
 
-    def __init__(self) -> None:
+    Args:
+        budget: bytes of matrices to hold in memory; larger ones are in a file.
+    """
+
+    def __init__(self, budget: int) -> None:
         self.rows = 0
+        self._budget = budget
         self._parts: list[NDArray[np.float64]] = []
 
     @classmethod
     def of(cls, items: Sequence[_Sums]) -> _Sums:
-        """Return the sum of several."""
-        total = cls()
+        """Return the sum of several; of one it is that one."""
+        if len(items) == 1:
+            return items[0]
+        total = cls(items[0]._budget)
         for item in items:
-            total._take(item._parts, item.rows)
+            total._parts = total._parts or [total._zeros(part.shape) for part in item._parts]
+            for sums, part in zip(total._parts, item._parts, strict=True):
+                sums += part
+            total.rows += item.rows
         return total
 
     def add(self, ours: Iterator[RowBlock], theirs: Iterator[RowBlock] | None = None) -> None:
         """Count rows; two iterators give the same number of rows in all."""
         for here, there in _paired(ours, theirs):
-            parts = [outer(here), here.sum(1)]
-            if there is not None:
-                crossed = [left.T @ right for left, right in zip(there, here, strict=True)]
-                parts += [np.stack(crossed), there.sum(1)]
-            self._take(parts, here.shape[1])
-
-    def _take(self, parts: Sequence[NDArray[np.float64]], rows: int) -> None:
-        if not self._parts:
-            self._parts = [part.copy() for part in parts]
-        else:
-            for total, part in zip(self._parts, parts, strict=True):
-                total += part
-        self.rows += rows
+            sides = [here] if there is None else [here, there]
+            if not self._parts:
+                groups, _, width = here.shape
+                shapes = [((groups, side.shape[2], width), (groups, side.shape[2])) for side in sides]
+                self._parts = [self._zeros(shape) for pair in shapes for shape in pair]
+            for (products, sums), left in zip(self._pairs(), sides, strict=True):
+                _add_products(products, left, here)  # the first are of the rows with themselves
+                sums += left.sum(1)
+            self.rows += here.shape[1]
 
     def moments(self) -> Moments:
-        """Return the means; one group loses its axis. Without second rows they are those of the first."""
-        means = [part[0] / self.rows if len(part) == 1 else part / self.rows for part in self._parts]
-        gram, mean = means[:2]
-        cross, reference_mean = means[2:] or means
+        """Turn the sums into means; one group loses its axis. Without second rows they are those of the first."""
+        _mirror(self._parts[0])
+        for products, sums in self._pairs():
+            products /= self.rows
+            sums /= self.rows
+            release(products)
+        gram, mean, *crossed = (part[0] if len(part) == 1 else part for part in self._parts)
+        cross, reference_mean = crossed or (gram, mean)
         return Moments(gram, mean, cross, reference_mean, self.rows)
+
+    def _pairs(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        return zip(self._parts[::2], self._parts[1::2], strict=True)
+
+    def _zeros(self, shape: tuple[int, ...]) -> NDArray[np.float64]:
+        if 8 * math.prod(shape) * 2 > self._budget:  # with the matrix of the second rows
+            return Scratch().zeros(shape, np.float64)
+        return np.zeros(shape)
+
+
+def _add_products(total: NDArray[np.float64], left: RowBlock, right: RowBlock) -> None:
+    """Add ``left^T right`` of each group to ``total [groups, L, K]``, some rows of it at a time.
+
+    Where both sides are the same, what ``_mirror`` can fill in is left out. The sum has the same bits wherever it is.
+    """
+    for matrix, a, b in zip(total, left, right, strict=True):
+        for start in range(0, len(matrix), _ROWS):
+            some, rest = slice(start, start + _ROWS), slice(start if left is right else 0, None)
+            matrix[some, rest] += a[:, some].T @ b[:, rest]
+
+
+def _mirror(total: NDArray[np.float64]) -> None:
+    """Make the matrices ``total [groups, K, K]`` symmetric from what is right of their diagonal blocks."""
+    for matrix in total:
+        for stop in range(_ROWS, len(matrix), _ROWS):
+            matrix[stop:, stop - _ROWS : stop] = matrix[stop - _ROWS : stop, stop:].T

@@ -9,10 +9,14 @@ import onnx_ir
 
 from sparsecc.calib.engine import Arrays, open_session
 from sparsecc.calib.lift import SHAPE_LENGTH, Lifted, Lifter, LiftError, twins
+from sparsecc.calib.stepwise import Stepwise
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
 
 __all__ = ["tap", "tensor_shapes", "value_shapes"]
+
+#: Bytes of activations kept in memory between the parts of a large model.
+_BYTE_BUDGET = 256 << 20
 
 
 def tap(model: Model, names: Iterable[str]) -> Model:
@@ -38,7 +42,8 @@ def tap(model: Model, names: Iterable[str]) -> Model:
 def tensor_shapes(model: Model, names: Iterable[str], inputs: Arrays) -> dict[str, tuple[int, ...]]:
     """Return the shapes that the named tensors have when ``model`` is fed ``inputs``.
 
-    Only ``Shape`` nodes are added, so the run needs no more memory than an ordinary one. Names that are no
+    Only ``Shape`` nodes are added, so the run needs no more memory than an ordinary one, and a large model runs in
+    parts. Names that are no
     tensor of the main graph are left out.
 
     Raises:
@@ -57,7 +62,8 @@ def tensor_shapes(model: Model, names: Iterable[str], inputs: Arrays) -> dict[st
         node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
     graph.extend(nodes)
     graph.outputs[:] = [node.outputs[0] for node in nodes]
-    shapes = open_session(copy).run(inputs)
+    steps = Stepwise(copy.copy, lambda: iter([dict(inputs)]), byte_budget=_BYTE_BUDGET, threads=1)
+    (shapes,) = steps.run([str(node.outputs[0].name) for node in nodes], (), ())
     return {
         name: tuple(int(size) for size in shape) for name, shape in zip(found, shapes.values(), strict=True)
     }

@@ -12,6 +12,7 @@ import onnx_ir
 
 from sparsecc.errors import ModelError, UnsafeModelError
 from sparsecc.ir.check import check_tensor, require_regular
+from sparsecc.ir.mapped import Mapping
 from sparsecc.ir.slots import Tensor
 
 __all__ = ["ExternalFiles"]
@@ -27,7 +28,7 @@ class ExternalFiles:
     def __init__(self, base_dir: Path | None) -> None:
         """``base_dir`` is the model's folder; None refuses every external tensor."""
         self._base_dir = base_dir
-        self._open: dict[str, tuple[mmap.mmap | bytes, int]] = {}
+        self._open: dict[str, tuple[Mapping | bytes, int]] = {}
 
     @property
     def used(self) -> bool:
@@ -66,14 +67,14 @@ class ExternalFiles:
             )
         return _view(tensor, data, offset)
 
-    def _file(self, location: str, name: str) -> tuple[mmap.mmap | bytes, int]:
+    def _file(self, location: str, name: str) -> tuple[Mapping | bytes, int]:
         if location not in self._open:
             path = self._resolve(location, name)
             try:
                 require_regular(path)
                 with path.open("rb") as file:
                     size = os.fstat(file.fileno()).st_size
-                    data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+                    data = Mapping(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
             except FileNotFoundError:
                 raise ModelError(
                     f"external data file {str(path)!r} (weight {name!r}) is missing: put it beside the model"
@@ -103,7 +104,7 @@ class ExternalFiles:
         return path
 
 
-def _view(tensor: onnx_ir.ExternalTensor, data: mmap.mmap | bytes, offset: int) -> Tensor:
+def _view(tensor: onnx_ir.ExternalTensor, data: Mapping | bytes, offset: int) -> Tensor:
     shape = tensor.shape.numpy()
     if tensor.dtype.bitwidth < 8:
         # Packed types go through onnx-ir's own unpacking; they are small, so a copy does not matter.

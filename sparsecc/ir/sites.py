@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import PassError, SpecError
 from sparsecc.ir.geometry import ConvGeometry, conv_geometry
+from sparsecc.ir.mapped import Scratch, array_of, is_mapped, release
 from sparsecc.ir.quantized import (
     INTEGER_OPERATORS,
     WeightScale,
@@ -172,14 +173,15 @@ class Site:
             return np.full(self.shape[0], quantization.scale.reshape(()), np.float32)
         return quantization.scale if quantization.axis == (rank - 1 if self.transposed else 0) else None
 
-    def replace(self, weight: NDArray[Any]) -> None:
+    def replace(self, weight: NDArray[Any], scratch: Scratch | None = None) -> None:
         """Store ``weight [N, K]`` in the layout and dtype of the constant; copies of the model keep theirs.
 
         A quantised constant keeps its scales; weights that ``numpy`` gave get their own integers back, and zeros
-        are exact.
+        are exact. With ``scratch`` a constant that was in a file is kept in one again, not in memory.
 
         Raises:
             PassError: the shape is another one.
+            UsageError: there is no space for it in the file.
         """
         if weight.shape != self.shape:
             raise PassError(f"site {self.name!r}: new weight has shape {weight.shape}, expected {self.shape}")
@@ -187,16 +189,25 @@ class Site:
         stored = weight.T if self.transposed else weight.reshape(self.weight_shape)
         if self.quantization is not None:
             stored = self.quantization.quantize(stored, self.dtype)
+        stored = np.array(stored, self.dtype, order="C")  # a copy: the caller's array must not be the model's
+        held = array_of(old)
+        if scratch is not None and held is not None and is_mapped(held):
+            stored = scratch.keep(stored)
         self._slot.set(
             onnx_ir.Tensor(
-                # A copy: the caller's array must not be the model's.
-                np.array(stored, self.dtype, order="C"),
+                stored,
                 dtype=old.dtype,
                 name=old.name,
                 doc_string=old.doc_string,
                 metadata_props=dict(old.metadata_props),
             )
         )
+
+    def release(self) -> None:
+        """Let the constant leave memory if it is in a file; it is read again when it is next used."""
+        held = array_of(self._slot.get())
+        if held is not None:
+            release(held)
 
     def _as_matrix(self, stored: NDArray[Any]) -> NDArray[Any]:
         if self.transposed:

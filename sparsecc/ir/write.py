@@ -15,6 +15,7 @@ import onnx
 import onnx_ir
 
 from sparsecc.errors import UsageError
+from sparsecc.ir.mapped import array_of, release
 from sparsecc.ir.slots import Slot, Tensor, stub, swapped, tensor_slots
 
 __all__ = ["INLINE_LIMIT", "fingerprint", "to_proto", "to_skeleton", "weight_nbytes", "write_model"]
@@ -71,6 +72,7 @@ def fingerprint(model: onnx_ir.Model) -> str:
             digest.update(repr(list(tensor.string_data())).encode())
         else:
             digest.update(tensor.tobytes())
+            _release(tensor)
     with swapped(model, lambda _, tensor: stub(tensor)):
         skeleton = onnx_ir.serde.serialize_model(model)
     skeleton.ClearField("metadata_props")
@@ -118,6 +120,7 @@ def _write_all(
         for offset, tensor in _layout(tensors):
             file.seek(offset)
             _write_tensor(tensor, file)
+            _release(tensor)
             tokens[id(tensor)] = _token(tensor, data_path.name, offset)
         _finish(file)
         pairs.append((temporary, data_path))
@@ -172,6 +175,11 @@ def _write_tensor(tensor: Tensor, file: BinaryIO) -> None:
         tensor.tofile(file)
     else:
         file.write(tensor.tobytes())
+
+
+def _release(tensor: Tensor) -> None:
+    if (array := array_of(tensor)) is not None:
+        release(array)
 
 
 def _refuse_large(nbytes: int) -> None:

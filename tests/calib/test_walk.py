@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.calib import Calibration, Moments, open_session, stepwise, tap
 from sparsecc.ir import Model
+from sparsecc.ir.mapped import is_mapped
 
 RNG = np.random.default_rng(11)
 
@@ -194,3 +195,66 @@ def test_bodies_that_read_what_an_earlier_part_computes() -> None:
     source = Calibration.from_batches([{"t": np.array(True), "x": normal(6, 8)}], model)
     steps = [list(step) for step in source.walk(model, model.sites(), model.copy())]
     assert steps == [["a"], ["in"], ["last"]]
+
+
+@pytest.mark.parametrize("moment_budget", [1 << 20, 1], ids=["memory", "files"])
+def test_moments_have_the_same_bits_wherever_they_are(
+    moment_budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a matrix is summed some rows at a time, and then symmetric to the last bit."""
+    monkeypatch.setattr("sparsecc.calib.sequential._ROWS", 3)
+    model = residual()
+    reference = model.copy()
+    for site in model.sites():
+        site.replace(site.numpy() * 0.9)
+    batches = [{"x": np.linspace(-1, 1, 56, dtype=np.float32).reshape(7, 8) ** number} for number in (1, 2)]
+    source = Calibration.from_batches(batches, model)
+    expected = {k: v for step in source.walk(model, model.sites(), reference) for k, v in step.items()}
+    found = source.walk(model, model.sites(), reference, moment_budget=moment_budget)
+    for step in found:
+        for name, moments in step.items():
+            assert is_mapped(moments.gram) == (moment_budget == 1)
+            np.testing.assert_array_equal(moments.gram, moments.gram.T)
+            np.testing.assert_array_equal(moments.gram, expected[name].gram)
+            np.testing.assert_array_equal(moments.cross, expected[name].cross)
+
+
+def test_a_step_with_many_weights_runs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What parts hand on to one another, to the next step and to the caller is all there."""
+    model = residual()
+    names = ["q", "k", "o", "r", "u", "t", "y", "x", "wq"]
+    whole: dict[str, list[NDArray[Any]]] = {}
+    for batch in (feeds := inputs(model)):
+        values = open_session(tap(model, names)).run(batch)
+        for name in names:
+            whole.setdefault(name, []).append(values[name])
+    sizes: list[int] = []
+    opened = stepwise.open_session
+    monkeypatch.setattr(
+        "sparsecc.calib.stepwise.open_session",
+        lambda part, **options: sizes.append(part.nbytes) or opened(part, **options),
+    )
+    monkeypatch.setattr(stepwise, "_WEIGHT_BUDGET", 8 * 8 * 4)
+    steps = stepwise.Stepwise(model.copy, lambda: iter(feeds), byte_budget=0, threads=1)
+    for asked, later in ((["o", "k"], names), (names, ())):
+        for number, found in enumerate(steps.run(asked, later, ())):
+            for name in asked:
+                np.testing.assert_allclose(found[name], whole[name][number], rtol=1e-5)
+    assert max(sizes) == 8 * 8 * 4
+    assert len(sizes) == 5
+
+
+def test_parts_that_change_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepwise, "_WEIGHT_BUDGET", 1)
+    model = residual()
+    source = Calibration.from_batches(inputs(model), model)
+    assert take_all(source, model, model.copy()) == [["q", "k"], ["o"], ["up"], ["head"]]
+
+
+def test_large_statistics_take_one_part_of_the_weights_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = residual()
+    source = Calibration.from_batches(inputs(model), model)
+    expected = source.mean_square(model, model.sites())
+    monkeypatch.setattr(stepwise, "_WEIGHT_BUDGET", 1)
+    for name, found in source.mean_square(model, model.sites()).items():
+        np.testing.assert_allclose(found, expected[name], rtol=1e-6)

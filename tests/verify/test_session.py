@@ -52,6 +52,34 @@ def test_large_weights_are_handed_over_as_arrays(model: Model, monkeypatch: pyte
     assert model.onnx.graph.initializers["w1"].const_value.numpy()[0, 0] == 1
 
 
+def test_weights_that_were_handed_over_live_as_long_as_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime reads the arrays it was given; those of tensors in a protobuf exist nowhere else."""
+    monkeypatch.setattr(engine, "_INLINE_LIMIT", 0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[5000] x) => (float[5000] y) { y = Add(x, w) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(5000, np.float32), "w"))
+    session = verify.session(Model.from_proto(proto))
+    others = [np.full(5000, number, np.float32) for number in range(2, 50)]
+    found = session.run({"x": np.zeros(5000, np.float32)})["y"]
+    assert len(others) == 48
+    np.testing.assert_array_equal(found, 1)
+
+
+def test_weights_in_files_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_MAPPED_TENSOR", 0)
+    monkeypatch.setattr(engine, "_INLINE_TENSOR", 0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[B,512] x) => (float[B,4] y) { y = MatMul(x, w) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((512, 4), np.float32), "w"))
+    Model.from_proto(proto).save(tmp_path / "m.onnx", external_data=True)
+    model = Model.load(tmp_path / "m.onnx")
+    monkeypatch.setattr(Model, "to_proto", None)  # would copy
+    found = verify.session(model).run({"x": np.ones((2, 512), np.float32)})["y"]
+    np.testing.assert_array_equal(found, 512)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "words"),
     [
