@@ -13,7 +13,7 @@ from sparsecc.passes.prune.selection import Mask
 from sparsecc.sparse import Pattern
 from sparsecc.sparse.mask import block_view, group_planes
 
-__all__ = ["Curves", "counts_by_merging", "kept", "removal_curves", "without"]
+__all__ = ["Curves", "counts_by_merging", "inverse_of", "kept", "removal_curves", "without"]
 
 #: Bytes of pivots that are worked on at a time, about what a cache holds; further lines are treated later.
 _PIVOT_BYTES = 16 << 20
@@ -37,9 +37,19 @@ class Curves:
     last: Mask
 
 
+def inverse_of(gram: Matrix) -> Matrix:
+    """Return the inverse of a Gram matrix ``[K, K]``, which is damped first if it is not definite.
+
+    Raises:
+        ModelError: it holds NaN or infinities, or cannot be made definite.
+    """
+    factor = inverse_factor(gram)
+    return factor.T @ factor
+
+
 def removal_curves(
     weight: Matrix,
-    gram: Matrix,
+    inverse: Matrix,
     pattern: Pattern,
     steps: int,
     caps: Sequence[tuple[int, int]] = (),
@@ -50,18 +60,18 @@ def removal_curves(
     Optimal Brain Compression (Frantar, Singh and Alistarh 2022). Removing the weights ``J`` of a line raises ``Q`` by
     ``w_J ([G^-1]_JJ)^-1 w_J^T``. The inverse is not brought up to date as a whole: a step needs the rows of its unit
     and the diagonal blocks, which the pivots so far give (a Cholesky factorisation of ``G^-1`` that chooses its
-    pivots). ``steps**2 K / 2`` operations per line, after one inverse for all.
+    pivots). ``steps**2 K / 2`` operations per line.
 
     Args:
         weight: ``[N, K]``.
-        gram: ``[K, K]``, positive definite.
+        inverse: of the Gram matrix ``G``, ``[K, K]``.
         pattern: ``unstructured`` or blocks ``RxC``; the rows of a block leave its columns together.
         steps: how many units leave each line.
         caps: nested limits ``(n, m)``: what is left after all steps has at most n of every m units.
         protected: entries that leave last.
     """
-    factor, width = inverse_factor(gram), _width(pattern)
-    inverse, lines = _in_units(factor.T @ factor, width), _lines(weight, pattern)
+    width, lines = _width(pattern), _lines(weight, pattern)
+    inverse = _in_units(inverse, width)
     marks = np.zeros(weight.shape) if protected is None else protected.astype(np.float64)
     last = _lines(marks, pattern).max((1, 3)) > 0
     size = max(1, _PIVOT_BYTES // (8 * max(1, steps * width) * len(inverse)))
@@ -95,13 +105,16 @@ def kept(curves: Curves, counts: NDArray[np.intp] | int, pattern: Pattern, shape
     return stays
 
 
-def without(weight: Matrix, gram: Matrix, mask: Mask) -> Matrix:
+def without(weight: Matrix, inverse: Matrix, mask: Mask) -> Matrix:
     """Return ``weight`` with zeros outside ``mask``, each row as close to the whole one in ``Q`` as it can be.
 
     ``w - w_J ([G^-1]_JJ)^-1 [G^-1]_J`` for the removed weights ``J``: exact, rows of one mask solved together.
+
+    Args:
+        weight: ``[N, K]``.
+        inverse: of the Gram matrix ``G``, ``[K, K]``.
+        mask: ``[N, K]``, True where a weight stays.
     """
-    factor = inverse_factor(gram)
-    inverse = factor.T @ factor
     result = weight.copy()
     kinds, kind_of = np.unique(mask, axis=0, return_inverse=True)
     for kind, kept in enumerate(kinds):

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Site
-from sparsecc.passes.prune.exact_obs import Curves, counts_by_merging, kept, removal_curves, without
+from sparsecc.passes.prune.exact_obs import (
+    Curves,
+    counts_by_merging,
+    inverse_of,
+    kept,
+    removal_curves,
+    without,
+)
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.gram_pass import GramPass, Problem
 from sparsecc.passes.prune.selection import Mask
@@ -70,9 +77,10 @@ class PruneObc(GramPass):
         """Remove unit after unit."""
         pattern, shape = problem.selection.pattern, (len(problem.target), problem.target.shape[1])
         lines, units = pattern.grid(shape)
+        inverse = inverse_of(problem.gram)
         counts: NDArray[np.intp] | int
         if pattern.kind != "nm" and problem.selection.scope == "layer":
-            curves = self._curves(problem, units, ())
+            curves = _curves(problem, inverse, units, ())
             total = lines * units - pattern.keep_count(lines * units, problem.selection.sparsity)
             counts = counts_by_merging(curves, total)
         else:
@@ -80,17 +88,18 @@ class PruneObc(GramPass):
             line = problem.selection.mask(np.zeros((1, shape[1])))
             counts = units - int(line[0, :: max(1, pattern.cols)].sum())
             caps = [(cap.n, cap.m) for cap in problem.selection.caps]
-            curves = self._curves(problem, counts, [(pattern.n, pattern.m)] if pattern.kind == "nm" else caps)
+            curves = _curves(
+                problem, inverse, counts, [(pattern.n, pattern.m)] if pattern.kind == "nm" else caps
+            )
         mask = kept(curves, counts, pattern, shape)
-        return without(problem.target, problem.gram, mask), mask
-
-    def _curves(self, problem: Problem, steps: int, caps: Sequence[tuple[int, int]]) -> Curves:
-        return removal_curves(
-            problem.target, problem.gram, problem.selection.pattern, steps, caps, problem.protected
-        )
+        return without(problem.target, inverse, mask), mask
 
     def _refusal(self, site: Site, settings: SiteSettings) -> str | None:
         columns = site.shape[1]
         if columns > self.max_inputs:
             return f"{columns} inputs per output are too many (max-inputs={self.max_inputs}): use prune-alps"
         return super()._refusal(site, settings)
+
+
+def _curves(problem: Problem, inverse: Matrix, steps: int, caps: Sequence[tuple[int, int]]) -> Curves:
+    return removal_curves(problem.target, inverse, problem.selection.pattern, steps, caps, problem.protected)

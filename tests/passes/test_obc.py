@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from sparsecc.calib import Calibration
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model
-from sparsecc.passes.prune.exact_obs import Curves, counts_by_merging, kept, removal_curves, without
+from sparsecc.passes.prune.exact_obs import (
+    Curves,
+    counts_by_merging,
+    inverse_of,
+    kept,
+    removal_curves,
+    without,
+)
 from sparsecc.passes.prune.gram import damped, quadratic_error
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Pattern, density, matches
@@ -55,7 +62,7 @@ def greedy(row, gram, steps: int) -> tuple[list[int], list[float]]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_order_is_that_of_the_definition(seed):
     weight, gram = layer(seed)
-    curves = removal_curves(weight, gram, UNSTRUCTURED, 9)
+    curves = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 9)
     for row, order, losses in zip(weight, curves.order, curves.losses, strict=True):
         expected, costs = greedy(row, gram, 9)
         assert order.tolist() == expected
@@ -68,10 +75,10 @@ def test_losses_add_up_to_the_error_and_what_stays_is_the_best_there_is(pattern,
     weight, gram = layer(seed)
     chosen = Pattern.parse(pattern)
     units = chosen.grid((6, 11))[1]
-    curves = removal_curves(weight, gram, chosen, units)
+    curves = removal_curves(weight, inverse_of(gram), chosen, units)
     for count in range(units + 1):
         mask = kept(curves, count, chosen, (6, 11))
-        fitted = without(weight, gram, mask)
+        fitted = without(weight, inverse_of(gram), mask)
         assert matches(np.where(mask, 1.0, 0.0), chosen)
         np.testing.assert_allclose(fitted, best_on(weight, gram, mask), rtol=1e-7, atol=1e-9)
         error = quadratic_error(fitted - weight, gram)
@@ -80,9 +87,9 @@ def test_losses_add_up_to_the_error_and_what_stays_is_the_best_there_is(pattern,
 
 def test_lines_are_treated_alike_however_many_at_a_time(monkeypatch):
     weight, gram = layer(1)
-    whole = removal_curves(weight, gram, UNSTRUCTURED, 8)
+    whole = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 8)
     monkeypatch.setattr("sparsecc.passes.prune.exact_obs._PIVOT_BYTES", 1)
-    apart = removal_curves(weight, gram, UNSTRUCTURED, 8)
+    apart = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 8)
     np.testing.assert_array_equal(whole.order, apart.order)
     np.testing.assert_allclose(whole.losses, apart.losses, rtol=1e-12)
 
@@ -91,12 +98,12 @@ def test_the_cheapest_next_beats_the_order_of_magnitudes_on_average():
     wins = 0
     for seed in range(40):
         weight, gram = layer(seed)
-        curves = removal_curves(weight, gram, UNSTRUCTURED, 5)
+        curves = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 5)
         ours = curves.losses.sum()
         largest = np.argsort(-np.abs(weight), axis=1)[:, :6]
         mask = np.zeros(weight.shape, bool)
         np.put_along_axis(mask, largest, True, 1)
-        wins += ours <= quadratic_error(without(weight, gram, mask) - weight, gram)
+        wins += ours <= quadratic_error(without(weight, inverse_of(gram), mask) - weight, gram)
     assert wins > 36
 
 
@@ -114,7 +121,7 @@ def test_the_cheapest_next_beats_the_order_of_magnitudes_on_average():
 )
 def test_caps_hold_and_counts_are_exact(caps, stay, legal):
     weight, gram = layer(2)
-    curves = removal_curves(weight, gram, UNSTRUCTURED, 11 - stay, caps)
+    curves = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 11 - stay, caps)
     mask = kept(curves, 11 - stay, UNSTRUCTURED, weight.shape)
     assert (mask.sum(1) == stay).all()
     assert all(group.all() for group in legal(mask))
@@ -122,10 +129,10 @@ def test_caps_hold_and_counts_are_exact(caps, stay, legal):
 
 def test_caps_that_do_not_bind_change_nothing():
     weight, gram = layer(3)
-    free = removal_curves(weight, gram, UNSTRUCTURED, 6)
+    free = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 6)
     mask = kept(free, 6, UNSTRUCTURED, weight.shape)
     wide = [(int(mask[:, i : i + 4].sum(1).max()), 4) for i in (0, 4, 8)]
-    same = removal_curves(weight, gram, UNSTRUCTURED, 6, [max(wide)])
+    same = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 6, [max(wide)])
     np.testing.assert_array_equal(free.order, same.order)
 
 
@@ -149,7 +156,9 @@ def test_protected_weights_leave_last(scope):
     weight, gram = layer(5)
     protected = np.zeros(weight.shape, bool)
     protected[np.arange(6), np.abs(weight).argmin(1)] = True
-    curves = removal_curves(weight, gram, UNSTRUCTURED, 11 if scope == "layer" else 8, protected=protected)
+    curves = removal_curves(
+        weight, inverse_of(gram), UNSTRUCTURED, 11 if scope == "layer" else 8, protected=protected
+    )
     counts = counts_by_merging(curves, 48) if scope == "layer" else 8
     mask = kept(curves, counts, UNSTRUCTURED, weight.shape)
     assert mask.sum() == 18
@@ -163,13 +172,13 @@ def test_inputs_that_are_dead_double_or_few_and_a_single_row():
     inputs[:, 7] = inputs[:, 6]
     gram = damped(inputs.T @ inputs, 1e-6)[0]
     weight = rng.standard_normal((1, 11))
-    curves = removal_curves(weight, gram, UNSTRUCTURED, 10)
+    curves = removal_curves(weight, inverse_of(gram), UNSTRUCTURED, 10)
     assert np.isfinite(curves.losses).all()
     # One of two equal inputs takes over from the other for nothing, and so do five of eleven from the rest.
     assert curves.losses[0, :6].sum() < 1e-4 * quadratic_error(weight, gram)
     mask = kept(curves, 6, UNSTRUCTURED, (1, 11))
     assert not mask[0, [6, 7]].all()
-    assert np.isfinite(without(weight, gram, mask)).all()
+    assert np.isfinite(without(weight, inverse_of(gram), mask)).all()
 
 
 def build(columns: int = 40) -> Model:
