@@ -1,8 +1,8 @@
 """Accuracy of pruned and of quantised models on real data, without any fine-tuning.
 
-Prunes the CIFAR-10 ResNet, two MobileNets and a MiniLM sentence encoder with every method and pattern of the
-table, quantises them (MiniLM with dynamic, the others with static activations) beside onnxruntime's own
-quantiser, measures the task metric of each and writes a JSON file and a table::
+Prunes the models of ``accuracy_tasks.py`` with every method and pattern of the table, quantises them (MiniLM with
+dynamic, the others with static activations) beside onnxruntime's own quantiser, measures the task metric of each and
+writes a JSON file and a table::
 
     python bench/accuracy.py --data FOLDER
 
@@ -12,28 +12,22 @@ Calibration samples are never among the samples measured on; both counts are in 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
+from accuracy_tasks import ROOT, Batch, Task, tasks
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
 from sparsecc.pm import PassContext, Pipeline
 from sparsecc.sparse import density
-
-ROOT = Path(__file__).resolve().parents[1]
 
 #: Column of the table and pipeline; the first is the model as it is.
 VARIANTS = {
@@ -66,130 +60,6 @@ VARIANTS = {
     "4x1 50 % Wanda int8": "tidy,prune-wanda{pattern=4x1 sparsity=0.5},quantize{activations=ACTIVATIONS}",
     "16x4 50 % Wanda int8": "tidy,prune-wanda{pattern=16x4 sparsity=0.5},quantize{activations=ACTIVATIONS}",
 }
-
-Batch = dict[str, NDArray[Any]]
-Run = Callable[[Batch], list[NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A model, how it is measured, and what it is calibrated on.
-
-    Attributes:
-        path: the model.
-        metric: name of the figure.
-        measure: gives the figure and the number of samples it was taken on.
-        calibration: inputs, disjoint from the samples measured on.
-        calibration_samples: how many samples they hold.
-        activations: how its activations are quantised.
-        correction: how much fitted weights make up for what layers before them lost; convolutional networks gain
-            by all of it, deep transformers lose by it.
-    """
-
-    path: Path
-    metric: str
-    measure: Callable[[Run], tuple[float, int]]
-    calibration: Sequence[Batch]
-    calibration_samples: int
-    activations: str = "static"
-    correction: float = 1.0
-
-
-def load_evaluation(data: Path) -> ModuleType:
-    """Import the evaluation script that lies beside the data."""
-    spec = importlib.util.spec_from_file_location("eval_dense", data / "eval_dense.py")
-    if spec is None or spec.loader is None or not (data / "eval_dense.py").exists():
-        raise click.UsageError(f"no eval_dense.py in {data}; give the folder of models and data with --data")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
-    return [{name: x[start : start + size]} for start in range(0, len(x), size)]
-
-
-def cifar_pictures(data: Path) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """The pictures as the network reads them, ``[n, 3, 32, 32]``, and their labels."""
-    archive = np.load(data / "images" / "cifar10_test_2500.npz")
-    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
-    deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    pictures = archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255
-    return (pictures - mean) / deviation, archive["labels"]
-
-
-def cifar(data: Path, evaluation: ModuleType) -> Task:
-    """Every tenth picture calibrates, the others measure."""
-    x, labels = cifar_pictures(data)
-    held = np.arange(len(x)) % 10 == 0
-
-    def measure(run: Run) -> tuple[float, int]:
-        found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
-        return found["accuracy"], found["n"]
-
-    return Task(
-        data / "models" / "resnet20_cifar10.onnx",
-        "accuracy",
-        measure,
-        batched(x[held], "input", 50),
-        int(held.sum()),
-    )
-
-
-def mobilenet(data: Path, evaluation: ModuleType, name: str, size: int, held: int = 64) -> Task:
-    """The last ``held`` pictures calibrate."""
-    from PIL import Image
-
-    folder = data / "images" / "imagenet224"
-    rows = evaluation._labels(folder)
-    prepare = evaluation.pre_tf(size)
-    pictures = [
-        prepare(Image.open(folder / file).convert("RGB")).transpose(2, 0, 1) for file, _ in rows[-held:]
-    ]
-
-    def measure(run: Run) -> tuple[float, int]:
-        found = evaluation.imagenet(prepare, background=True, limit=len(rows) - held)(run)
-        return found["top1"], found["n"]
-
-    calibration = batched(np.stack(pictures).astype(np.float32), "input", 16)
-    return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, held)
-
-
-def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 128) -> Task:
-    """The sentences of the last ``held`` pairs calibrate."""
-    file = "stsb_dev_minilm_tokens.npz"
-    tokens = np.load(data / "text" / file)
-    pairs = len(tokens["score"])
-
-    def measure(run: Run) -> tuple[float, int]:
-        found = evaluation.sts(file, limit=pairs - held)(run)
-        return found["spearman"], found["n"]
-
-    ids = np.concatenate([tokens["ids_a"][-held:], tokens["ids_b"][-held:]])
-    lengths = np.concatenate([tokens["len_a"][-held:], tokens["len_b"][-held:]])
-    path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
-    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held, "dynamic", 0.5)
-
-
-def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
-    """Batches of sentences of equal length: padding would count in the statistics."""
-    batches = []
-    for length in np.unique(lengths):
-        x = ids[lengths == length][:, :length].astype(np.int64)
-        batches.append(
-            {"input_ids": x, "attention_mask": np.ones_like(x), "token_type_ids": np.zeros_like(x)}
-        )
-    return batches
-
-
-def tasks(data: Path, folder: Path, held_pairs: int = 128) -> dict[str, Task]:
-    evaluation = load_evaluation(data)
-    return {
-        "resnet20_cifar10": cifar(data, evaluation),
-        "mobilenet_v1_0.25_128": mobilenet(data, evaluation, "mobilenet_v1_0.25_128", 128),
-        "mobilenet_v2_1.0_224": mobilenet(data, evaluation, "mobilenet_v2_1.0_224", 224),
-        "minilm_l6_v2": minilm(data, evaluation, folder, held_pairs),
-    }
 
 
 def prune(model: ir.Model, task: Task, pipeline: str, threads: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import accuracy
+import accuracy_tasks as accuracy
 import click
 import heal_data
 import numpy as np

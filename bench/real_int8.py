@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-from accuracy import ROOT, Task, tasks
+from accuracy_tasks import ROOT, Task, tasks
 
 import sparsecc
 from sparsecc import verify

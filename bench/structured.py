@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
-from accuracy import ROOT, Run, Task, cifar, load_evaluation, minilm
+from accuracy_tasks import ROOT, Run, Task, cifar, load_evaluation, minilm
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration

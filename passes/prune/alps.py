@@ -22,7 +22,7 @@ class PruneAlps(GramPass):
     Models", 2024), started from Wanda's mask and never worse on a layer than least squares on that mask. Takes
     several times as long as ``prune-wanda-ols``.
 
-    Changes: values of weights, never the graph.
+    Changes: values of weights and biases, never the graph.
     Skips with the reason: depthwise and tiny sites, NaN or infinite weights or statistics, sites that are as
     sparse already, sites that calibration does not reach.
 
@@ -43,6 +43,7 @@ class PruneAlps(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         steps: most alternating steps per site.
     """

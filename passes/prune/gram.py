@@ -7,7 +7,16 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SpecError
 
-__all__ = ["Matrix", "check_fit", "damped", "inverse_factor", "quadratic_error", "shifted_target"]
+__all__ = [
+    "Matrix",
+    "centred",
+    "check_fit",
+    "damped",
+    "inverse_factor",
+    "irreducible_error",
+    "quadratic_error",
+    "shifted_target",
+]
 
 Matrix = NDArray[np.float64]
 
@@ -51,6 +60,36 @@ def damped(gram: Matrix, damping: float) -> tuple[Matrix, float]:
     matrix = gram.copy()
     matrix.flat[:: len(gram) + 1] += ridge
     return matrix, ridge
+
+
+def centred(moment: Matrix, left: NDArray[np.float64], right: NDArray[np.float64]) -> Matrix:
+    """Return ``mean((x - left)^T (y - right))`` for ``moment [K, K] = mean(x^T y)`` and the means of x and y, ``[K]``.
+
+    With a bias that is fitted too, this is all that weights have to explain: a fit on centred moments, with the
+    bias that makes the means agree, is the best of weights and bias together.
+    """
+    return moment - np.outer(left, right)
+
+
+def irreducible_error(
+    weight: Matrix, reference: Matrix, cross: Matrix, gram: Matrix, damping: float
+) -> float:
+    """Return the share of a site's outputs that no weights could give back on the inputs there are now.
+
+    That is ``min ||X W^T - Xh V^T||^2 / ||X W^T||^2`` over all ``V``, with the ridge of ``shifted_target``: what
+    the layers in front lost for good. 0 without a difference between ``X`` and ``Xh``.
+
+    Args:
+        weight: ``[N, K]``.
+        reference: mean of ``X^T X``, ``[K, K]``.
+        cross: mean of ``X^T Xh``.
+        gram: mean of ``Xh^T Xh``, not damped.
+        damping: as for ``damped``.
+    """
+    best = shifted_target(weight, gram, cross, damping, 1.0)
+    total = quadratic_error(weight, reference)
+    left = total - 2 * float(np.einsum("ij,ij->", weight @ cross, best)) + quadratic_error(best, gram)
+    return max(0.0, left) / total if total else 0.0
 
 
 def shifted_target(weight: Matrix, gram: Matrix, cross: Matrix, damping: float, correction: float) -> Matrix:

@@ -15,15 +15,25 @@ from numpy.typing import NDArray
 
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
-from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
-from sparsecc.passes.prune.resume import Kept, Solved
-from sparsecc.passes.prune.scores import Pruned, compared
+from sparsecc.passes.prune.gram import (
+    Matrix,
+    centred,
+    check_fit,
+    damped,
+    irreducible_error,
+    quadratic_error,
+    shifted_target,
+)
+from sparsecc.passes.prune.resume import Solution, Solved
+from sparsecc.passes.prune.scores import compared
 from sparsecc.passes.prune.selection import Mask, Selection
+from sparsecc.passes.recover.biases import SiteBias, site_bias
+from sparsecc.passes.tidy.graph import float_attribute
 from sparsecc.pm import CalibrationSource, MomentsLike, PassContext, PassReport
 
 __all__ = ["GramPass", "Problem", "WalkPass"]
 
-Solution = TypeVar("Solution")
+Found = TypeVar("Found")
 
 #: Weights that are one problem where rows can be taken by themselves: 128 MB each time they are held.
 _ELEMENTS = 1 << 24
@@ -39,6 +49,7 @@ class Problem:
         energy: ``[K]``, mean square of each input, without what makes ``gram`` definite.
         selection: how much stays, in which pattern.
         protected: entries ``[N, K]`` that stay while there is room; None for none.
+        irreducible: share of the outputs that no weights could give back (``irreducible_error``); None if unknown.
     """
 
     target: Matrix
@@ -46,6 +57,7 @@ class Problem:
     energy: NDArray[np.float64]
     selection: Selection
     protected: Mask | None
+    irreducible: float | None
 
     def choose(self, squares: NDArray[Any], start: int = 0) -> Mask:
         """Return the mask of the columns from ``start`` on by what dropping each weight costs."""
@@ -78,10 +90,10 @@ class WalkPass(PrunePass):
         model: Model,
         dense: Model,
         work: Sequence[Work],
-        solve: Callable[[Work, MomentsLike], Solution | str],
+        solve: Callable[[Work, MomentsLike], Found | str],
         ctx: PassContext,
         report: PassReport,
-    ) -> Iterator[tuple[Work, Solution]]:
+    ) -> Iterator[tuple[Work, Found]]:
         """Yield what ``solve`` finds for each site; whoever takes it changes the weight before taking the next.
 
         Sites that do not read one another are solved side by side. Reasons that ``solve`` gives instead, and those
@@ -100,7 +112,7 @@ class WalkPass(PrunePass):
         """
         calibration = ctx.calibration_for(self.name)
 
-        def solved(item: Work, moments: MomentsLike) -> Solution | str:
+        def solved(item: Work, moments: MomentsLike) -> Found | str:
             if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):
                 return "its input is NaN or infinite on the calibration data"
             return solve(item, moments)
@@ -116,7 +128,6 @@ class WalkPass(PrunePass):
                     else:
                         yield item, result
                 ctx.progress(self.name, len(work) - len(waiting), len(work))
-                del found  # the matrices of one step go before those of the next come
         for name in waiting:
             reason = calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")
@@ -131,35 +142,42 @@ class WalkPass(PrunePass):
             return calibration.walk(model, [item.site for item in work], dense)
         return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
 
-    def problems(self, item: Work, weight: NDArray[Any], moments: MomentsLike) -> Iterator[Problem]:
+    def problems(
+        self, item: Work, weight: NDArray[Any], moments: MomentsLike, *, affine: bool = False
+    ) -> Iterator[Problem]:
         """Yield one problem per group of rows, its columns in the order of the pattern.
 
         Where rows are chosen by themselves and are many, some of them are a problem.
+
+        Args:
+            item: the site.
+            weight: ``[N, K]`` in the order of the pattern.
+            moments: of what the site reads.
+            affine: the bias is fitted too (``fitted_bias``): weights need not explain the means.
         """
-        groups, (_, columns) = item.site.groups, item.site.shape
-        grams, crosses = (
-            matrix.reshape(groups, columns, columns) for matrix in (moments.gram, moments.cross)
-        )
-        if item.order is not None:
-            grams, crosses = (m[:, item.order[:, None], item.order] for m in (grams, crosses))
+        groups = item.site.groups
         stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
         for group, rows in enumerate(np.split(weight, groups)):
-            gram, _ = damped(grams[group], self.damping)
+            gram, cross, reference = _moments(moments, group, groups, item.order, affine)
+            matrix, _ = damped(gram, self.damping)
+            energy = np.maximum(np.diag(gram), 0.0)  # centring leaves rounding of either sign
             for some in _row_parts(rows.shape, item.selection):
                 target = rows[some].astype(np.float64)
+                lost = None
+                if self.sequential and reference is not None:
+                    lost = irreducible_error(target, reference, cross, gram, self.damping)
                 if self.sequential and self.correction:
-                    target = shifted_target(
-                        target, grams[group], crosses[group], self.damping, self.correction
-                    )
+                    target = shifted_target(target, gram, cross, self.damping, self.correction)
                 stay = stays[group]
                 protected = None if stay is None else stay[some]
-                yield Problem(target, gram, np.diag(grams[group]), item.selection, protected)
+                yield Problem(target, matrix, energy, item.selection, protected, lost)
 
 
 @dataclass(frozen=True)
 class GramPass(WalkPass):
     """Base of passes that drop weights and change the others by the second moments of their inputs."""
 
+    bias: bool = True
     resume: str | None = None
 
     @abstractmethod
@@ -174,14 +192,32 @@ class GramPass(WalkPass):
         """
         calibration = ctx.calibration_for(self.name)
         dense = model.copy()
+        biases = self._biases(model, work)
         solved = (
             None if self.resume is None else Solved(self.resume, self._key(dense, calibration, work, ctx))
         )
-        waiting = [item for item in work if solved is None or not self._restore(item, solved, report)]
-        for item, (pruned, error) in self.solutions(model, dense, waiting, self._solve, ctx, report):
+        waiting = []
+        for item in work:
+            kept = None if solved is None else solved.get(item.site.name, item.site.numpy())
+            if kept is None:
+                waiting.append(item)
+            else:
+                _store(item, biases.get(item.site.name), kept, report)
+
+        def solve(item: Work, moments: MomentsLike) -> Solution:
+            return self._solve(item, biases.get(item.site.name), moments)
+
+        for item, solution in self.solutions(model, dense, waiting, solve, ctx, report):
             if solved is not None:
-                solved.put(item.site.name, item.site.numpy(), Kept(pruned.weight, error, pruned.kept_score))
-            item.record(report, pruned, output_error=error)
+                solved.put(item.site.name, item.site.numpy(), solution)
+            _store(item, biases.get(item.site.name), solution, report)
+
+    def _biases(self, model: Model, work: Sequence[Work]) -> dict[str, SiteBias]:
+        """The biases that are fitted with the weights, by the name of the site."""
+        if not self.bias:
+            return {}
+        found = {item.site.name: site_bias(model, item.site, add=False) for item in work}
+        return {name: bias for name, bias in found.items() if isinstance(bias, SiteBias)}
 
     def _key(
         self, dense: Model, calibration: CalibrationSource, work: Sequence[Work], ctx: PassContext
@@ -196,32 +232,68 @@ class GramPass(WalkPass):
         )
         return "|".join([*whole, *sites])
 
-    def _restore(self, item: Work, solved: Solved, report: PassReport) -> bool:
-        weight = item.site.numpy()
-        found = solved.get(item.site.name, weight)
-        if found is None:
-            return False
-        ordered = item.ordered(weight)
-        pruned = compared(ordered, found.weight, np.abs(ordered))
-        item.record(report, replace(pruned, kept_score=found.kept_score), output_error=found.error)
-        return True
-
-    def _solve(self, item: Work, moments: MomentsLike) -> tuple[Pruned, float]:
-        """Return the pruned weight in the order of the pattern and its relative error on the outputs."""
+    def _solve(self, item: Work, bias: SiteBias | None, moments: MomentsLike) -> Solution:
+        """Return what the site becomes, with its error relative to its outputs."""
         weight = item.ordered(item.site.numpy())
-        fitted, scores, error, total = [], [], 0.0, 0.0
-        for problem in self.problems(item, weight, moments):
+        fitted, scores, lost = [], [], []
+        error, total = 0.0, 0.0
+        for problem in self.problems(item, weight, moments, affine=bias is not None):
             values, mask = self.fit(problem)
             fitted.append(np.where(mask, values, 0.0).astype(weight.dtype))
             scores.append(np.abs(problem.target) * np.sqrt(problem.energy))
             error += quadratic_error(values - problem.target, problem.gram)
             total += quadratic_error(problem.target, problem.gram)
+            lost += [] if problem.irreducible is None else [problem.irreducible]
         pruned = np.concatenate(fitted)
-        return compared(weight, pruned, np.concatenate(scores)), error / total if total else 0.0
+        numbers = {"output_error": error / total if total else 0.0}
+        if lost:
+            numbers["irreducible_error"] = float(np.mean(lost))
+        shifted = None if bias is None else fitted_bias(item, bias, weight, pruned, moments)
+        kept = compared(weight, pruned, np.concatenate(scores)).kept_score
+        return Solution(pruned, shifted, kept, numbers)
 
 
-def _digest(mask: Mask | None) -> str:
-    return "" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+def fitted_bias(
+    item: Work, bias: SiteBias, weight: NDArray[Any], pruned: NDArray[Any], moments: MomentsLike
+) -> NDArray[np.float64]:
+    """The bias ``[N]`` that gives the outputs of ``pruned`` the means that those of ``weight`` have in the dense model.
+
+    Both weights are in the order of the pattern.
+    """
+    groups = item.site.groups
+    here, there = (np.split(part.reshape(-1), groups) for part in (moments.mean, moments.reference_mean))
+    dense, now = (np.split(item.restored(part), groups) for part in (weight, pruned))
+    lost = np.concatenate([dense[g] @ there[g] - now[g] @ here[g] for g in range(groups)])
+    alpha = float_attribute(item.site.node, "alpha", 1.0) if item.site.op == "Gemm" else 1.0
+    return np.asarray(bias.numpy() + alpha * lost, np.float64)
+
+
+def _moments(
+    moments: MomentsLike, group: int, groups: int, order: NDArray[np.intp] | None, affine: bool
+) -> tuple[Matrix, Matrix, Matrix | None]:
+    """Gram matrix, cross moments and those of the reference for one group, in ``order``; centred if ``affine``."""
+    here, there = (part.reshape(groups, -1)[group] for part in (moments.mean, moments.reference_mean))
+    found: list[Matrix | None] = []
+    for matrix, left, right in (
+        (moments.gram, here, here),
+        (moments.cross, there, here),
+        (moments.reference_gram, there, there),
+    ):
+        own = None if matrix is None else matrix.reshape(groups, len(left), len(right))[group]
+        own = centred(own, left, right) if affine and own is not None else own
+        found.append(own if own is None or order is None else own[np.ix_(order, order)])
+    gram, cross, reference = found
+    assert gram is not None, "only the reference may be missing"
+    assert cross is not None, "only the reference may be missing"
+    return gram, cross, reference
+
+
+def _store(item: Work, bias: SiteBias | None, solution: Solution, report: PassReport) -> None:
+    before = item.ordered(item.site.numpy())
+    pruned = compared(before, solution.weight, np.abs(before))
+    item.record(report, replace(pruned, kept_score=solution.kept_score), **solution.numbers)
+    if bias is not None and solution.bias is not None:
+        bias.replace(solution.bias)
 
 
 def _row_parts(shape: tuple[int, ...], selection: Selection) -> Iterator[slice]:
@@ -232,3 +304,7 @@ def _row_parts(shape: tuple[int, ...], selection: Selection) -> Iterator[slice]:
         unit = max(1, selection.pattern.rows)
         step = max(unit, _ELEMENTS // columns // unit * unit)
     return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _digest(mask: Mask | None) -> str:
+    return "" if mask is None else hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()

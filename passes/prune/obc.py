@@ -36,7 +36,7 @@ class PruneObc(GramPass):
     ``scope=layer`` rows lose as many weights as their curves say, with ``scope=row`` all the same number. The work
     grows with the third power of the inputs of a site: for convolutional networks; use ``prune-alps`` for others.
 
-    Changes: values of weights, never the graph.
+    Changes: values of weights and biases, never the graph.
     Skips with the reason: depthwise and tiny sites, sites with too many inputs, NaN or infinite weights or statistics,
     sites that are as sparse already, sites that calibration does not reach.
 
@@ -58,6 +58,7 @@ class PruneObc(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         max_inputs: sites with more inputs per output stay dense.
     """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +15,24 @@ from numpy.typing import NDArray
 from sparsecc.errors import UsageError
 from sparsecc.ir.replacing import replacing
 
-__all__ = ["Kept", "Solved"]
+__all__ = ["Solution", "Solved"]
 
 
-class Kept(NamedTuple):
-    """What is kept of a site: its pruned weight, the relative error of its outputs, the share of scores kept."""
+@dataclass(frozen=True)
+class Solution:
+    """What a site becomes.
+
+    Attributes:
+        weight: pruned, ``[N, K]`` in the order of the pattern.
+        bias: ``[N]``; None where it stays.
+        kept_score: share of the squared scores that stays.
+        numbers: more for the report.
+    """
 
     weight: NDArray[Any]
-    error: float
+    bias: NDArray[np.float64] | None
     kept_score: float
+    numbers: Mapping[str, float]
 
 
 class Solved:
@@ -45,18 +56,21 @@ class Solved:
                 f"cannot create the folder '{folder}' to resume from: {error.strerror}"
             ) from error
 
-    def get(self, name: str, weight: NDArray[Any]) -> Kept | None:
+    def get(self, name: str, weight: NDArray[Any]) -> Solution | None:
         """Return what was kept for the site ``name`` with this dense weight."""
         try:
             with self._path(name, weight).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                found = Kept(archive["weight"], float(archive["error"]), float(archive["kept_score"]))
+                found, bias = archive["weight"], archive["bias"].astype(np.float64)
+                score = float(archive["kept_score"])
+                numbers = dict(zip(archive["names"].tolist(), archive["numbers"].tolist(), strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        fits = found.weight.shape == weight.shape and found.weight.dtype == weight.dtype
-        return found if fits else None
+        if found.shape != weight.shape or found.dtype != weight.dtype or bias.size not in (0, len(weight)):
+            return None
+        return Solution(found, bias if bias.size else None, score, numbers)
 
-    def put(self, name: str, weight: NDArray[Any], kept: Kept) -> None:
-        """Keep ``kept``; a run that is killed leaves the whole file or none.
+    def put(self, name: str, weight: NDArray[Any], solution: Solution) -> None:
+        """Keep the solution of a site; a run that is killed leaves the whole file or none.
 
         Raises:
             UsageError: it cannot be written.
@@ -64,7 +78,14 @@ class Solved:
         path = self._path(name, weight)
         try:
             with replacing(path) as file:
-                np.savez(file, **kept._asdict())
+                np.savez(
+                    file,
+                    weight=solution.weight,
+                    bias=np.empty(0) if solution.bias is None else solution.bias,
+                    kept_score=np.float64(solution.kept_score),
+                    names=np.array(list(solution.numbers)),
+                    numbers=np.array(list(solution.numbers.values()), np.float64),
+                )
         except OSError as reason:
             raise UsageError(
                 f"cannot write {path}: {reason.strerror}; free space or leave out resume"

@@ -24,7 +24,7 @@ class PruneSparseGpt(GramPass):
     Then the weights that stay are fitted by least squares, which never makes a layer worse. An exact number
     is kept of every block of columns, per row or in all.
 
-    Changes: values of weights, never the graph.
+    Changes: values of weights and biases, never the graph.
     Skips with the reason: depthwise and tiny sites, NaN or infinite weights or statistics, sites that are as
     sparse already, sites that calibration does not reach.
 
@@ -45,6 +45,7 @@ class PruneSparseGpt(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         block: columns that are chosen together where the pattern leaves it open.
         refit: fit the weights that stay once more at the end; false gives SparseGPT as published.

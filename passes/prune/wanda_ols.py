@@ -20,7 +20,7 @@ class PruneWandaOls(GramPass):
     The mask is Wanda's (Sun et al. 2023); the weights of each row that stay take over what the others did as
     well as they can on the calibration data. How the rest is fitted matters more than how it is chosen.
 
-    Changes: values of weights, never the graph.
+    Changes: values of weights and biases, never the graph.
     Skips with the reason: depthwise and tiny sites, NaN or infinite weights or statistics, sites that are as
     sparse already, sites that calibration does not reach.
 
@@ -41,6 +41,7 @@ class PruneWandaOls(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
     """
 

@@ -26,6 +26,9 @@ __all__ = ["Moments", "Schedule", "walk"]
 #: Rows of a matrix that one product gives.
 _ROWS = 1024
 
+#: Width of inputs up to which second moments of the reference alone are summed too: 32 MB each.
+_WIDE = 2048
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -40,6 +43,8 @@ class Moments:
         cross: mean of ``X^T Xh``, of the shape of ``gram`` but for rows of another number where the reference has
             more channels there; ``gram`` itself without a reference.
         reference_mean: mean of ``X``.
+        reference_gram: mean of ``X^T X``; ``gram`` itself without a reference; None for wide inputs, where it is not
+            worth its memory.
         rows: number of rows.
     """
 
@@ -47,6 +52,7 @@ class Moments:
     mean: NDArray[np.float64]
     cross: NDArray[np.float64]
     reference_mean: NDArray[np.float64]
+    reference_gram: NDArray[np.float64] | None
     rows: int
 
 
@@ -241,6 +247,7 @@ class _Sums:
         self.rows = 0
         self._budget = budget
         self._parts: list[NDArray[np.float64]] = []
+        self._reference: NDArray[np.float64] | None = None
 
     @classmethod
     def of(cls, items: Sequence[_Sums]) -> _Sums:
@@ -252,6 +259,8 @@ class _Sums:
             total._parts = total._parts or [total._zeros(part.shape) for part in item._parts]
             for sums, part in zip(total._parts, item._parts, strict=True):
                 sums += part
+            if item._reference is not None:
+                total._reference = item._reference + (0 if total._reference is None else total._reference)
             total.rows += item.rows
         return total
 
@@ -266,6 +275,10 @@ class _Sums:
             for (products, sums), left in zip(self._pairs(), sides, strict=True):
                 _add_products(products, left, here)  # the first are of the rows with themselves
                 sums += left.sum(1)
+            if there is not None and there.shape[2] <= _WIDE:
+                if self._reference is None:
+                    self._reference = np.zeros((len(there), there.shape[2], there.shape[2]))
+                _add_products(self._reference, there, there)
             self.rows += here.shape[1]
 
     def moments(self) -> Moments:
@@ -277,7 +290,16 @@ class _Sums:
             release(products)
         gram, mean, *crossed = (part[0] if len(part) == 1 else part for part in self._parts)
         cross, reference_mean = crossed or (gram, mean)
-        return Moments(gram, mean, cross, reference_mean, self.rows)
+        return Moments(gram, mean, cross, reference_mean, self._reference_gram(gram, cross), self.rows)
+
+    def _reference_gram(
+        self, gram: NDArray[np.float64], cross: NDArray[np.float64]
+    ) -> NDArray[np.float64] | None:
+        if self._reference is None:
+            return gram if cross is gram else None
+        _mirror(self._reference)
+        self._reference /= self.rows
+        return self._reference[0] if len(self._reference) == 1 else self._reference
 
     def _pairs(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         return zip(self._parts[::2], self._parts[1::2], strict=True)

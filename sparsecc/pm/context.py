@@ -103,6 +103,10 @@ class MomentsLike(Protocol):
         """``X``, of the shape of ``mean``."""
 
     @property
+    def reference_gram(self) -> NDArray[np.float64] | None:
+        """``X^T X``; without a reference ``gram`` itself; None for wide inputs, where it is not worth its memory."""
+
+    @property
     def rows(self) -> int:
         """Number of rows."""
 

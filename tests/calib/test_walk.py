@@ -60,6 +60,9 @@ def take_all(source: Calibration, model: Model, reference: Model | None, **optio
             here, there = (rows_of(source, side, names[name]) for side in (model, reference or model))
             np.testing.assert_allclose(moments.gram, here.T @ here / len(here), rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(moments.cross, there.T @ here / len(here), rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                moments.reference_gram, there.T @ there / len(here), rtol=1e-5, atol=1e-6
+            )
             np.testing.assert_allclose(moments.mean, here.mean(0), rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(moments.reference_mean, there.mean(0), rtol=1e-5, atol=1e-6)
             assert moments.rows == len(here)

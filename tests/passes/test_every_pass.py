@@ -40,7 +40,7 @@ class FakeCalibration:
             parts = [part.T @ part for part in np.split(root, site.groups, axis=1)]
             gram = parts[0] if site.groups == 1 else np.stack(parts)
             mean = np.zeros(gram.shape[:-1])
-            yield {site.name: Moments(gram, mean, gram, mean, len(root))}
+            yield {site.name: Moments(gram, mean, gram, mean, gram, len(root))}
 
     @staticmethod
     def _rng(site) -> np.random.Generator:

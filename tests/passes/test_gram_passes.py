@@ -30,12 +30,13 @@ def build(text: str, **weights: np.ndarray) -> Model:
     return Model.from_proto(proto)
 
 
-def deep(layers: int = 3, width: int = 48) -> Model:
-    steps = "".join(
-        f"[l{i}] h{i} = MatMul({'x' if i == 0 else f'a{i - 1}'}, w{i}) a{i} = Relu(h{i})"
-        for i in range(layers)
-    )
+def deep(layers: int = 3, width: int = 48, biased: bool = False) -> Model:
+    steps = ""
+    for i in range(layers):
+        product = f"[l{i}] {'p' if biased else 'h'}{i} = MatMul({'x' if i == 0 else f'a{i - 1}'}, w{i}) "
+        steps += product + (f"h{i} = Add(b{i}, p{i}) " if biased else "") + f"a{i} = Relu(h{i}) "
     weights = {f"w{i}": normal(width, width) / np.float32(np.sqrt(width)) for i in range(layers)}
+    weights |= {f"b{i}": normal(width) for i in range(layers)} if biased else {}
     return build(
         f"g (float[B,{width}] x) => (float[B,{width}] y) {{ {steps} y = Identity(a{layers - 1}) }}", **weights
     )
@@ -126,6 +127,93 @@ def test_the_front_is_measured_as_it_is_after_pruning():
         np.testing.assert_allclose(row[support], best, rtol=0.05, atol=2e-3)
 
 
+def bias_of(model: Model, name: str) -> np.ndarray:
+    return next(v.const_value.numpy() for v in model.onnx.graph.initializers.values() if v.name == name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fitted_bias_makes_the_means_agree_and_the_error_smaller(method):
+    model, x = deep(1, biased=True), data(rows=1200) + 2 * normal(48)
+    errors = {}
+    for bias in ("true", "false"):
+        spec = f"{method}{{sparsity=0.6 bias={bias} damping=1e-4}}"
+        after, (report,) = pruned(model, x, spec)
+        here, there = (x @ side.sites("l0")[0].numpy().T + bias_of(side, "b0") for side in (after, model))
+        errors[bias] = float(np.square(here - there).sum())
+        moved = not np.array_equal(bias_of(after, "b0"), bias_of(model, "b0"))
+        assert moved == (bias == "true")
+        if moved:
+            np.testing.assert_allclose(here.mean(0), there.mean(0), atol=1e-4)
+        assert report.changed[0].numbers["irreducible_error"] == pytest.approx(0, abs=1e-9)
+    assert errors["true"] < errors["false"]
+
+
+def test_a_fitted_bias_is_the_affine_least_squares_on_the_mask():
+    model, x = deep(1, biased=True), data() + 3 * normal(48)
+    after, _ = pruned(model, x, "prune-wanda-ols{sparsity=0.5 damping=1e-9}")
+    goal = x @ model.sites("l0")[0].numpy().T + bias_of(model, "b0")
+    found = after.sites("l0")[0].numpy()
+    for row, bias, wanted in zip(found, bias_of(after, "b0"), goal.T, strict=True):
+        support = row != 0
+        inputs = np.hstack([x[:, support], np.ones((len(x), 1))]).astype(float)
+        best = np.linalg.lstsq(inputs, wanted.astype(float), rcond=None)[0]
+        np.testing.assert_allclose(np.append(row[support], bias), best, rtol=0.05, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        "[p] y = Gemm<alpha=0.5, beta=2.0, transB=1>(x, w, b)",
+        "[p] h = MatMul(x, v) y = Add(h, b)",
+        "u = Unsqueeze(x, at) [p] h = Conv<group=2>(u, k, b) y = Squeeze(h, at)",
+    ],
+)
+def test_biases_of_every_kind_of_product_are_fitted(product):
+    model = build(
+        f"g (float[B,64] x) => (float[B,32] y) {{ {product} }}",
+        w=normal(32, 64),
+        v=normal(64, 32),
+        k=normal(32, 32, 1),
+        b=normal(32),
+        at=np.array([2]),
+    )
+    x = normal(300, 64) + 2 * normal(64)
+    after, (report,) = pruned(model, x, "prune-wanda-ols{sparsity=0.5}")
+    assert [change.site for change in report.changed] == ["p"]
+    here, there = (open_session(side).run({"x": x})["y"] for side in (after, model))
+    np.testing.assert_allclose(here.mean(0), there.mean(0), atol=1e-3 * np.abs(there).max())
+
+
+def test_a_bias_of_two_sites_is_fitted_for_each():
+    model = build(
+        "g (float[B,48] x) => (float[B,48] y) { [l] p = Gemm(x, v, b) [r] q = Gemm(x, w, b) y = Mul(p, q) }",
+        v=normal(48, 48),
+        w=normal(48, 48),
+        b=normal(48),
+    )
+    x = data() + 1
+    after, _ = pruned(model, x, "prune-wanda-ols{sparsity=0.5}")
+    assert len({node.inputs[2].name for node in after.onnx.graph if node.op_type == "Gemm"}) == 2
+    for site in after.sites():
+        twin = model.sites(site.name)[0]
+        own = site.node.inputs[2].const_value.numpy()
+        lost = x.mean(0) @ (twin.numpy() - site.numpy()).T
+        np.testing.assert_allclose(own, bias_of(model, "b") + lost, atol=1e-4)
+
+
+def test_what_no_weights_can_give_back_is_reported():
+    model, x = deep(2), data()
+    after, (report,) = pruned(model, x, "prune-wanda-ols{sparsity=0.75 damping=1e-9}")
+    hidden, wanted = (np.maximum(x @ side.sites("l0")[0].numpy().T, 0) for side in (after, model))
+    goal = wanted @ model.sites("l1")[0].numpy().T
+    left = goal - hidden @ np.linalg.lstsq(hidden.astype(float), goal.astype(float), rcond=None)[0]
+    found = {change.site: change.numbers["irreducible_error"] for change in report.changed}
+    assert found["l0"] == pytest.approx(0, abs=1e-9)
+    assert found["l1"] == pytest.approx(np.square(left).sum() / np.square(goal).sum(), rel=1e-3)
+    _, (report,) = pruned(model, x, "prune-wanda-ols{sparsity=0.75 sequential=false}")
+    assert "irreducible_error" not in report.changed[1].numbers
+
+
 def test_grouped_and_kxk_convolutions():
     model = build(
         """g (float[B,16,9,9] x) => (float[B,16,9,9] y) {
@@ -184,15 +272,15 @@ def test_sites_that_are_not_reached_or_not_finite_have_reasons():
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
-    model, x = deep(), data()
+    model, x = deep(biased=True), data()
     spec = f"prune-wanda-ols{{sparsity=0.5 resume={tmp_path / 'steps'}}}"
     expected, (whole,) = pruned(model, x, "prune-wanda-ols{sparsity=0.5}")
     solve = PruneWandaOls._solve
 
-    def dies(self, item, moments):
+    def dies(self, item, *rest):
         if item.site.name == "l2":
             raise UsageError("the power fails")
-        return solve(self, item, moments)
+        return solve(self, item, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(PruneWandaOls, "_solve", dies)
@@ -200,7 +288,9 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
             pruned(model, x, spec)
     asked = []
     monkeypatch.setattr(
-        PruneWandaOls, "_solve", lambda self, item, m: asked.append(item.site.name) or solve(self, item, m)
+        PruneWandaOls,
+        "_solve",
+        lambda self, item, *rest: asked.append(item.site.name) or solve(self, item, *rest),
     )
     after, (report,) = pruned(model, x, spec)
     assert asked == ["l2"]

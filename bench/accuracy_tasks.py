@@ -1,0 +1,215 @@
+"""Models with a figure of quality: how it is measured, and what they are calibrated on.
+
+Samples that calibrate are spread evenly over the data and never among those measured on: the files are sorted by
+class and by source, so that their last samples would be of other kinds than the first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ROOT", "Batch", "Run", "Task", "cifar", "cifar_pictures", "load_evaluation", "minilm", "tasks"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Batch = dict[str, NDArray[Any]]
+Run = Callable[[Batch], list[NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model, how it is measured, and what it is calibrated on.
+
+    Attributes:
+        path: the model.
+        metric: name of the figure.
+        measure: gives the figure and the number of samples it was taken on.
+        calibration: inputs, disjoint from the samples measured on.
+        calibration_samples: how many samples they hold.
+        activations: how its activations are quantised.
+        correction: how much fitted weights make up for what layers before them lost; convolutional networks gain
+            by all of it, deep transformers lose by it.
+        higher_is_better: of the figure.
+    """
+
+    path: Path
+    metric: str
+    measure: Callable[[Run], tuple[float, int]]
+    calibration: Sequence[Batch]
+    calibration_samples: int
+    activations: str = "static"
+    correction: float = 1.0
+    higher_is_better: bool = True
+
+
+def tasks(data: Path, folder: Path, held_pairs: int = 256) -> dict[str, Task]:
+    """All of them; ``folder`` takes files that are made on the way."""
+    evaluation = load_evaluation(data)
+    return {
+        "resnet20_cifar10": cifar(data, evaluation),
+        "mobilenet_v1_0.25_128": pictures(data, evaluation, "mobilenet_v1_0.25_128", 128),
+        "mobilenet_v2_1.0_224": pictures(data, evaluation, "mobilenet_v2_1.0_224", 224),
+        "squeezenet1.0_pruned": pictures(data, evaluation, "squeezenet1.0_pruned", 227),
+        "mnist_cntk": mnist(data, evaluation),
+        "minilm_l6_v2": minilm(data, evaluation, folder, held_pairs),
+        "stories260K": stories(data, evaluation, folder),
+        "charrnn_shakespeare": characters(data, evaluation, folder),
+    }
+
+
+def load_evaluation(data: Path) -> ModuleType:
+    """Import the evaluation script that lies beside the data."""
+    spec = importlib.util.spec_from_file_location("eval_dense", data / "eval_dense.py")
+    if spec is None or spec.loader is None or not (data / "eval_dense.py").exists():
+        raise click.UsageError(f"no eval_dense.py in {data}; give the folder of models and data with --data")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def held_out(count: int, held: int) -> NDArray[np.bool_]:
+    """Which of ``count`` samples calibrate: ``held``, spread evenly."""
+    chosen = np.zeros(count, bool)
+    chosen[np.arange(held) * count // held] = True
+    return chosen
+
+
+def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
+    """Arrays of ``size`` samples."""
+    return [{name: x[start : start + size]} for start in range(0, len(x), size)]
+
+
+def cifar_pictures(data: Path) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """The pictures as the network reads them, ``[n, 3, 32, 32]``, and their labels."""
+    archive = np.load(data / "images" / "cifar10_test_2500.npz")
+    mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
+    deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
+    x = archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return (x - mean) / deviation, archive["labels"]
+
+
+def cifar(data: Path, evaluation: ModuleType) -> Task:
+    """Every tenth picture calibrates, the others measure."""
+    x, labels = cifar_pictures(data)
+    held = held_out(len(x), len(x) // 10)
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
+        return found["accuracy"], found["n"]
+
+    calibration = batched(x[held], "input", 50)
+    return Task(data / "models" / "resnet20_cifar10.onnx", "accuracy", measure, calibration, int(held.sum()))
+
+
+def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int = 100) -> Task:
+    """Photographs: every fifth calibrates."""
+    from PIL import Image
+
+    folder = data / "images" / "imagenet224"
+    prepare = evaluation.pre_caffe227 if size == 227 else evaluation.pre_tf(size)
+    rows = evaluation._labels(folder)
+    chosen = held_out(len(rows), held)
+    background = 0 if size == 227 else 1  # outputs before those of the classes
+
+    def read(calibrating: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        found = [row for row, held in zip(rows, chosen, strict=True) if held == calibrating]
+        x = [prepare(Image.open(folder / file).convert("RGB")).transpose(2, 0, 1) for file, _ in found]
+        return np.stack(x).astype(np.float32), np.array([label for _, label in found])
+
+    def measure(run: Run) -> tuple[float, int]:
+        x, labels = read(calibrating=False)
+        found = evaluation._accuracy(lambda feed: [run(feed)[0][:, background:]], "input", x, labels, 20)
+        return found["accuracy"], found["n"]
+
+    calibration = batched(read(calibrating=True)[0], "input", 20)
+    return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, held)
+
+
+def mnist(data: Path, evaluation: ModuleType, held: int = 500) -> Task:
+    """Digits, one at a time: every tenth calibrates."""
+    archive = np.load(data / "images" / "mnist_test_first5000.npz")
+    x = archive["images"][:, None].astype(np.float32)
+    chosen = held_out(len(x), held)
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation._accuracy(run, "Input3", x[~chosen], archive["labels"][~chosen], 1)
+        return found["accuracy"], found["n"]
+
+    calibration = batched(x[chosen], "Input3", 1)
+    return Task(data / "models" / "mnist_cntk.onnx", "accuracy", measure, calibration, held)
+
+
+def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 256) -> Task:
+    """The sentences of ``held`` pairs calibrate."""
+    tokens = dict(np.load(data / "text" / "stsb_dev_minilm_tokens.npz"))
+    chosen = held_out(len(tokens["score"]), held)
+    file = folder / "pairs.npz"
+    np.savez(file, **{name: array[~chosen] for name, array in tokens.items()})
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation.sts(str(file))(run)
+        return found["spearman"], found["n"]
+
+    ids = np.concatenate([tokens["ids_a"][chosen], tokens["ids_b"][chosen]])
+    lengths = np.concatenate([tokens["len_a"][chosen], tokens["len_b"][chosen]])
+    path = Path(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
+    return Task(path, "Spearman", measure, sentences(ids, lengths), 2 * held, "dynamic", 0.5)
+
+
+def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
+    """Batches of sentences of equal length: padding would count in the statistics."""
+    batches = []
+    for length in np.unique(lengths):
+        x = ids[lengths == length][:, :length].astype(np.int64)
+        batches.append(
+            {"input_ids": x, "attention_mask": np.ones_like(x), "token_type_ids": np.zeros_like(x)}
+        )
+    return batches
+
+
+def stories(data: Path, evaluation: ModuleType, folder: Path, held: int = 63) -> Task:
+    """Windows of 256 tokens: every third calibrates."""
+    archive = dict(np.load(data / "text" / "tinystories_part1_tok512.npz"))
+    windows = archive["tokens"]
+    chosen = held_out(len(windows), held)
+    file = folder / "stories.npz"
+    np.savez(file, tokens=windows[~chosen])
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation.causal_lm(str(file))(run)
+        return found["perplexity"], found["n"]
+
+    calibration = batched(windows[chosen].astype(np.int64), "tokens", 8)
+    path = data / "models" / "stories260K.onnx"
+    return Task(path, "perplexity", measure, calibration, held, "dynamic", 0.5, higher_is_better=False)
+
+
+def characters(data: Path, evaluation: ModuleType, folder: Path, held: int = 100, size: int = 200) -> Task:
+    """Windows of 200 characters, which run along the first axis: every fifth or so calibrates."""
+    known = json.loads((data / "models" / "charrnn_shakespeare.vocab.json").read_text())
+    text = [c for c in (data / "text" / "tinyshakespeare_tail.txt").read_text(encoding="utf-8") if c in known]
+    windows = np.array(text[: len(text) // size * size]).reshape(-1, size)
+    chosen = held_out(len(windows), held)
+    file = folder / "characters.txt"
+    file.write_text("".join(windows[~chosen].reshape(-1)), encoding="utf-8")
+
+    def measure(run: Run) -> tuple[float, int]:
+        found = evaluation.char_rnn(str(file), "charrnn_shakespeare.vocab.json", size)(run)
+        return found["bits_per_char"], found["n"]
+
+    ids = np.vectorize(known.__getitem__, otypes=[np.int64])(windows[chosen]).T
+    calibration = [{"tokens": np.ascontiguousarray(ids[:, at : at + 20])} for at in range(0, held, 20)]
+    path = data / "models" / "charrnn_shakespeare.onnx"
+    return Task(
+        path, "bits per character", measure, calibration, held, "dynamic", 1.0, higher_is_better=False
+    )
