@@ -32,8 +32,8 @@ class PruneTiles(GramPass):
     do, on the calibration data, to the outputs; the weights of both kinds of tiles are then fitted by least squares.
     So any sparsity between none and that of N:M can be asked for. Tiles at the edges may be smaller than the others.
 
-    Changes: values of weights. With ``shape=ends`` also the graph: the sparse outputs become a product of their own,
-    which has the name of the site, and Concat puts them before or behind the others. Both are sites.
+    Changes: values of weights and biases. With ``shape=ends`` also the graph: the sparse outputs become a product of
+    their own, which has the name of the site, and Concat puts them before or behind the others. Both are sites.
     Skips with the reason: depthwise and tiny sites, NaN or infinite weights or statistics, sites that are as
     sparse already, sites that calibration does not reach.
 
@@ -54,6 +54,7 @@ class PruneTiles(GramPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1].
+        bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         tile: size ``RxC`` of a tile, outputs x inputs; C is a multiple of M.
         shape: ``tiles`` may be sparse anywhere; ``ends``: the first or the last outputs are, in whole rows of tiles,

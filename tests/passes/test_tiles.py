@@ -146,7 +146,7 @@ def test_ends_run_as_two_products(text, weights, shape):
         **{name: normal(*size) for name, size in weights.items()},
     )
     x = normal(*shape)
-    spec = "prune-tiles{sparsity=0.3 tile=8x8 shape=ends min-elements=1}"
+    spec = "prune-tiles{sparsity=0.3 tile=8x8 shape=ends min-elements=1 bias=false}"
     split, report = run(model, spec, x=x)
     assert len(report.changed) == 1
     assert not report.notes
