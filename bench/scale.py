@@ -198,9 +198,8 @@ def _compare(source: Path, other: Path) -> None:
 @click.option("--seq", default=256, show_default=True, help="Tokens of each of the 8 samples.")
 @click.option("--threads", default=2, show_default=True, help="Threads.")
 @click.option("--method", multiple=True, default=("wanda", "sparsegpt"), help="What to prune with.")
-@click.option(
-    "--kill-after", default=60, show_default=True, help="Sites after which the second run is killed."
-)
+@click.option("--match", default="*", show_default=True, help="Sites that methods other than wanda prune.")
+@click.option("--kill-after", default=60, show_default=True, help="Sites after which such a run is killed.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="File to write.")
 def _measure(
     folder: Path,
@@ -209,6 +208,7 @@ def _measure(
     seq: int,
     threads: int,
     method: tuple[str, ...],
+    match: str,
     kill_after: int,
     output: Path | None,
 ) -> None:
@@ -237,9 +237,8 @@ def _measure(
 
     try:
         for name in method:
-            pipeline = "prune-wanda" if name == "wanda" else f"prune-{name}{{resume={solved}}}"
-            if name == "sparsegpt":
-                pipeline = f"prune-sparsegpt{{refit=false resume={solved}}}"
+            options = f"match={match} resume={solved}{' refit=false' if name == 'sparsegpt' else ''}"
+            pipeline = "prune-wanda" if name == "wanda" else f"prune-{name}{{{options}}}"
             if name != "wanda":
                 record(f"{name}, killed", pruned(pipeline, _solved(solved, kill_after)))
                 result["runs"][f"{name}, killed"]["sites_solved"] = len(list(solved.glob("*.npz")))

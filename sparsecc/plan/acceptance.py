@@ -49,7 +49,7 @@ def runnable_inputs(
         ModelError: onnxruntime cannot run the model on any of them.
     """
     inputs = verify.make_inputs(model, data, seed, shapes)
-    session = verify.session(model, library=False)
+    session = verify.runner(model, library=False)
     if data is not None or shapes:
         session.run(inputs)
         return inputs

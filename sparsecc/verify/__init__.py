@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparsecc.calib import Arrays, ModelLike, Session, synthetic_inputs, tap, tensor_shapes, value_shapes
 from sparsecc.verify.compare import OutputDiff, compare, compare_arrays, worst_rel_l2
 from sparsecc.verify.inputs import make_inputs
-from sparsecc.verify.session import session
+from sparsecc.verify.session import runner, session
 from sparsecc.verify.timing import Benchmark, Timing, benchmark, time_interleaved
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "compare",
     "compare_arrays",
     "make_inputs",
+    "runner",
     "session",
     "synthetic_inputs",
     "tap",

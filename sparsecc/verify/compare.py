@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.calib import Arrays, ModelLike, Session
+from sparsecc.calib import Arrays, ModelLike
 from sparsecc.errors import UsageError, VerificationError
-from sparsecc.verify.session import session
+from sparsecc.verify.session import Runner, runner
 
 __all__ = ["OutputDiff", "compare", "compare_arrays", "worst_rel_l2"]
 
@@ -152,6 +152,8 @@ def compare(
 ) -> list[OutputDiff]:
     """Run both models on the same inputs and return the difference of each output, in the order of ``a``.
 
+    Models with more than 1.5 GB of weights run in parts.
+
     Args:
         a: the reference, in memory or as a path.
         b: the other one.
@@ -164,8 +166,8 @@ def compare(
         UsageError: there are no inputs, or they do not fit.
         ModelError: a model cannot be loaded or fails while it runs.
     """
-    first = session(a, library=library[0], threads=threads)
-    second = session(b, library=library[1], threads=threads)
+    first = runner(a, library=library[0], threads=threads)
+    second = runner(b, library=library[1], threads=threads)
     _check_outputs(first, second)
     batches: Iterable[Arrays] = [inputs] if isinstance(inputs, Mapping) else inputs
     sums = {name: _Accumulator(name) for name in first.output_names}
@@ -179,7 +181,7 @@ def compare(
     return [total.result() for total in sums.values()]
 
 
-def _check_outputs(first: Session, second: Session) -> None:
+def _check_outputs(first: Runner, second: Runner) -> None:
     missing = [name for name in first.output_names if name not in second.output_names]
     if missing:
         raise VerificationError(

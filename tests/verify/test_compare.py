@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -121,3 +124,31 @@ def test_maps_and_missing_values() -> None:
     ):
         with pytest.raises(VerificationError, match=words):
             verify.compare_arrays("y", first, second)
+
+
+def test_large_models_run_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory or in a file, with the same differences as in one piece; only parts of the weights are ever loaded."""
+    monkeypatch.setattr("sparsecc.calib.stepwise._WEIGHT_BUDGET", 1)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[B,4] x) => (float[B,4] y, float[B,4] a)'
+        "{ a = MatMul(x, v) b = Relu(a) y = MatMul(b, w) }"
+    )
+    for name in "vw":
+        array = np.random.default_rng(ord(name)).standard_normal((4, 4)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    first, second = Model.from_proto(proto), Model.from_proto(proto)
+    (site, _) = second.sites()
+    site.replace(site.numpy() * 1.5)
+    inputs = {"x": np.ones((2, 4), np.float32)}
+    whole = verify.compare(first, second, inputs, library=(False, False))
+    second.save(tmp_path / "second.onnx")
+    room = importlib.import_module("sparsecc.verify.session")
+    monkeypatch.setattr(room, "_WHOLE", 1)
+    monkeypatch.setattr(room, "session", None)
+    for other in (second, tmp_path / "second.onnx"):
+        parts = verify.compare(first, other, inputs, library=(False, False))
+        assert [item.name for item in parts] == ["y", "a"]
+        for item, expected in zip(parts, whole, strict=True):
+            assert item.rel_l2 == pytest.approx(expected.rel_l2)
+    with pytest.raises(UsageError, match="no array for input x"):
+        verify.compare(first, second, {}, library=(False, False))
