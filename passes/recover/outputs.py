@@ -125,7 +125,8 @@ def walk_pairs(
     for number, step in enumerate(steps):
         later = [name for item in steps[number + 1 :] for name in item.names]
         changing = {position[node] for item in steps[number:] for node in item.nodes}
-        ours, theirs = (side.run(step.names, later, changing) for side in sides)
+        ours = sides[0].run(step.names, later, changing)
+        theirs = sides[1].run(step.names, later, ())  # its nodes may be others, and none changes
         yield zip(ours, theirs, strict=True)
 
 

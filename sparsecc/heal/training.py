@@ -253,6 +253,8 @@ class _Training:
             raise ModelError(
                 f"healing diverged at step {self.step}: the loss is not finite; use a smaller learning-rate"
             )
+        if not loss.requires_grad:
+            raise UsageError("no weight reaches the states and outputs to be matched: leave heal out")
         loss.backward()
         for weight in self.weights:
             if weight.mask is not None and weight.tensor.grad is not None:

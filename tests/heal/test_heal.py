@@ -76,6 +76,14 @@ def torch():
     return pytest.importorskip("torch", reason="healing needs PyTorch: pip install 'sparsecc[heal]'")
 
 
+def test_a_model_whose_weights_reach_no_output_is_refused(torch):
+    text = "g (float[B,24] x) => (float[B,24] y) { y = Relu(x) h = MatMul(x, w) }"
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(24, 64), "w"))
+    with pytest.raises(UsageError, match="no weight reaches"):
+        healed("heal{steps=2}", Model.from_proto(proto))
+
+
 @pytest.mark.parametrize("options", ["", " gradual=0.4", " kl=0.1", " precision=bfloat16"])
 def test_halves_the_error_on_unseen_inputs_and_keeps_the_zeros(torch, options):
     fresh = {"x": normal(64, 24, seed=99) @ normal(24, 24, seed=5)}

@@ -374,3 +374,14 @@ def test_inputs_that_are_zero_are_not_called_infinite():
 
     report = recovered("recover-align", silent)[2]
     assert [skip.reason for skip in report.skipped] == ["its input is zero on all of the calibration data"]
+
+
+def test_biases_that_removal_added_do_not_shift_the_nodes_of_the_dense_model():
+    text = """g (float[B,24] x) => (float[B,6] y) {
+        [one] h = MatMul(x, w1) a = Relu(h) [two] m = MatMul(a, w2) s = Softmax(m) [three] y = MatMul(s, w3) }"""
+    arrays = {"w1": normal(24, 32), "w2": 0.3 * normal(32, 8, seed=1), "w3": normal(8, 6, seed=2)}
+    model = build(text, **arrays)
+    calibration = Calibration.from_batches(samples(model), model, threads=1)
+    spec = "prune-structured{flops-ratio=0.6 multiple=1},recover-align"
+    report = Pipeline.parse(spec).run(model, PassContext(calibration=calibration, threads=1))[-1]
+    assert any("on the calibration inputs" in note for note in report.notes)
