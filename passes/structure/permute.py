@@ -79,8 +79,10 @@ class Permute(Pass):
         """Search and apply an order for every orbit that touches a matching site.
 
         Raises:
-            UsageError: ``score`` is ``wanda`` and there is no calibration source, or ``match`` matches nothing.
+            UsageError: ``score`` is ``wanda`` and there is no calibration source, ``match`` matches nothing, or
+                ``protect`` has run.
         """
+        ctx.refuse_protected(self.name)
         report = PassReport(self.name)
         scores = self._scores(model, select_sites(model, self.match, report), ctx, report)
         axes = AxisGraph(model)

@@ -94,8 +94,9 @@ class PruneStructured(Pass):
         """Choose, refit and cut.
 
         Raises:
-            UsageError: there is no calibration source, or ``match`` matches nothing.
+            UsageError: there is no calibration source, ``match`` matches nothing, or ``protect`` has run.
         """
+        ctx.refuse_protected(self.name)
         calibration = ctx.calibration_for(self.name)
         report = PassReport(self.name)
         axes = AxisGraph(model)

@@ -267,6 +267,15 @@ class PassContext:
         """The model that recovery passes aim at: ``reference``, else the one before the first lossy pass."""
         return self.reference if self.reference is not None else self.before_lossy
 
+    def refuse_protected(self, name: str) -> None:
+        """Refuse the pass ``name``, which moves or removes channels, where weights are protected by their places.
+
+        Raises:
+            UsageError: ``protect`` has run.
+        """
+        if self.protected:
+            raise UsageError(f"{name} moves the weights that protect has found: put protect behind it")
+
     def calibration_for(self, name: str) -> CalibrationSource:
         """Return the calibration source, which the pass ``name`` cannot do without.
 

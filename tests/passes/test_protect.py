@@ -56,7 +56,7 @@ def run(pruned: Model, spec: str, scale: np.ndarray | None = None) -> list:
     return Pipeline.parse(spec).run(pruned, PassContext(calibration=source))
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda", "wanda-ols", "sparsegpt", "alps"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps", "obc"])
 @pytest.mark.parametrize("options", ["sparsity=0.9", "pattern=1:4", "pattern=4x1 sparsity=0.9"])
 def test_prune_passes_keep_them_and_their_counts(method, options):
     pruned, mask = model(), np.zeros((64, 64), bool)
@@ -80,6 +80,36 @@ def test_outlier_inputs_keep_their_weights():
     run(pruned, "protect{channels=20.0},prune-magnitude{sparsity=0.8}", scale)
     assert (pruned.sites("a")[0].numpy()[:, 11] != 0).all()
     assert density(pruned.sites("a")[0].numpy()) == pytest.approx(0.2, abs=0.001)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt", "obc"])
+def test_what_calibration_finds_stays_and_is_reported(method):
+    """A super weight by its share of the output, an outlier input by its size, both out of the reach of a pass."""
+    pruned, scale = model(), np.ones(64, np.float32)
+    scale[[3, 11]] = 3.0, 60.0
+    weight = pruned.sites("a")[0].numpy().copy()
+    weight[:, 11] = 1e-6 * (1 + np.arange(64))  # what a mask by weights alone would drop first
+    pruned.sites("a")[0].replace(weight)
+    spec = f"protect{{channels=20.0 weights=0.05 match=a}},prune-{method}{{sparsity=0.9 match=a}}"
+    found, after = run(pruned, spec, scale), pruned.sites("a")[0].numpy()
+    assert found[0].notes == ["a: 1 super weights, 1 outlier inputs"]
+    assert not found[0].changed
+    assert found[1].changed[0].numbers["protected"] == 65
+    assert after[7, 3] != 0
+    assert (after[:, 11] != 0).all()
+    assert density(after) == pytest.approx(0.1, abs=0.01)
+
+
+@pytest.mark.parametrize("spec", ["permute{pattern=2:4}", "prune-structured"])
+def test_passes_that_move_channels_go_before_it(spec):
+    with pytest.raises(UsageError, match="put protect behind it"):
+        run(model(), f"protect,{spec}")
+    run(model(), f"{spec},protect")
+
+
+def test_sites_whose_inputs_are_not_finite_have_a_reason():
+    found = run(model(), "protect", np.full(64, np.inf, np.float32))[0]
+    assert {skip.reason for skip in found.skipped} == {"not measured: no finite values"}
 
 
 def test_quantize_leaves_them_exact():
