@@ -86,7 +86,7 @@ def test_outlier_inputs_keep_their_weights():
 def test_what_calibration_finds_stays_and_is_reported(method):
     """A super weight by its share of the output, an outlier input by its size, both out of the reach of a pass."""
     pruned, scale = model(), np.ones(64, np.float32)
-    scale[[3, 11]] = 3.0, 60.0
+    scale[[7, 11]] = 3.0, 60.0
     weight = pruned.sites("a")[0].numpy().copy()
     weight[:, 11] = 1e-6 * (1 + np.arange(64))  # what a mask by weights alone would drop first
     pruned.sites("a")[0].replace(weight)
@@ -95,7 +95,7 @@ def test_what_calibration_finds_stays_and_is_reported(method):
     assert found[0].notes == ["a: 1 super weights, 1 outlier inputs"]
     assert not found[0].changed
     assert found[1].changed[0].numbers["protected"] == 65
-    assert after[7, 3] != 0
+    assert after[3, 7] != 0
     assert (after[:, 11] != 0).all()
     assert density(after) == pytest.approx(0.1, abs=0.01)
 
