@@ -10,6 +10,7 @@ LOADERS: dict[str, str] = {
     "prune-structured": "sparsecc.passes.structure.structured:PruneStructured",
     "prune-depth": "sparsecc.passes.structure.depth:PruneDepth",
     "share-weights": "sparsecc.passes.structure.sharing:ShareWeights",
+    "prune-experts": "sparsecc.passes.structure.experts:PruneExperts",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",
     "recover-bias": "sparsecc.passes.recover.bias:RecoverBias",

@@ -165,6 +165,24 @@ def branches() -> Model:
     )
 
 
+def mixture() -> Model:
+    return build(
+        """g (float[B,32] x) => (float[B,32] y) {
+            [router] s = MatMul(x, r)
+            p = Softmax(s)
+            t = Transpose<perm = [1, 0]>(p)
+            c = Unsqueeze(t, last)
+            e = MatMul(x, w)
+            m = Mul(e, c)
+            y = ReduceSum<keepdims = 0>(m, first)
+        }""",
+        r=sparse_weight(32, 8),
+        w=np.stack([sparse_weight(32, 32) for _ in range(8)]),
+        last=np.array([-1]),
+        first=np.array([0]),
+    )
+
+
 def tied() -> Model:
     return build(
         """g (float[B,64] x) => (float[B,64] y) {
@@ -211,7 +229,7 @@ def half() -> Model:
 
 
 MODELS = [
-    *(empty, no_weights, layers, residual, half, convolutions, branches, tied, tied_on_other_axes),
+    *(empty, no_weights, layers, residual, half, convolutions, branches, tied, tied_on_other_axes, mixture),
     *(not_finite, zero_size, unknown_domain),
 ]
 
@@ -297,7 +315,13 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not get_pass(name).lossless])
 def test_lossy_passes_report_numbers(name):
-    make = {"recover-bn": convolutions, "prune-depth": residual, "share-weights": residuals}.get(name, layers)
+    makes = {
+        "recover-bn": convolutions,
+        "prune-depth": residual,
+        "share-weights": residuals,
+        "prune-experts": mixture,
+    }
+    make = makes.get(name, layers)
     model = prepared(name, without_zeros(make()))
     recovers = ".recover." in get_pass(name).__module__
     real = recovers or name in ("prune-depth", "share-weights")  # those run the model
