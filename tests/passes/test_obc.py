@@ -21,6 +21,7 @@ from sparsecc.passes.prune.exact_obs import (
     without,
 )
 from sparsecc.passes.prune.gram import damped, quadratic_error
+from sparsecc.passes.structure.obs import Consumer, removal_curve
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Pattern, density, matches
 
@@ -231,3 +232,24 @@ def test_too_many_inputs_and_options_that_mean_nothing():
     for options in ("max-inputs=0", "scope=layer caps=2:4"):
         with pytest.raises(SpecError):
             Pipeline.parse(f"prune-obc{{{options}}}")
+
+
+def test_columns_cost_what_llm_surgeon_says_where_outputs_count_alike():
+    """Its cost of a column, twice and with the identity for outputs, is the exact rise of the error (van der Ouderaa
+    et al. 2024), and so is that of a block of one column over all rows here and of an input of structured removal.
+    """
+    weight, gram = layer(7)
+    inverse = np.linalg.inv(gram)
+    costs = 2 * 0.5 * np.square(weight).sum(0) / np.diag(inverse)
+    first = removal_curves(weight, inverse_of(gram), Pattern.parse("6x1"), 1)
+    assert first.order[0, 0] == costs.argmin()
+    assert first.losses[0, 0] == pytest.approx(costs.min())
+    structured = removal_curve([Consumer(weight, gram, np.arange(11)[:, None])], 11, 1e-12)
+    energy = quadratic_error(weight, gram)
+    assert structured.order[0] == costs.argmin()
+    assert structured.error[1] * energy == pytest.approx(costs.min(), rel=1e-6)
+    for column, cost in enumerate(costs):
+        mask = np.ones(weight.shape, bool)
+        mask[:, column] = False
+        error = quadratic_error(without(weight, inverse_of(gram), mask) - weight, gram)
+        assert error == pytest.approx(cost, rel=1e-8)
