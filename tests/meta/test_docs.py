@@ -21,7 +21,7 @@ def _generator(root: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["passes.md", "operators.md"])
+@pytest.mark.parametrize("name", ["passes.md", "operators.md", "pruning.md", "pruning.svg"])
 def test_generated_page_is_up_to_date(root: Path, name: str) -> None:
     assert (root / "docs" / name).read_text() == _generator(root).PAGES[name](), "run `make docs`"
 
@@ -44,7 +44,7 @@ def test_readme_names_only_verbs_that_exist(root: Path) -> None:
     assert verbs <= known, verbs - known
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/pruning.md"])
 def test_links_inside_the_repository_exist(root: Path, page: str) -> None:
     source = root / page
     for link in re.findall(r"\]\(([^)#:]+)\)", source.read_text()):
