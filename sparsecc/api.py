@@ -147,7 +147,8 @@ def optimize(
         pattern: ``unstructured``, ``N:M`` (N kept of every M) or ``RxC`` blocks to prune to.
         sparsity: fraction of the weights to remove, in [0, 1).
         method: ``magnitude``, or with calibration data ``wanda``, ``dass``, ``wanda-ols``, ``sparsegpt``, ``alps``
-            or ``obc``; ``structured`` removes channels, neurons and heads instead, ``depth`` whole residual blocks.
+            or ``obc``; ``tiles``, ``armor`` and ``sparse-lowrank`` split or factorise weights too; ``structured``
+            removes channels, neurons and heads instead, ``depth`` whole residual blocks.
         match: which sites: glob or ``re:`` expression.
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.

@@ -47,8 +47,8 @@ _MOST_NOTES = 12
 @click.option(
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt, alps or obc (the last "
-    "four also change the weights that stay); structured removes channels, neurons and heads, depth whole residual "
-    "blocks.",
+    "four also change the weights that stay); tiles, armor and sparse-lowrank split or factorise weights; structured "
+    "removes channels, neurons and heads, depth whole residual blocks.",
 )
 @click.option(
     "--flops-ratio",

@@ -88,7 +88,7 @@ def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for report in reports:
         for skip in report.skipped:
-            if report.pass_name.startswith("prune-"):
+            if report.pass_name.startswith(("prune-", "sparse-")):
                 unpruned[skip.site] = f"not pruned: {skip.reason}; "
             elif report.pass_name in _NARROWED:
                 wider[skip.site] = f"{wider.get(skip.site, '')}{_NARROWED[report.pass_name]}: {skip.reason}; "

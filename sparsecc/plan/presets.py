@@ -13,6 +13,10 @@ METHODS = {
     name: f"prune-{name}" for name in ("magnitude", "wanda", "dass", "wanda-ols", "sparsegpt", "alps", "obc")
 }
 
+#: Methods that split or factorise weights, with the pattern of their sparse part where none is given.
+_HYBRIDS = {"tiles": "2:4", "armor": "2:4", "sparse-lowrank": "unstructured"}
+METHODS.update({"tiles": "prune-tiles", "armor": "prune-armor", "sparse-lowrank": "sparse-lowrank"})
+
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
 REMOVAL = {"structured": "prune-structured", "depth": "prune-depth"}
 
@@ -49,7 +53,8 @@ def preset(
     """The pipeline for these flags; with neither pattern, sparsity nor method it prunes nothing.
 
     Args:
-        pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given.
+        pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given, ``2:4`` for ``tiles`` and
+            ``armor``.
         sparsity: fraction of weights to remove; the method's default when not given. N:M has its own.
         method: one of ``METHODS``, or of ``REMOVAL``; ``wanda`` when there is calibration data, else ``magnitude``.
         match: which sites to prune and lower.
@@ -190,11 +195,14 @@ def _prune_step(
     calibrated: bool,
     bytes_of_channels: bool,
 ) -> Pass:
-    wanted = Pattern.parse(pattern or "unstructured")
+    chosen = method or ("wanda" if calibrated else "magnitude")
+    if chosen not in METHODS:
+        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, *REMOVAL])}")
+    wanted = Pattern.parse(pattern or _HYBRIDS.get(chosen, "unstructured"))
     if wanted.kind == "dense":
         raise SpecError("--pattern dense prunes nothing; leave it out")
     amount: dict[str, object] = {}
-    if wanted.kind != "nm":
+    if wanted.kind != "nm" or chosen == "tiles":  # of which only some are N:M
         amount = {} if sparsity is None else {"sparsity": sparsity}
     elif sparsity is not None and abs(1 - sparsity - wanted.n / wanted.m) > 1e-9:
         raise UsageError(
@@ -203,7 +211,4 @@ def _prune_step(
         )
     if bytes_of_channels and wanted.kind == "block" and wanted.cols > 1:
         amount["by_channel"] = True  # what the kernels of quantised convolutions multiply at a time
-    chosen = method or ("wanda" if calibrated else "magnitude")
-    if chosen not in METHODS:
-        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, *REMOVAL])}")
     return _pass(METHODS[chosen], pattern=wanted, match=match, **amount)
