@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
 from sparsecc.passes.prune.base import Work
 from sparsecc.passes.prune.gram_pass import Problem, WalkPass
+from sparsecc.passes.prune.scores import compared
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import MomentsLike, PassContext, PassReport, SiteSettings
 from sparsecc.sparse import density
@@ -27,7 +28,7 @@ class Solution:
 
     Attributes:
         core: ``[N, K]``, what its own node multiplies with.
-        parts: arrays of the nodes around it, by name.
+        parts: arrays of the nodes around it, by name; the columns of ``right`` are those of the weight.
         total: ``[N, K]``, the weight that all of them together stand for.
         detail: what it is, in a few words.
         numbers: for the report.
@@ -39,6 +40,14 @@ class Solution:
     detail: str
     numbers: dict[str, float] = field(default_factory=dict)
 
+    def stored(self, item: Work, dtype: np.dtype[Any]) -> Solution:
+        """Return what is to be written for ``item``, in its type and the order of its columns, without the total."""
+        parts = {name: array.astype(dtype) for name, array in self.parts.items()}
+        if "right" in parts:
+            parts["right"] = item.restored(parts["right"])
+        core = item.restored(self.core).astype(dtype)
+        return replace(self, core=core, parts=parts, total=core[:0])
+
 
 @dataclass(frozen=True)
 class HybridPass(WalkPass):
@@ -46,6 +55,8 @@ class HybridPass(WalkPass):
 
     While sites are measured front to back, each solved one has the whole weight that its parts stand for.
     """
+
+    by_rows: ClassVar[bool] = False
 
     @abstractmethod
     def solve(self, item: Work, problem: Problem, ctx: PassContext) -> Solution | str:
@@ -77,30 +88,26 @@ class HybridPass(WalkPass):
             (problem,) = self.problems(item, item.ordered(item.site.numpy()), moments)
             return self.solve(item, problem, ctx)
 
-        found = []
+        found: list[tuple[Work, Solution]] = []
         for item, solution in self.solutions(model, dense, suited, solve, ctx, report):
-            before = item.site.numpy()
-            item.site.replace(item.restored(solution.total).astype(before.dtype))
-            found.append((item, before, solution))
-        if not found:
-            return
-        rewriter = Rewriter(model)
-        for item, before, solution in found:
-            after = item.site.numpy()
-            item.site.replace(item.restored(solution.core).astype(before.dtype))
-            parts = {name: array.astype(before.dtype) for name, array in solution.parts.items()}
-            if "right" in parts:
-                parts["right"] = item.restored(parts["right"])
-            self.rewrite(rewriter, item.site, parts)
-            wide = before.astype(np.float64)
+            weight = item.site.numpy()
+            total = item.restored(solution.total).astype(weight.dtype)
+            item.site.replace(total, item.scratch)
+            found.append((item, solution.stored(item, weight.dtype)))
             report.change(
                 item.site.name,
                 solution.detail,
-                density_before=density(before),
+                density_before=density(weight),
                 density_after=density(solution.core),
-                relative_error=float(np.linalg.norm(wide - after) / (np.linalg.norm(wide) or 1.0)),
+                relative_error=compared(weight, total, np.abs(weight)).relative_error,
                 **solution.numbers,
             )
+        if not found:
+            return
+        rewriter = Rewriter(model)
+        for item, solution in found:
+            item.site.replace(solution.core, item.scratch)
+            self.rewrite(rewriter, item.site, solution.parts)
         remove_dead(model.onnx)
         model.infer_shapes()
 

@@ -64,6 +64,7 @@ class PruneTiles(GramPass):
     """
 
     name: ClassVar[str] = "prune-tiles"
+    by_rows: ClassVar[bool] = False  # tiles are compared over all rows
 
     pattern: Pattern = Pattern("nm", n=2, m=4)  # noqa: RUF009  a frozen value, safe to share
     scope: Literal["layer", "row"] = "layer"

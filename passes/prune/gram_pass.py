@@ -72,9 +72,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class WalkPass(PrunePass):
-    """Base of passes that solve one problem per site, front to back, by the second moments of its inputs."""
+    """Base of passes that solve one problem per site, front to back, by the second moments of its inputs.
+
+    Class attributes:
+        by_rows: a problem falls apart into one per row where the selection does, so that a part is a problem too.
+    """
 
     requires_calibration: ClassVar[bool] = True
+    by_rows: ClassVar[bool] = True
 
     scope: Literal["layer", "row"] = "row"
     damping: float = 0.01
@@ -161,7 +166,7 @@ class WalkPass(PrunePass):
             gram, cross, reference = _moments(moments, group, groups, item.order, affine)
             matrix, _ = damped(gram, self.damping)
             energy = np.maximum(np.diag(gram), 0.0)  # centring leaves rounding of either sign
-            for some in _row_parts(rows.shape, item.selection):
+            for some in _row_parts(rows.shape, item.selection) if self.by_rows else [slice(None)]:
                 target = rows[some].astype(np.float64)
                 lost = None
                 if self.sequential and reference is not None:

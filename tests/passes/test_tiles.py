@@ -218,3 +218,15 @@ def test_wrong_options_and_overrides():
         layer(), "prune-tiles{sparsity=0.5}", (SiteOverride("up", pattern=Pattern.parse("3:4")),), x=x
     )
     assert "removes less than sparsity 0.5" in report.skipped[0].reason
+
+
+def test_layers_larger_than_one_problem_are_solved_whole(monkeypatch):
+    """Passes whose rows stand alone take large weights in parts; tiles, ranks and factors span all rows."""
+    model, x = layer(64, 64), normal(4, 50, 64)
+    for spec in ("prune-tiles{shape=ends tile=8x8}", "sparse-lowrank{multiple=1}", "prune-armor{block=8}"):
+        whole, _ = run(model, spec, x=x)
+        with monkeypatch.context() as patch:
+            patch.setattr("sparsecc.passes.prune.gram_pass._ELEMENTS", 64 * 20)
+            parts, report = run(model, spec, x=x)
+        assert report.changed
+        assert parts.fingerprint() == whole.fingerprint()
