@@ -92,10 +92,15 @@ def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
 def cifar_pictures(data: Path) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """The pictures as the network reads them, ``[n, 3, 32, 32]``, and their labels."""
     archive = np.load(data / "images" / "cifar10_test_2500.npz")
+    return normalized(archive["images"]), archive["labels"]
+
+
+def normalized(pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """Bytes ``[..., H, W, 3]`` as the network reads them, ``[..., 3, H, W]``."""
     mean = np.array([0.485, 0.456, 0.406], np.float32).reshape(3, 1, 1)
     deviation = np.array([0.229, 0.224, 0.225], np.float32).reshape(3, 1, 1)
-    x = archive["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255
-    return (x - mean) / deviation, archive["labels"]
+    planes: NDArray[np.float32] = np.moveaxis(pictures, -1, -3).astype(np.float32) / 255
+    return (planes - mean) / deviation
 
 
 def cifar(data: Path, evaluation: ModuleType) -> Task:

@@ -26,7 +26,6 @@ import accuracy_tasks as accuracy
 import click
 import heal_data
 import numpy as np
-from heal_data import Batch
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
@@ -39,8 +38,8 @@ MEASURED_PAIRS = 600
 EVERY = 5
 #: Batches of parts of sentences, and sentences per batch.
 SENTENCE_BATCHES, SENTENCES = 500, 32
-#: Batches of shifted, mirrored and mixed pictures, and pictures per batch.
-PICTURE_BATCHES, PICTURES = 400, 64
+#: Batches of pictures, and pictures per batch.
+PICTURE_BATCHES, PICTURES = 500, 64
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ class Case:
 
 CASES = (
     Case("minilm_l6_v2", "16x1", 0.7, 0.015, 6500),
-    Case("minilm_l6_v2", "16x4", 0.6, 0.015, 5000),
+    Case("minilm_l6_v2", "16x4", 0.6, 0.015, 2400),
     Case("minilm_l6_v2", "unstructured", 0.8, 0.010, 6500),
-    Case("resnet20_cifar10", "16x1", 0.6, 0.02, 4500),
-    Case("resnet20_cifar10", "unstructured", 0.8, 0.015, 4500),
+    Case("resnet20_cifar10", "16x1", 0.6, 0.02, 2000),
+    Case("resnet20_cifar10", "unstructured", 0.8, 0.015, 2000),
 )
 
 #: Options of ``heal`` by model; bfloat16 wants a processor that has it.
@@ -89,8 +88,8 @@ class Task:
 
     path: Path
     metric: str
-    calibration: list[Batch]
-    healing: list[Batch]
+    calibration: list[accuracy.Batch]
+    healing: list[accuracy.Batch]
     samples: int
     measure: Callable[[accuracy.Run], tuple[float, int]]
 
@@ -115,9 +114,15 @@ def minilm(data: Path, evaluation: ModuleType, folder: Path) -> Task:
 
 
 def cifar(data: Path, evaluation: ModuleType) -> Task:
-    """Heals on every fifth picture, shifted, mirrored and mixed."""
+    """Heals on every fifth picture and on parts of larger ones of another set, shifted, mirrored and mixed."""
+    from PIL import Image
+
     x, labels = accuracy.cifar_pictures(data)
     held = np.arange(len(x)) % EVERY == 0
+    others = [
+        np.asarray(Image.open(path).convert("RGB"))
+        for path in sorted((data / "images" / "imagenet224").glob("*.jpg"))
+    ]
 
     def measure(run: accuracy.Run) -> tuple[float, int]:
         found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
@@ -127,8 +132,8 @@ def cifar(data: Path, evaluation: ModuleType) -> Task:
         data / "models" / "resnet20_cifar10.onnx",
         "accuracy",
         accuracy.batched(x[held], "input", PICTURES),
-        heal_data.pictures(x[held], PICTURE_BATCHES, PICTURES),
-        int(held.sum()),
+        heal_data.pictures(x[held], others, PICTURE_BATCHES, PICTURES),
+        int(held.sum()) + len(others),
         measure,
     )
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy_tasks import Batch, normalized
 from numpy.typing import NDArray
-
-Batch = dict[str, NDArray[Any]]
 
 #: Ids of the tokens that begin and end a sentence, and the first id of a whole word that is no name of a symbol.
 FIRST, LAST, WORDS = 101, 102, 1996
@@ -93,14 +92,17 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", plain)
 
 
-def pictures(x: NDArray[Any], count: int, size: int, seed: int = 0) -> list[Batch]:
-    """Batches of pictures shifted by up to four pixels and mirrored at random; two in three are mixed with another.
+def pictures(
+    x: NDArray[Any], others: list[NDArray[Any]], count: int, size: int, seed: int = 0
+) -> list[Batch]:
+    """Batches of pictures, shifted by up to four pixels, and of parts of others; two in three are mixed with another.
 
     A third has a rectangle of the other (Yun et al., "CutMix", 2019), a third is a weighted mean of both (Zhang et
     al., "mixup", 2018); the dense model says what to answer.
 
     Args:
-        x: ``[n, C, H, W]``.
+        x: ``[n, C, H, W]``, as the model reads them.
+        others: ``[H', W', C]`` each, bytes, of any size not below; half of a batch is parts of them.
         count: batches.
         size: pictures per batch.
         seed: of the choice.
@@ -109,13 +111,30 @@ def pictures(x: NDArray[Any], count: int, size: int, seed: int = 0) -> list[Batc
     padded = np.pad(x, [(0, 0), (0, 0), (4, 4), (4, 4)])
     batches = []
     for _ in range(count):
-        chosen = []
-        for picture in padded[rng.choice(len(x), size, replace=False)]:
-            top, left = rng.integers(0, 9, 2)
-            part = picture[:, top : top + x.shape[2], left : left + x.shape[3]]
-            chosen.append(part[:, :, ::-1] if rng.random() < 0.5 else part)
-        batches.append({"input": _mixed(np.stack(chosen), rng)})
+        parts = [_shifted(padded[at], rng) for at in rng.choice(len(x), size - size // 2, replace=False)]
+        parts += [
+            normalized(_part(others[at], x.shape[2], rng))
+            for at in rng.choice(len(others), size // 2, replace=False)
+        ]
+        chosen = np.stack([part[:, :, ::-1] if rng.random() < 0.5 else part for part in parts])
+        batches.append({"input": _mixed(chosen, rng)})
     return batches
+
+
+def _shifted(padded: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+    top, left = rng.integers(0, 9, 2)
+    return padded[:, top : padded.shape[1] - 8 + top, left : padded.shape[2] - 8 + left]
+
+
+def _part(picture: NDArray[Any], side: int, rng: np.random.Generator) -> NDArray[Any]:
+    """A square of 3/8 to all of the picture, ``[side, side, C]``."""
+    from PIL import Image
+
+    most = min(picture.shape[:2])
+    width = int(rng.integers(3 * most // 8, most + 1))
+    top, left = (int(rng.integers(length - width + 1)) for length in picture.shape[:2])
+    part = Image.fromarray(picture[top : top + width, left : left + width])
+    return np.asarray(part.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _mixed(x: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
