@@ -41,6 +41,9 @@ VARIANTS = {
         "2 of 9 blocks, only taken out": "tidy,prune-depth{blocks=2 compensation=none}",
         "2 of 9 blocks, then least squares": "tidy,prune-depth{blocks=2},recover-ols{correction=1.0}",
         "30 %: 2 blocks, then channels": "tidy,prune-depth{blocks=2},prune-structured{refit=all}",
+        "30 %: 2 blocks, then channels, then least squares": (
+            "tidy,prune-depth{blocks=2},prune-structured{refit=all},recover-ols{correction=1.0}"
+        ),
         "30 %: 2 blocks, then channels, only cut": (
             "tidy,prune-depth{blocks=2 compensation=none},prune-structured{compensation=none}"
         ),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.calib import Arrays, value_shapes
 from sparsecc.ir import Model, Site
-from sparsecc.ir.axes import AxisGraph, known_shapes
+from sparsecc.ir.axes import AxisGraph, Part, known_shapes
 
 __all__ = ["Flops", "keep_ratio", "ratio_before"]
 
@@ -38,7 +38,7 @@ class Flops:
     """
 
     def __init__(self, model: Model, axes: AxisGraph, sites: Sequence[Site], inputs: Arrays | None) -> None:
-        parts = {(part.value, part.role): part for part in axes.parts if part.atoms.ndim == 1}
+        parts = {(part.value, part.role): _side(part) for part in axes.parts}
         outputs = {
             site.name: [node.outputs[0] for node in site.nodes] for site in sites if site.in_main_graph
         }
@@ -55,8 +55,8 @@ class Flops:
             self._layers.append(
                 _Layer(
                     sum(float(np.prod(size)) for size in sizes) / site.shape[0],
-                    site.shape[0] if rows is None else axes.units(rows.atoms, "removal"),
-                    site.shape[1] // kernel if columns is None else axes.units(columns.atoms, "removal"),
+                    site.shape[0] if rows is None else axes.units(rows, "removal"),
+                    site.shape[1] // kernel if columns is None else axes.units(columns, "removal"),
                     kernel,
                 )
             )
@@ -99,6 +99,11 @@ def ratio_before(model: Model) -> float:
 def keep_ratio(model: Model, ratio: float) -> None:
     """Store the share of the multiplications that is left."""
     model.metadata[_RATIO] = f"{ratio:.6f}"
+
+
+def _side(part: Part) -> Index:
+    """Positions along one side of a weight; the columns of a grouped convolution are those of one group."""
+    return part.atoms[0] if part.role == "columns" and part.atoms.ndim > 1 else part.atoms.ravel()
 
 
 def _declared(model: Model, values: Sequence[onnx_ir.Value]) -> dict[onnx_ir.Value, tuple[int, ...]]:

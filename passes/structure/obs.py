@@ -24,11 +24,13 @@ class Consumer:
         weight: ``[N, K]``.
         gram: centred second moments of its inputs, ``[K, K]``.
         columns: ``[units, width]``: its columns that read each unit.
+        share: of its layer, where that has several groups of outputs.
     """
 
     weight: Array
     gram: Array
     columns: Index
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class _State:
         self._weight = consumer.weight.copy()
         self._inverse = np.linalg.inv(gram)
         energy = float(np.einsum("nk,kl,nl->", consumer.weight, gram, consumer.weight, optimize=True))
-        self._scale = 1 / energy if energy > 0 else 0.0
+        self._scale = consumer.share / energy if energy > 0 else 0.0
 
     def costs(self, units: Index) -> Array:
         """Return the relative cost of each unit."""

@@ -44,9 +44,10 @@ class PruneStructured(Pass):
     """Remove neurons, channels and attention heads, and let the layers behind them make up for it.
 
     Units come from the graph of coupled axes (``docs/adr/0024-coupled-axes.md``): hidden neurons (gate and up
-    together), channels of convolutions through depthwise layers and residuals, whole heads, groups of queries with
-    their key and value head. Each unit costs what the layers that read it lose at best (group-OBS on the moments of
-    their inputs; Kurtic et al., "ZipLM", 2023), relative to the variance of their outputs; units are removed by
+    together), channels of convolutions through depthwise layers and residuals, one of each group of a grouped
+    convolution, whole heads, groups of queries with their key and value head. Each unit costs what the layers that
+    read it lose at best (group-OBS on the moments of their inputs; Kurtic et al., "ZipLM", 2023), relative to the
+    variance of their outputs; units are removed by
     falling multiplications saved per cost, over the whole model. The layers behind are then refitted by least squares
     with a bias, front to back on what the smaller model really computes, towards the outputs of the whole one.
 
@@ -190,7 +191,7 @@ class PruneStructured(Pass):
         waiting = list(orbits)
         for step in calibration.walk(model, list(needed.values())):
             for name, moments in step.items():
-                gram = moments.gram - np.outer(moments.mean, moments.mean)
+                gram = moments.gram - moments.mean[..., :, None] * moments.mean[..., None, :]
                 if np.isfinite(gram).all():
                     grams[name] = gram
                 else:
@@ -219,8 +220,14 @@ class PruneStructured(Pass):
         consumers = []
         for part in orbit.consumers():
             site = sites[part.value]
-            places = _columns(axes.units(part.atoms, "removal"), orbit.units, site.shape[1])
-            consumers.append(Consumer(site.numpy().astype(np.float64), grams[site.name], places))
+            atoms = part.atoms[0] if part.atoms.ndim > 1 else part.atoms
+            places = _columns(axes.units(atoms, "removal"), orbit.units, site.shape[1])
+            gram = grams[site.name].reshape(site.groups, *grams[site.name].shape[-2:])
+            weights = np.split(site.numpy().astype(np.float64), site.groups)
+            consumers += [
+                Consumer(weight, inner, places, 1 / site.groups)
+                for weight, inner in zip(weights, gram, strict=True)
+            ]
         producer = orbit.parts[0]
         width = int(np.isin(axes.units(producer.atoms, "removal"), orbit.units).sum()) // len(orbit.units)
         step = self.multiple // int(np.gcd(self.multiple, width))
@@ -268,9 +275,9 @@ class PruneStructured(Pass):
         """
         assert ctx.calibration is not None, "run looked"
         dead = {
-            part.value: np.isin(axes.units(part.atoms, "removal"), gone)
+            part.value: np.isin(axes.units(np.atleast_2d(part.atoms)[0], "removal"), gone)
             for part in axes.parts
-            if part.role == "columns" and part.atoms.ndim == 1
+            if part.role == "columns"
         }
         used = value_names(model.onnx)
         linears: dict[str, tuple[Linear, NDArray[np.bool_] | None]] = {}
@@ -278,9 +285,9 @@ class PruneStructured(Pass):
             cut = site.weight in dead and bool(dead[site.weight].any())
             if not cut and self.refit != "all":
                 continue
-            plain = site.op in ("MatMul", "Gemm", "Conv") and site.groups == 1 and site.in_main_graph
+            plain = site.op in ("MatMul", "Gemm", "Conv") and site.in_main_graph
             if not plain or len(site.nodes) > 1 or site.quantization is not None:
-                report.skip(site.name, "not refitted: grouped, recurrent, shared, quantised or in a body")
+                report.skip(site.name, "not refitted: recurrent, shared, quantised or in a body")
                 continue
             known, product = set(used), site.node.outputs[0]
             found = biased(site.node, used)
@@ -317,17 +324,27 @@ class PruneStructured(Pass):
         kept = np.ones(site.shape[1], bool)
         if dead is not None:
             kept = np.repeat(~dead, site.shape[1] // len(dead))
-        gram, cross = moments.gram, moments.cross
+        groups = site.groups
+        gram, cross = (item.reshape(groups, *item.shape[-2:]) for item in (moments.gram, moments.cross))
+        mean, dense_mean = (item.reshape(groups, -1) for item in (moments.mean, moments.reference_mean))
         if self.compensation == "affine":
-            gram = gram - np.outer(moments.mean, moments.mean)
-            cross = cross - np.outer(moments.reference_mean, moments.mean)
-        fitted = compensate(weight, kept, gram, cross, self.damping)
+            gram = gram - mean[:, :, None] * mean[:, None, :]
+            cross = cross - dense_mean[:, :, None] * mean[:, None, :]
+        parts = np.split(weight, groups)
+        found = [
+            compensate(part, kept, gram[group], cross[group], self.damping)
+            for group, part in enumerate(parts)
+        ]
+        fitted = np.concatenate(found)
         if not np.isfinite(fitted).all():
             return False
         if self.compensation == "affine":
             bias = linear.bias()
             assert bias is not None, "biased() looked"
-            linear.set_bias(bias + weight @ moments.reference_mean - fitted @ moments.mean, used)
+            moved = [
+                part @ dense_mean[group] - found[group] @ mean[group] for group, part in enumerate(parts)
+            ]
+            linear.set_bias(bias + np.concatenate(moved), used)
         site.replace(fitted)
         return True
 

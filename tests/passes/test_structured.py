@@ -29,6 +29,11 @@ CNN = """g (float[B,3,8,8] x) => (float[B,5] y) {
     [c2] c = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(r, w2) q = Relu(c)
     [c3] e = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(q, w3) s = Add(e, r)
     p = GlobalAveragePool(s) f = Flatten(p) [fc] y = Gemm(f, w4, b4) }"""
+GROUPED = """g (float[B,3,8,8] x) => (float[B,5] y) {
+    [c1] a = Conv<kernel_shape=[3,3], pads=[1,1,1,1]>(x, w1, b1) r = Relu(a)
+    [c2] c = Conv<kernel_shape=[3,3], pads=[1,1,1,1], group=4>(r, w2) q = Relu(c)
+    [c3] e = Conv<kernel_shape=[1,1]>(q, w3) s = Relu(e)
+    p = GlobalAveragePool(s) f = Flatten(p) [fc] y = Gemm(f, w4, b4) }"""
 SMALL = {
     "bert_base": {"seq": 6, "layers": 1, "hidden": 32, "heads": 4, "intermediate": 48, "vocabulary": 40},
     "llama_block": {"seq": 6, "hidden": 32, "heads": 8, "kv_heads": 2, "intermediate": 48},
@@ -60,6 +65,10 @@ def cnn() -> Model:
     return build(CNN, w1=(8, 3, 3, 3), b1=(8,), w2=(16, 8, 3, 3), w3=(8, 16, 3, 3), w4=(8, 5), b4=(5,))
 
 
+def grouped() -> Model:
+    return build(GROUPED, w1=(16, 3, 3, 3), b1=(16,), w2=(24, 4, 3, 3), w3=(8, 24, 1, 1), w4=(8, 5), b4=(5,))
+
+
 def data(model: Model, batches: int = 4, batch: int = 16) -> Calibration:
     found = []
     for seed in range(batches):
@@ -88,7 +97,7 @@ def cut(model: Model, inputs: Calibration, options: str):
     return report
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", [mlp, cnn, grouped])
 def test_shapes_shrink_and_compensation_pays(make) -> None:
     reference = make()
     inputs = data(reference)
@@ -104,6 +113,18 @@ def test_shapes_shrink_and_compensation_pays(make) -> None:
         errors[way] = error(model, reference, inputs)
     assert errors["affine"] <= errors["linear"] * 1.05
     assert errors["affine"] < errors["none"] * 0.8
+
+
+def test_grouped_convolutions_keep_equally_many_channels_per_group() -> None:
+    model = grouped()
+    report = cut(model, data(model), "flops-ratio=0.6 multiple=1 match=c1")
+    (change,) = [item for item in report.changed if item.site == "c1"]
+    left = change.numbers["units_after"]
+    shapes = {site.name: site.weight_shape for site in model.sites()}
+    assert change.numbers["units_before"] == 4
+    assert shapes["c1"][0] == 4 * left
+    assert shapes["c2"] == (24, left, 3, 3)
+    assert {site.groups for site in model.sites()} == {1, 4}
 
 
 @pytest.mark.parametrize("name", SMALL)

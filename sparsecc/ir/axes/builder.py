@@ -99,6 +99,7 @@ class Builder:
         self.graph: nx.MultiDiGraph = nx.MultiDiGraph()
         self.same_pairs: list[tuple[Atoms, Atoms]] = []
         self.tied_pairs: list[tuple[Atoms, Atoms]] = []
+        self.counted_pairs: list[tuple[Atoms, Atoms]] = []
         self.fixed: list[tuple[Atoms, str]] = []
         self.kept: list[tuple[Atoms, str]] = []
         self.single: list[tuple[Atoms, str]] = []
@@ -179,6 +180,11 @@ class Builder:
         if rows is not None:
             other = rows.reshape(len(rows), -1)
             self.tied_pairs.append((flat[:, 0], other[:, 0]))
+
+    def count_alike(self, atoms: Atoms, groups: int) -> None:
+        """Let the k-th position of every group leave with those of the others: each keeps equally many."""
+        by_group = atoms.reshape(groups, -1)
+        self.counted_pairs.append(tuple(np.broadcast_arrays(by_group[:1], by_group)))  # type: ignore[arg-type]
 
     def rows_of(self, field: Field) -> Atoms:
         """Return one new atom per first index of a field, tied to its row, in fixed order."""

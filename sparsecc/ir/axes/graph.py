@@ -70,9 +70,10 @@ class AxisGraph:
         self.edits: tuple[Edit, ...] = tuple(builder.edits)
         self._fields = [field.atoms for fields in builder.fields.values() for field in fields]
         self.order = components(builder.count, builder.same_pairs)
-        self.removal = components(builder.count, [*builder.same_pairs, *builder.tied_pairs])
+        tied = [*builder.same_pairs, *builder.tied_pairs]
+        self.removal = components(builder.count, [*tied, *builder.counted_pairs])
         _fix_ambiguous(builder, self.order)
-        self._rows = _rows(self.order, self.removal)
+        self._rows = _rows(self.order, components(builder.count, tied))
         self._fixed = _reasons(self.order, builder.fixed)
         self._kept = _reasons(self.removal, builder.kept)
 

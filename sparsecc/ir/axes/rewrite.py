@@ -74,11 +74,14 @@ def remove(model: Model, axes: AxisGraph, units: Atoms) -> None:
     """
     alive = ~np.isin(axes.removal, units)
     for part in axes.parts:
-        kept = alive[part.atoms].ravel()
+        kept = alive[part.atoms]
         if kept.all():
             continue
-        if part.atoms.ndim > 1 or not kept.any():
-            raise PassError(f"nothing, or not the same of each group, would be left of {part.value.name!r}")
+        if kept.ndim > 1 and (kept != kept[0]).any():
+            raise PassError(f"not the same of each group would be left of {part.value.name!r}")
+        kept = kept[0] if part.role == "columns" and kept.ndim > 1 else kept.ravel()
+        if not kept.any():
+            raise PassError(f"nothing would be left of {part.value.name!r}")
         assert part.value.const_value is not None, "parts are constants"
         _store(part.value, np.compress(kept, part.value.const_value.numpy(), part.axis))
     used = value_names(model.onnx)

@@ -290,9 +290,9 @@ def conv(b: Builder, node: onnx_ir.Node) -> None:
             atoms = np.repeat(source.atoms, weight[0] // groups)
             b.edit(node, "group", [source])
     elif groups > 1:
-        b.keep(atoms, f"{place(node)} needs equally many channels in every group")
+        b.count_alike(atoms, groups)
         if source is not None:
-            b.keep(source.atoms, f"{place(node)} needs equally many channels in every group")
+            b.count_alike(source.atoms, groups)
             b.part(node, 1, 1, source.atoms.reshape(groups, -1), "columns", source)
     elif source is not None:
         b.part(node, 1, 1, source.atoms, "columns", source)
