@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-from accuracy import ROOT, Task, cifar, load_evaluation, minilm
+from accuracy_tasks import ROOT, Task, cifar, load_evaluation, minilm
 
 from sparsecc import emit, ir, verify
 from sparsecc.calib import Calibration

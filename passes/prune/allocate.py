@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.allocation import by_curves, erk, lamp, outlier_share, owl
+from sparsecc.passes.prune.allocation import bounded, by_curves, erk, lamp, outlier_share, owl
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.scores import magnitude_score, prune_matrix, wanda_score
 from sparsecc.passes.prune.selection import Selection
@@ -91,7 +91,7 @@ class Allocate(PrunePass):
         sizes = np.array([item.site.shape[0] * item.site.shape[1] for item in work])
         wanted = 1 - float(np.average([item.selection.sparsity or 0.0 for item in work], weights=sizes))
         found = self._densities(model, work, sizes, wanted, ctx, report)
-        densities = np.maximum(found, 1 - self.most)
+        densities = bounded(found, sizes.tolist(), wanted, 1 - self.most)
         given = []
         for item, density in zip(work, densities, strict=True):
             sparsity = round(float(np.clip(1 - density, 0.0, self.most)), 4)

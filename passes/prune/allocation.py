@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["by_curves", "erk", "lamp", "outlier_share", "owl"]
+__all__ = ["bounded", "by_curves", "erk", "lamp", "outlier_share", "owl"]
 
 Vector = NDArray[np.float64]
 
@@ -86,6 +86,26 @@ def owl(sizes: Sequence[int], shares: Sequence[float], density: float, spread: f
         enough = np.average(np.clip(lifted + middle, 0.0, 1.0), weights=weights) >= density
         low, high = (low, middle) if enough else (middle, high)
     return np.clip(lifted + high, 0.0, 1.0)
+
+
+def bounded(densities: Vector, sizes: Sequence[int], density: float, least: float) -> Vector:
+    """Return ``densities`` times one factor, none below ``least`` or above 1, that keep ``density`` together.
+
+    A layer that must keep more than it was dealt takes it from the others, in proportion to what they have.
+
+    Args:
+        densities: per layer, in [0, 1].
+        sizes: weights per layer.
+        density: of all layers together; below ``least`` every layer gets that.
+        least: of every layer.
+    """
+    weights = np.asarray(sizes, np.float64)
+    low, high = 0.0, 1.0 / max(float(densities[densities > 0].min(initial=1.0)), 1e-12)
+    for _ in range(100):  # what all keep rises with the factor
+        factor = (low + high) / 2
+        enough = np.average(np.clip(factor * densities, least, 1.0), weights=weights) >= density
+        low, high = (low, factor) if enough else (factor, high)
+    return np.clip(high * densities, least, 1.0)
 
 
 def by_curves(sizes: Sequence[int], densities: Vector, errors: Sequence[Vector], density: float) -> Vector:

@@ -9,7 +9,7 @@ import pytest
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
-from sparsecc.passes.prune.allocation import by_curves, erk, lamp, outlier_share, owl
+from sparsecc.passes.prune.allocation import bounded, by_curves, erk, lamp, outlier_share, owl
 from sparsecc.pm import PassContext, Pipeline, SiteOverride
 from sparsecc.sparse import density
 
@@ -53,6 +53,31 @@ def test_lamp_keeps_the_largest_of_each_layer_and_never_empties_one():
     expected = [(score >= threshold).mean() for score in scores]
     np.testing.assert_allclose(lamp(layers, 20 / 189), expected)
     assert (lamp(layers, 3 / 189) > 0).all()
+
+
+def test_what_a_layer_must_keep_comes_from_the_others():
+    sizes, dealt = [100, 200, 700], np.array([0.5, 0.3, 0.01])
+    wanted = (dealt * sizes).sum() / 1000
+    np.testing.assert_allclose(bounded(dealt, sizes, wanted, 0.0), dealt)
+    found = bounded(dealt, sizes, wanted, 0.05)
+    assert (found * sizes).sum() == pytest.approx(1000 * wanted)
+    assert found[2] == 0.05
+    assert found[0] / found[1] == pytest.approx(5 / 3)
+    np.testing.assert_allclose(bounded(dealt, sizes, 0.02, 0.05), 0.05)
+    full = bounded(np.array([1.0, 0.2]), [100, 100], 0.8, 0.05)  # nothing is more than dense
+    np.testing.assert_allclose(full, [1.0, 0.6])
+    np.testing.assert_allclose(bounded(np.zeros(2), [5, 5], 0.5, 0.1), 0.1)
+
+
+@pytest.mark.parametrize("method", ["erk", "lamp", "owl"])
+def test_high_sparsities_are_reached_although_no_site_may_lose_all(method):
+    pruned = model()
+    source = Calibration.from_batches([{"x": RNG.standard_normal((64, 64)).astype(np.float32)}], pruned)
+    spec = f"allocate{{sparsity=0.9 method={method} most=0.91}},prune-wanda{{sparsity=0.9}}"
+    Pipeline.parse(spec).run(pruned, PassContext(calibration=source))
+    weights = [site.numpy() for site in pruned.sites()]
+    kept = sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
+    assert kept == pytest.approx(0.1, abs=0.006)
 
 
 def test_owl_laws():
