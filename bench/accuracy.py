@@ -130,6 +130,23 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rule(results: Mapping[str, Any]) -> str:
+    """What the best fitted method loses beside what magnitude loses, at the same pattern and sparsity."""
+    lines = ["| model | pattern | magnitude loses | best method | loses | share |", "|---" * 6 + "|"]
+    for name, result in results.items():
+        rows, sign = result["variants"], 1 if result.get("higher_is_better", True) else -1
+        for pattern in ("50 %", "2:4"):
+            fitted = [f"{pattern} {method}" for method in ("Wanda + OLS", "SparseGPT", "ALPS")]
+            measured = {item: sign * rows[item]["value"] for item in fitted if item in rows}
+            if not measured or "dense" not in rows or f"{pattern} magnitude" not in rows:
+                continue
+            best = max(measured, key=measured.__getitem__)
+            dense, plain = (sign * rows[item]["value"] for item in ("dense", f"{pattern} magnitude"))
+            lost, share = dense - measured[best], (dense - measured[best]) / max(dense - plain, 1e-9)
+            lines.append(f"| {name} | {pattern} | {dense - plain:.4f} | {best} | {lost:.4f} | {share:.2f} |")
+    return "\n".join(lines)
+
+
 @click.command()
 @click.option(
     "--data",
@@ -167,12 +184,20 @@ def main(
                     continue
                 rows[variant] = measure_variant(task, pipeline, threads)
                 click.echo(f"{name}: {variant} {rows[variant]['value']:.4f}", err=True)
-            results[name] = {
-                "metric": task.metric,
-                "samples": next(iter(rows.values()))["samples"],
-                "calibration_samples": task.calibration_samples,
-                "variants": rows,
-            }
+                results[name] = {
+                    "metric": task.metric,
+                    "higher_is_better": task.higher_is_better,
+                    "samples": rows[variant]["samples"],
+                    "calibration_samples": task.calibration_samples,
+                    "variants": rows,
+                }
+                save(output, results, held_pairs, threads)
+    click.echo(table(results))
+    click.echo(rule(results))
+
+
+def save(output: Path, results: Mapping[str, Any], held_pairs: int, threads: int) -> None:
+    """Write what there is: a run that is stopped loses one variant."""
     import onnxruntime
 
     document = {
@@ -184,7 +209,6 @@ def main(
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(document, indent=1) + "\n")
-    click.echo(table(results))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class SparseLowRank(HybridPass):
         sequential: measure each site on what the sites before it, already rewritten, give; false measures all on
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
-            make up for, in [0, 1].
+            make up for, in [0, 1]; none means 1 for convolutions, 0.5 for others.
         rank_share: share of the numbers kept that the factors hold, in [0, 1); 0 is pruning alone.
         multiple: ranks are multiples of it; sites that cannot afford one stay as they are.
         iterations: most of the alternation that finds the mask.

@@ -11,6 +11,7 @@ __all__ = [
     "Matrix",
     "centred",
     "check_fit",
+    "correction_for",
     "damped",
     "inverse_factor",
     "irreducible_error",
@@ -27,13 +28,13 @@ _COLUMNS = 512
 _RAISES = 8
 
 
-def check_fit(pass_name: str, damping: float, **share: float) -> None:
+def check_fit(pass_name: str, damping: float, **share: float | None) -> None:
     """Refuse options of a fit.
 
     Args:
         pass_name: whose options they are.
         damping: must be above 0.
-        share: what must be in [0, 1], by the option's name.
+        share: what must be in [0, 1], by the option's name; None for the default.
 
     Raises:
         SpecError: one of them is out of range.
@@ -41,8 +42,19 @@ def check_fit(pass_name: str, damping: float, **share: float) -> None:
     if not damping > 0:
         raise SpecError(f"{pass_name}: damping must be above 0, got {damping:g}")
     for option, value in share.items():
-        if not 0 <= value <= 1:
+        if value is not None and not 0 <= value <= 1:
             raise SpecError(f"{pass_name}: {option} must be in [0, 1], got {value:g}")
+
+
+def correction_for(op: str, correction: float | None) -> float:
+    """Return the share of what the front lost that a site of this operator makes up for.
+
+    The default, None, is what was measured to suit (``docs/adr/0023-fitted-weights.md``): all of it for convolutions,
+    half for products, which in deep transformers lose more by the shrinking of outputs than they gain.
+    """
+    if correction is not None:
+        return correction
+    return 1.0 if op == "Conv" else 0.5
 
 
 def quadratic_error(error: Matrix, gram: Matrix) -> float:

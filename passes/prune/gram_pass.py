@@ -19,6 +19,7 @@ from sparsecc.passes.prune.gram import (
     Matrix,
     centred,
     check_fit,
+    correction_for,
     damped,
     irreducible_error,
     quadratic_error,
@@ -84,7 +85,7 @@ class WalkPass(PrunePass):
     scope: Literal["layer", "row"] = "row"
     damping: float = 0.01
     sequential: bool = True
-    correction: float = 0.5
+    correction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,7 +161,7 @@ class WalkPass(PrunePass):
             moments: of what the site reads.
             affine: the bias is fitted too (``fitted_bias``): weights need not explain the means.
         """
-        groups = item.site.groups
+        groups, share = item.site.groups, correction_for(item.site.op, self.correction)
         stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
         for group, rows in enumerate(np.split(weight, groups)):
             gram, cross, reference = _moments(moments, group, groups, item.order, affine)
@@ -171,8 +172,8 @@ class WalkPass(PrunePass):
                 lost = None
                 if self.sequential and reference is not None:
                     lost = irreducible_error(target, reference, cross, gram, self.damping)
-                if self.sequential and self.correction:
-                    target = shifted_target(target, gram, cross, self.damping, self.correction)
+                if self.sequential and share:
+                    target = shifted_target(target, gram, cross, self.damping, share)
                 stay = stays[group]
                 protected = None if stay is None else stay[some]
                 yield Problem(target, matrix, energy, item.selection, protected, lost)

@@ -44,7 +44,7 @@ class PruneSparseGpt(GramPass):
         sequential: measure each site on what the sites before it, already pruned, give; false measures all on
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
-            make up for, in [0, 1].
+            make up for, in [0, 1]; none means 1 for convolutions, 0.5 for others.
         bias: fit biases, where sites have one, together with the weights.
         resume: folder that keeps each solved site, so that the same run goes on there after a stop.
         block: columns that are chosen together where the pattern leaves it open.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.gram import Matrix, damped, quadratic_error
+from sparsecc.passes.prune.gram import Matrix, centred, damped, quadratic_error
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.recover.biases import SiteBias, site_bias
 from sparsecc.passes.tidy.graph import float_attribute
@@ -91,8 +91,7 @@ class Moved:
         now = self.site.numpy().astype(np.float64)
         gram, cross, mean, dense_mean = moments.gram, moments.cross, moments.mean, moments.reference_mean
         if self.bias is not None:
-            gram = gram - np.outer(mean, mean)
-            cross = cross - np.outer(dense_mean, mean)
+            gram, cross = centred(gram, mean, mean), centred(cross, dense_mean, mean)
         target = moved_target(now, self.dense, gram, cross, damping, correction)
         if not np.isfinite(target).all():
             return "its fit is not finite"

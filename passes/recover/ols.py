@@ -9,7 +9,14 @@ from typing import ClassVar
 import numpy as np
 
 from sparsecc.ir import Model, Site
-from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
+from sparsecc.passes.prune.gram import (
+    Matrix,
+    check_fit,
+    correction_for,
+    damped,
+    quadratic_error,
+    shifted_target,
+)
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.moved import Moved, moved_refusal
@@ -39,13 +46,13 @@ class RecoverOls(RecoverPass):
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.
         correction: share of the difference between the dense model's inputs and those there are now that weights make
-            up for, in [0, 1].
+            up for, in [0, 1]; none means 1 for convolutions, 0.5 for others.
     """
 
     name: ClassVar[str] = "recover-ols"
 
     damping: float = 0.01
-    correction: float = 0.5
+    correction: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,7 +118,7 @@ class RecoverOls(RecoverPass):
 
     def _fit_moved(self, site: Site, moved: Moved, moments: MomentsLike, report: PassReport) -> None:
         before = site.numpy()
-        fitted = moved.fitted(moments, self.damping, self.correction)
+        fitted = moved.fitted(moments, self.damping, correction_for(site.op, self.correction))
         if isinstance(fitted, str):
             report.skip(site.name, fitted)
             return
@@ -129,14 +136,13 @@ class RecoverOls(RecoverPass):
     ) -> Iterator[tuple[Matrix, Matrix, Matrix]]:
         """Yield target, weight and damped Gram matrix of each group of rows."""
         groups, columns = site.groups, site.shape[1]
+        share = correction_for(site.op, self.correction)
         grams, crosses = (
             matrix.reshape(groups, columns, columns) for matrix in (moments.gram, moments.cross)
         )
         weights, targets = (np.split(item.numpy().astype(np.float64), groups) for item in (site, dense))
         for number in range(groups):
-            target = shifted_target(
-                targets[number], grams[number], crosses[number], self.damping, self.correction
-            )
+            target = shifted_target(targets[number], grams[number], crosses[number], self.damping, share)
             yield target, weights[number], damped(grams[number], self.damping)[0]
 
 

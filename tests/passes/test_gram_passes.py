@@ -201,6 +201,36 @@ def test_a_bias_of_two_sites_is_fitted_for_each():
         np.testing.assert_allclose(own, bias_of(model, "b") + lost, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", ["prune-wanda-ols{sparsity=0.5 min-elements=64CORRECTION}", "recover-ols{CORRECTION}"]
+)
+def test_by_default_convolutions_make_up_for_all_and_products_for_half(name):
+    model = build(
+        """g (float[B,32] x) => (float[B,32] y) {
+            u = Unsqueeze(x, at) [a] p = Conv(u, v) [b] q = Conv(p, w) r = Squeeze(q, at) y = MatMul(r, m)
+        }""",
+        v=normal(32, 32, 1),
+        w=normal(32, 32, 1),
+        m=normal(32, 32),
+        at=np.array([2]),
+    )
+    x = data(32)
+    masks = "" if name.startswith("prune") else "prune-magnitude{sparsity=0.5},"
+    found = {
+        share: pruned(model, x, masks + name.replace("CORRECTION", share))[0]
+        for share in ("", " correction=1", " correction=0.5")
+    }
+    whole, half = (
+        {site.name: site.numpy() for site in found[share].sites()}
+        for share in (" correction=1", " correction=0.5")
+    )
+    by_default = {site.name: site.numpy() for site in found[""].sites()}
+    np.testing.assert_array_equal(by_default["b"], whole["b"])
+    assert not np.array_equal(by_default["b"], half["b"])
+    product = next(site.name for site in model.sites() if site.op == "MatMul")
+    assert not np.array_equal(by_default[product], whole[product])
+
+
 def test_what_no_weights_can_give_back_is_reported():
     model, x = deep(2), data()
     after, (report,) = pruned(model, x, "prune-wanda-ols{sparsity=0.75 damping=1e-9}")
