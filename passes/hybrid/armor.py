@@ -88,7 +88,7 @@ class PruneArmor(HybridPass):
         if pattern is None or pattern.kind != "nm" or self.block % pattern.m:
             return f"the core is N:M with M a divisor of {self.block}, an override says {pattern}"
         rows, columns = site.shape
-        if site.conv is not None and math.prod(site.conv.kernel_shape) > 1:
+        if site.kernel_size > 1:
             return "its kernel is larger than one point: block-diagonal factors act on channels"
         if rows % self.block or columns % self.block:
             return f"{rows} x {columns} is no multiple of blocks of {self.block}"

@@ -216,7 +216,7 @@ class ScorePass(PrunePass):
 
 def _column_order(site: Site) -> NDArray[np.intp] | None:
     """From the order (cin, kernel) of a convolution's columns to (kernel, cin); None where it is the same."""
-    kernel = 1 if site.conv is None else int(np.prod(site.conv.kernel_shape))
+    kernel = site.kernel_size
     return None if kernel == 1 else np.arange(site.shape[1]).reshape(-1, kernel).T.reshape(-1)
 
 

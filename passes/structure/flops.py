@@ -49,7 +49,7 @@ class Flops:
             sizes = [shapes[value] for value in outputs.get(site.name, []) if value in shapes]
             if site.op not in ("MatMul", "Gemm", "Conv") or not sizes:
                 continue
-            kernel = 1 if site.conv is None else int(np.prod(site.conv.kernel_shape))
+            kernel = site.kernel_size
             rows = parts.get((site.weight, "vector" if site.depthwise else "rows"))
             columns = None if site.depthwise else parts.get((site.weight, "columns"))
             self._layers.append(

@@ -184,7 +184,7 @@ class Permute(Pass):
     ) -> Term | None:
         """What the order of these units means to one weight; None if nothing, or in a form that is not searched."""
         places = _places(axes, orbit, part)
-        kernel = 1 if site.conv is None else int(np.prod(site.conv.kernel_shape))
+        kernel = site.kernel_size
         if places is None:
             return None
         rows = part.role == "rows"

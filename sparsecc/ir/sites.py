@@ -144,6 +144,11 @@ class Site:
         """Whether each group of a convolution has one input channel."""
         return self.groups > 1 and self.weight_shape[1] == 1
 
+    @property
+    def kernel_size(self) -> int:
+        """Columns of the weight per input channel: entries of a convolution's kernel, else 1."""
+        return 1 if self.conv is None else math.prod(self.conv.kernel_shape)
+
     def numpy(self) -> NDArray[Any]:
         """Return the real weight ``[N, K]``, C-contiguous; may be read-only (copy to change).
 

@@ -99,15 +99,43 @@ class _Executor(ctypes.Structure):
 
 
 @pytest.fixture
-def pool_executor() -> Iterator[Callable[[int], Any]]:
-    """Makes pointers to executors of the C interface that run on four threads, whatever number they name."""
+def pool_executor() -> Iterator[Callable[..., Any]]:
+    """Makes pointers to executors of the C interface that run on four threads, whatever number they name.
+
+    Numbers of tasks go into a list, if one is given.
+    """
     with ThreadPoolExecutor(4) as pool:
 
-        def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-            list(pool.map(lambda task: call(argument, task), range(tasks)))
+        def make(threads: int, log: list[int] | None = None) -> Any:
+            def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
+                _note(log, tasks)
+                list(pool.map(lambda task: call(argument, task), range(tasks)))
 
-        run = _PARALLEL_FOR(parallel_for)
-        yield lambda threads: ctypes.pointer(_Executor(None, threads, run))
+            return ctypes.pointer(_Executor(None, threads, _PARALLEL_FOR(parallel_for)))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def shuffled_executor() -> Callable[..., Any]:
+    """The same on the calling thread, tasks in random order."""
+
+    def make(threads: int, log: list[int] | None = None) -> Any:
+        order = np.random.default_rng(threads)
+
+        def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
+            _note(log, tasks)
+            for task in order.permutation(tasks):
+                call(argument, int(task))
+
+        return ctypes.pointer(_Executor(None, threads, _PARALLEL_FOR(parallel_for)))
+
+    return make
+
+
+def _note(log: list[int] | None, tasks: int) -> None:
+    if log is not None:
+        log.append(tasks)
 
 
 #: Where the auxiliary vector of a process says what an ARM processor can do: kind of entry, bit.

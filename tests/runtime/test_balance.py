@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,8 @@ from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
 
 PARTS = (1, 2, 4, 8, 16, 32, 64)
 GROUP = 16  # outputs that a thread computes together
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
 
 Mask = NDArray[np.bool_]
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
 
 
 def skewed_masks(groups: int, inputs: int, kind: str, seed: int) -> Mask:
@@ -115,26 +110,14 @@ def test_balance_of_single_weights_and_of_bytes(rows: int) -> None:
         assert int8.balance(3) == int8.balance(4)
 
 
-def shuffled(threads: int) -> Executor:
-    """Runs tasks one by one in a random order, as if there were that many threads."""
-    rng = np.random.default_rng(threads)
-
-    def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-        for task in rng.permutation(tasks):
-            call(argument, int(task))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
-
-
 def threaded(
-    op: NativeMatMul | NativeInt8MatMul, x: NDArray[np.float32], threads: int
+    op: NativeMatMul | NativeInt8MatMul, x: NDArray[np.float32], executor: Any
 ) -> NDArray[np.float32]:
-    """What ``op`` computes when it is cut for so many threads."""
+    """What ``op`` computes on the threads of ``executor``."""
     y = np.full((len(x), op.shape[0]), np.nan, np.float32)
     error = ctypes.create_string_buffer(200)
     run = getattr(op._library, f"sparsecc_{op._family}_run")
-    executor = shuffled(threads)
-    code = run(op._handle, x.ctypes.data, len(x), y.ctypes.data, ctypes.byref(executor), error, 200)
+    code = run(op._handle, x.ctypes.data, len(x), y.ctypes.data, executor, error, 200)
     assert not code, error.value
     return y
 
@@ -151,7 +134,9 @@ def giants(outputs: int, inputs: int, height: int) -> Mask:
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1"])
 @pytest.mark.parametrize("rows", [1, 3, 16, 39, 200])
-def test_sums_of_groups_that_are_cut(isa: str, layout: str, rows: int) -> None:
+def test_sums_of_groups_that_are_cut(
+    isa: str, layout: str, rows: int, shuffled_executor: Callable[..., Any]
+) -> None:
     """Against NumPy, with bias and activation, and the same bits for every number of threads."""
     rng = np.random.default_rng(rows)
     weight = rng.standard_normal((1035, 500)).astype(np.float32)
@@ -166,13 +151,15 @@ def test_sums_of_groups_that_are_cut(isa: str, layout: str, rows: int) -> None:
         exact = np.maximum(x.astype(np.float64) @ weight.T.astype(np.float64) + bias, 0)
         np.testing.assert_allclose(expected, exact, rtol=0, atol=2e-4)
         for threads in (2, 5, 64):
-            np.testing.assert_array_equal(threaded(op, x, threads), expected)
+            np.testing.assert_array_equal(threaded(op, x, shuffled_executor(threads)), expected)
 
 
 @pytest.mark.parametrize("isa", int8_isas())
 @pytest.mark.parametrize("layout", ["16x4", "4x1", "unstructured"])
 @pytest.mark.parametrize("rows", [1, 16, 39])
-def test_sums_of_bytes_that_are_cut(isa: str, layout: str, rows: int) -> None:
+def test_sums_of_bytes_that_are_cut(
+    isa: str, layout: str, rows: int, shuffled_executor: Callable[..., Any]
+) -> None:
     """The same bits as without cuts: every output alone in a weight that is too small for them."""
     rng = np.random.default_rng(rows)
     weight = rng.standard_normal((1035, 600)).astype(np.float32) * giants(1035, 600, 16)
@@ -183,7 +170,7 @@ def test_sums_of_bytes_that_are_cut(isa: str, layout: str, rows: int) -> None:
         assert "tiles" in op.kernel(1) or op.balance(16) < 1.1  # tiles are never cut
         got = op(x)
         for threads in (2, 5, 64):
-            np.testing.assert_array_equal(threaded(op, x, threads), got)
+            np.testing.assert_array_equal(threaded(op, x, shuffled_executor(threads)), got)
     for first in (0, 32, 1024):
         some = QuantizedTensor.encode(weight[first : first + GROUP], Pattern.parse(layout))
         packed = (some.values, some.indices, some.scales)
@@ -194,7 +181,9 @@ def test_sums_of_bytes_that_are_cut(isa: str, layout: str, rows: int) -> None:
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("layout", ["unstructured", "2:4", "16x1", "32x1"])
 @pytest.mark.parametrize("rows", [1, 5, 16, 33, 130])
-def test_results_do_not_depend_on_the_number_of_threads(isa: str, layout: str, rows: int) -> None:
+def test_results_do_not_depend_on_the_number_of_threads(
+    isa: str, layout: str, rows: int, shuffled_executor: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(rows)
     weight = rng.standard_normal((700, 300)).astype(np.float32)
     pattern = Pattern.parse(layout)
@@ -210,4 +199,4 @@ def test_results_do_not_depend_on_the_number_of_threads(isa: str, layout: str, r
         expected = op(x)
         np.testing.assert_allclose(expected, x @ (weight * keep).T, rtol=0, atol=1e-3)
         for threads in (2, 3, 7, 16, 64):
-            np.testing.assert_array_equal(threaded(op, x, threads), expected)
+            np.testing.assert_array_equal(threaded(op, x, shuffled_executor(threads)), expected)

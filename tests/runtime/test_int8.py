@@ -47,14 +47,6 @@ def plain(isa: str) -> str:
     return {"avx512vnni": "avx512", "avxvnni": "avx2"}.get(without_tiles(isa), isa.partition("_")[0])
 
 
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
-
-
 def random_codes(
     rng: np.random.Generator, shape: tuple[int, int], pattern: str, sparsity: float
 ) -> np.ndarray:
@@ -100,13 +92,12 @@ def plain_sums(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return sums.astype(np.int32)
 
 
-def run(op: NativeInt8MatMul, x: np.ndarray, executor: Executor | None = None) -> np.ndarray:
+def run(op: NativeInt8MatMul, x: np.ndarray, executor: Any = None) -> np.ndarray:
     """The result of ``op``, which must be written whole, and nothing around it."""
     size = x.shape[0] * op.shape[0]
     whole = np.full(size + 128, CANARY, np.float32)
     y = whole[64 : 64 + size].reshape(x.shape[0], op.shape[0])
-    lent = None if executor is None else ctypes.byref(executor)
-    op._call("run", op._handle, x.ctypes.data, x.shape[0], y.ctypes.data, lent)
+    op._call("run", op._handle, x.ctypes.data, x.shape[0], y.ctypes.data, executor)
     assert (whole[:64] == CANARY).all()
     assert (whole[64 + size :] == CANARY).all()
     assert not (y == CANARY).any()
@@ -464,41 +455,23 @@ def test_no_rows_and_no_inputs(isa: str) -> None:
 # --- threads -----------------------------------------------------------------------------------------
 
 
-def shuffled_executor(threads: int, log: list[int]) -> Executor:
-    """Runs tasks on the calling thread, in random order."""
-    order = np.random.default_rng(threads)
-
-    def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-        log.append(tasks)
-        for task in order.permutation(tasks):
-            call(argument, int(task))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
-
-
-def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
-    def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-        list(pool.map(lambda task: call(argument, task), range(tasks)))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
-
-
 @pytest.mark.parametrize("isa", KERNELS)
-def test_threads_do_not_change_the_result(isa: str) -> None:
+def test_threads_do_not_change_the_result(
+    isa: str, pool_executor: Callable[..., Any], shuffled_executor: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(6)
-    with ThreadPoolExecutor(4) as pool:
-        for rows, shape in itertools.product((1, 7, 100, 700), ((600, 400), (30, 500), (1, 17))):
-            codes = random_codes(rng, shape, "16x4", 0.8)
-            codes[shape[0] // 2] = 1  # one giant row
-            x = rng.standard_normal((rows, shape[1])).astype(np.float32)
-            bias = rng.standard_normal(shape[0]).astype(np.float32)
-            with native(packed(codes, "16x4"), isa=isa, bias=bias, activation="Gelu") as op:
-                alone = run(op, x)
-                for threads in (1, 2, 5, 64):
-                    log: list[int] = []
-                    np.testing.assert_array_equal(run(op, x, shuffled_executor(threads, log)), alone)
-                    assert threads > 1 or not log
-                np.testing.assert_array_equal(run(op, x, pool_executor(pool, 4)), alone)
+    for rows, shape in itertools.product((1, 7, 100, 700), ((600, 400), (30, 500), (1, 17))):
+        codes = random_codes(rng, shape, "16x4", 0.8)
+        codes[shape[0] // 2] = 1  # one giant row
+        x = rng.standard_normal((rows, shape[1])).astype(np.float32)
+        bias = rng.standard_normal(shape[0]).astype(np.float32)
+        with native(packed(codes, "16x4"), isa=isa, bias=bias, activation="Gelu") as op:
+            alone = run(op, x)
+            for threads in (1, 2, 5, 64):
+                log: list[int] = []
+                np.testing.assert_array_equal(run(op, x, shuffled_executor(threads, log)), alone)
+                assert threads > 1 or not log
+            np.testing.assert_array_equal(run(op, x, pool_executor(4)), alone)
 
 
 def test_one_operator_on_many_threads() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,13 +47,6 @@ LAYOUTS = (
 
 
 NARROW = ("fp16", "bf16")  # what values can be stored in, beside float32
-
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
 
 
 def load_library() -> ctypes.CDLL:
@@ -168,13 +162,12 @@ class Op:
             return LIBRARY.sparsecc_matmul_kernel(self.handle, rows).decode()
         return LIBRARY.sparsecc_conv_kernel(self.handle).decode()
 
-    def matmul(self, x: np.ndarray, executor: Executor | None = None) -> np.ndarray:
+    def matmul(self, x: np.ndarray, executor: Any = None) -> np.ndarray:
         with guarded((x.shape[0], self.packed.shape[0])) as (y, address):
             error = ctypes.create_string_buffer(ERROR_SIZE)
-            lent = None if executor is None else ctypes.byref(executor)
             checked(
                 LIBRARY.sparsecc_matmul_run(
-                    self.handle, x.ctypes.data, x.shape[0], address, lent, error, ERROR_SIZE
+                    self.handle, x.ctypes.data, x.shape[0], address, executor, error, ERROR_SIZE
                 ),
                 error,
             )
@@ -187,20 +180,24 @@ class Op:
         checked(LIBRARY.sparsecc_conv_output_size(self.handle, given, size, error, ERROR_SIZE), error)
         return size[0], size[1]
 
-    def conv(
-        self, x: np.ndarray, executor: Executor | None = None, added: np.ndarray | None = None
-    ) -> np.ndarray:
+    def conv(self, x: np.ndarray, executor: Any = None, added: np.ndarray | None = None) -> np.ndarray:
         out = (x.shape[0], self.packed.shape[0], *self.output_size(*x.shape[2:]))
         with guarded(out) as (y, address):
             error = ctypes.create_string_buffer(ERROR_SIZE)
-            lent = None if executor is None else ctypes.byref(executor)
             if added is None:
                 code = LIBRARY.sparsecc_conv_run(
-                    self.handle, x.ctypes.data, *x.shape, address, lent, error, ERROR_SIZE
+                    self.handle, x.ctypes.data, *x.shape, address, executor, error, ERROR_SIZE
                 )
             else:
                 code = LIBRARY.sparsecc_conv_add_run(
-                    self.handle, x.ctypes.data, added.ctypes.data, *x.shape, address, lent, error, ERROR_SIZE
+                    self.handle,
+                    x.ctypes.data,
+                    added.ctypes.data,
+                    *x.shape,
+                    address,
+                    executor,
+                    error,
+                    ERROR_SIZE,
                 )
             checked(code, error)
         return y
@@ -262,9 +259,7 @@ def expected_matmul(packed: Packed, weight: np.ndarray, x: np.ndarray) -> np.nda
     return activate(y if packed.bias is None else y + packed.bias, packed.activation)
 
 
-def check_matmul(
-    weight: np.ndarray, layout: str, x: np.ndarray, executor: Executor | None = None, **options: Any
-) -> str:
+def check_matmul(weight: np.ndarray, layout: str, x: np.ndarray, executor: Any = None, **options: Any) -> str:
     packed = pack(weight, layout, **options)
     with Op(packed) as op:
         assert_close(op.matmul(x, executor), expected_matmul(packed, weight, x), x, weight)
@@ -275,7 +270,7 @@ def rows_of(rng: np.random.Generator, rows: int, inputs: int) -> np.ndarray:
     return rng.standard_normal((rows, inputs)).astype(np.float32)
 
 
-def check_large_weight(isa: str, rows: int, executor: Executor | None = None, floats: str = "fp32") -> str:
+def check_large_weight(isa: str, rows: int, executor: Any = None, floats: str = "fp32") -> str:
     """Too large for a second-level cache, with an empty and a full row, and NaN where no weight is."""
     rng = np.random.default_rng(rows)
     weight = rounded(random_weight(rng, (570, 1300), "unstructured", 0.45), floats)
@@ -405,14 +400,14 @@ def test_skewed_weights(isa: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_large_weights(isa: str) -> None:
+def test_large_weights(isa: str, shuffled_executor: Callable[..., Any]) -> None:
     for rows, (threads, floats) in itertools.product((1, 2, 7, 8), ((1, "fp32"), (3, "fp32"), (3, "fp16"))):
-        check_large_weight(isa, rows, shuffled_executor(threads, []), floats)
+        check_large_weight(isa, rows, shuffled_executor(threads), floats)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", ["unstructured", "4x1"])
-def test_uneven_outputs(isa: str, layout: str) -> None:
+def test_uneven_outputs(isa: str, layout: str, shuffled_executor: Callable[..., Any]) -> None:
     """Outputs of very different numbers of weights in one group: they are brought into another order inside."""
     rng = np.random.default_rng(5)
     for outputs in (32, 75, 300):
@@ -423,7 +418,7 @@ def test_uneven_outputs(isa: str, layout: str) -> None:
         for rows, activation in itertools.product((1, 2, 7), (0, 4)):
             x = rows_of(rng, rows, 130)
             check_matmul(weight, layout, x, isa=isa, bias=bias, activation=activation)
-            check_matmul(weight, layout, x, executor=shuffled_executor(3, []), isa=isa)
+            check_matmul(weight, layout, x, executor=shuffled_executor(3), isa=isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -494,10 +489,12 @@ def test_narrow_values_random(isa: str, layout: str, floats: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1", "2:4"])
 @pytest.mark.parametrize("floats", NARROW)
-def test_narrow_values_every_number_of_rows(isa: str, layout: str, floats: str) -> None:
+def test_narrow_values_every_number_of_rows(
+    isa: str, layout: str, floats: str, shuffled_executor: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(1)
     weight = rounded(random_weight(rng, (37, 75), layout, 0.8), floats)
-    executor = shuffled_executor(3, [])
+    executor = shuffled_executor(3)
     for rows in range(34):
         check_matmul(weight, layout, rows_of(rng, rows, 75), executor, isa=isa, floats=floats)
 
@@ -546,40 +543,22 @@ def test_values_at_any_address(layout: str, floats: str) -> None:
 # --- threads -----------------------------------------------------------------------------------------
 
 
-def shuffled_executor(threads: int, log: list[int]) -> Executor:
-    """Runs tasks on the calling thread, in random order."""
-    order = np.random.default_rng(threads)
-
-    def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-        log.append(tasks)
-        for task in order.permutation(tasks):
-            call(argument, int(task))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
-
-
-def pool_executor(pool: ThreadPoolExecutor, threads: int) -> Executor:
-    def parallel_for(_context: int, tasks: int, call: Any, argument: int) -> None:
-        list(pool.map(lambda task: call(argument, task), range(tasks)))
-
-    return Executor(None, threads, PARALLEL_FOR(parallel_for))
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", ["unstructured", "16x1", "32x1", "2:4"])
-def test_threads(isa: str, layout: str) -> None:
+def test_threads(
+    isa: str, layout: str, pool_executor: Callable[..., Any], shuffled_executor: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(5)
-    with ThreadPoolExecutor(4) as pool:
-        for rows, (outputs, inputs) in itertools.product((1, 7, 100), ((600, 90), (30, 500), (1, 17))):
-            weight = random_weight(rng, (outputs, inputs), layout, 0.8)
-            if layout == "unstructured":
-                weight[outputs // 2] = 1  # one giant row
-            x = rows_of(rng, rows, inputs)
-            for threads in (1, 2, 5, 64):
-                log: list[int] = []
-                check_matmul(weight, layout, x, shuffled_executor(threads, log), isa=isa)
-                assert threads > 1 or not log
-            check_matmul(weight, layout, x, pool_executor(pool, 4), isa=isa)
+    for rows, (outputs, inputs) in itertools.product((1, 7, 100), ((600, 90), (30, 500), (1, 17))):
+        weight = random_weight(rng, (outputs, inputs), layout, 0.8)
+        if layout == "unstructured":
+            weight[outputs // 2] = 1  # one giant row
+        x = rows_of(rng, rows, inputs)
+        for threads in (1, 2, 5, 64):
+            log: list[int] = []
+            check_matmul(weight, layout, x, shuffled_executor(threads, log), isa=isa)
+            assert threads > 1 or not log
+        check_matmul(weight, layout, x, pool_executor(4), isa=isa)
 
 
 def test_one_operator_on_many_threads() -> None:
@@ -628,7 +607,7 @@ def check_conv(
     rng: np.random.Generator,
     case: ConvCase,
     layout: str,
-    executor: Executor | None = None,
+    executor: Any = None,
     *,
     adds: bool = False,
     **options: Any,
@@ -709,13 +688,14 @@ def test_depthwise_conv(isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("layout", ["unstructured", "16x1"])
-def test_conv_threads(isa: str, layout: str) -> None:
+def test_conv_threads(
+    isa: str, layout: str, pool_executor: Callable[..., Any], shuffled_executor: Callable[..., Any]
+) -> None:
     rng = np.random.default_rng(10)
-    with ThreadPoolExecutor(4) as pool:
-        for name in ("1x1", "3x3 same", "groups", "1x1 one pixel", "wide planes"):
-            for threads in (2, 7):
-                check_conv(rng, CONV_CASES[name], layout, shuffled_executor(threads, []), isa=isa, adds=True)
-            check_conv(rng, CONV_CASES[name], layout, pool_executor(pool, 4), isa=isa)
+    for name in ("1x1", "3x3 same", "groups", "1x1 one pixel", "wide planes"):
+        for threads in (2, 7):
+            check_conv(rng, CONV_CASES[name], layout, shuffled_executor(threads), isa=isa, adds=True)
+        check_conv(rng, CONV_CASES[name], layout, pool_executor(4), isa=isa)
 
 
 def test_conv_refusals() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,6 @@ CANARY = np.float32(-12345.5)
 ISAS = isas()
 GATES = {"LSTM": 4, "GRU": 3}
 DIRECTIONS = {"forward": 1, "reverse": 1, "bidirectional": 2}
-TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, TASK, ctypes.c_void_p)
-
-
-class Executor(ctypes.Structure):
-    _fields_ = (("context", ctypes.c_void_p), ("threads", ctypes.c_int32), ("parallel_for", PARALLEL_FOR))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -205,7 +199,9 @@ def test_far_out_of_range_and_nan(isa: str) -> None:
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("sizes", [(30, 5, 64, 64), (200, 1, 64, 64), (3, 1, 64, 256)])
-def test_threads_and_canaries(cell: str, direction: str, sizes: tuple[int, int, int, int]) -> None:
+def test_threads_and_canaries(
+    cell: str, direction: str, sizes: tuple[int, int, int, int], pool_executor: Callable[..., Any]
+) -> None:
     """On borrowed threads, into outputs surrounded by values that must stay."""
     case = Case(cell, direction, sizes, ("unstructured", "16x1"), sparsity=0.0 if sizes[3] > 64 else 0.5)
     d = DIRECTIONS[direction]
@@ -213,20 +209,13 @@ def test_threads_and_canaries(cell: str, direction: str, sizes: tuple[int, int, 
     counts = [case.steps * state, state, state if cell == "LSTM" else 0]
     room = [np.full(count + 64, CANARY, np.float32) for count in counts]
     out = [part.ctypes.data + 32 * 4 for part in room]
-    calls = []
-    with ThreadPoolExecutor(3) as pool:
-
-        def parallel_for(_: int, tasks: int, function: Any, argument: int) -> None:
-            calls.append(tasks)
-            list(pool.map(lambda task: function(argument, task), range(tasks)))
-
-        executor = Executor(None, 3, PARALLEL_FOR(parallel_for))
-        with case.op() as op:
-            io = RecurrentIo(
-                ctypes.sizeof(RecurrentIo), case.x.ctypes.data, case.steps, case.batch, None,
-                case.h.ctypes.data, case.c.ctypes.data, *out,
-            )  # fmt: skip
-            op._call("run", op._handle, ctypes.byref(io), ctypes.byref(executor))
+    calls: list[int] = []
+    with case.op() as op:
+        io = RecurrentIo(
+            ctypes.sizeof(RecurrentIo), case.x.ctypes.data, case.steps, case.batch, None,
+            case.h.ctypes.data, case.c.ctypes.data, *out,
+        )  # fmt: skip
+        op._call("run", op._handle, ctypes.byref(io), pool_executor(3, calls))
     assert calls
     for part in room:
         assert (part[:32] == CANARY).all()
