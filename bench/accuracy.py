@@ -49,6 +49,10 @@ VARIANTS = {
     "70 % ALPS": "tidy,prune-alps{sparsity=0.7 correction=CORRECTION}",
     "70 % LAMP ALPS": "tidy,allocate{sparsity=0.7},prune-alps{sparsity=0.7 correction=CORRECTION}",
     "16x1 50 % Wanda": "tidy,prune-wanda{pattern=16x1 sparsity=0.5}",
+    "16x1 50 % Wanda + OLS": "tidy,prune-wanda-ols{pattern=16x1 sparsity=0.5 correction=CORRECTION}",
+    "16x1 50 % permuted Wanda + OLS": (
+        "tidy,permute{pattern=16x1 sparsity=0.5},prune-wanda-ols{pattern=16x1 sparsity=0.5 correction=CORRECTION}"
+    ),
     "16x1 50 % ALPS": "tidy,prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}",
     "16x1 50 % permuted ALPS": (
         "tidy,permute{pattern=16x1 sparsity=0.5},prune-alps{pattern=16x1 sparsity=0.5 correction=CORRECTION}"

@@ -117,7 +117,7 @@ def cifar(data: Path, evaluation: ModuleType) -> Task:
 
 
 def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int = 100) -> Task:
-    """Photographs: every fifth calibrates, with its mirror image."""
+    """Photographs: every fifth calibrates."""
     from PIL import Image
 
     folder = data / "images" / "imagenet224"
@@ -136,9 +136,8 @@ def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int
         found = evaluation._accuracy(lambda feed: [run(feed)[0][:, background:]], "input", x, labels, 20)
         return found["accuracy"], found["n"]
 
-    x = read(calibrating=True)[0]
-    calibration = batched(np.concatenate([x, x[..., ::-1]]), "input", 20)
-    return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, 2 * held)
+    calibration = batched(read(calibrating=True)[0], "input", 20)
+    return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, held)
 
 
 def mnist(data: Path, evaluation: ModuleType, held: int = 500) -> Task:
