@@ -175,7 +175,7 @@ def fit_norm(hole: Hole) -> Fit:
 def _front(model: Model, state: onnx_ir.Value) -> tuple[Site, SiteBias] | str:
     """The linear layer whose outputs, with its bias, are ``state`` or go into its sum, and nowhere else."""
     producer = state.producer()
-    sites = {site.node: site for site in model.sites() if site.in_main_graph}
+    sites = {node: site for site in model.sites() if site.in_main_graph for node in site.nodes}
     candidates = [state]
     if producer is not None and producer.op_type == "Add":
         candidates += [value for value in producer.inputs if value is not None]

@@ -223,6 +223,32 @@ def test_a_shared_weight_in_front_is_not_fitted() -> None:
     np.testing.assert_array_equal(after, kept)
 
 
+def test_a_weight_in_front_that_an_earlier_layer_shares_is_not_fitted() -> None:
+    model = build(PRE.replace("d2 = MatMul(r2, v2)", "d2 = MatMul(r2, v1)"))
+    report = cut(model, "match=block3")
+    assert any("shared by several nodes" in note for note in report.notes)
+
+
+def test_a_state_that_a_body_reads_is_replaced_there_too() -> None:
+    text = PRE.replace("float[B,T,16] x)", "float[B,T,16] x, bool m)").replace(
+        "[out] y = MatMul(s3, w4)",
+        """t = If(m) <then_branch = a () => (float[B,T,16] p) { p = Relu(s3) },
+                      else_branch = b () => (float[B,T,16] q) { q = Abs(s3) }> [out] y = MatMul(t, w4)""",
+    )
+    model = build(text)
+    (spec, _) = model.input_specs()
+    x = np.random.default_rng(1).standard_normal((4, 7, 16)).astype(np.float32)
+    batches = [{spec.name: x, "m": np.array(flag)} for flag in (True, False)]
+    context = PassContext(calibration=Calibration.from_batches(batches, model, threads=1), threads=1)
+    dense = model.copy()
+    reports = Pipeline.parse("prune-depth{match=block3},recover-ols").run(model, context)
+    assert [change.site for change in reports[0].changed] == ["block3"]
+    assert not any("cannot be compared" in note for note in reports[1].notes)
+    numbers = reports[0].changed[0].numbers
+    after = output_error(model, dense, context.calibration, 1)
+    assert after <= numbers["output_error"] <= numbers["output_error_uncompensated"]
+
+
 def test_shared_weights_of_a_block_stay_for_the_others() -> None:
     model = build(PRE.replace("MatMul(n3, u3)", "MatMul(n3, u2)"))
     cut(model, "match=block2")
