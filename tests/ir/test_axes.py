@@ -339,6 +339,15 @@ def test_what_is_computed_otherwise_neither_changes_places_nor_leaves_as_one(mid
         assert [orbit.units.tolist() for orbit in free] == [[0, 1], [2, 3, 4, 5]]
 
 
+def test_a_grid_that_is_cut_anew_keeps_the_order_across_both_cuts() -> None:
+    text = """g (float[B,4] x) => (float[B,2] y) {
+        [a] h = MatMul(x, w) wide = Reshape(h, two) tall = Reshape(wide, four)
+        m = ReduceSum<keepdims=0>(tall, last) y = MatMul(m, v) }"""
+    weights = {"w": (4, 8), "two": [0, 2, 4], "four": [0, 4, 2], "last": [2], "v": (4, 2)}
+    free = [orbit for orbit in AxisGraph(build(text, weights)).orbits("order") if orbit.name == "a"]
+    assert [len(orbit.units) for orbit in free] == [2, 2, 2, 2]
+
+
 def test_softmax_over_all_axes_behind_the_first_in_old_models() -> None:
     text = "g (float[B,3,4,4] x) => (float[B,2,4,4] y) { [a] h = Conv(x, w) s = Softmax(h) y = Conv(s, v) }"
     model = build(text, {"w": (6, 3, 1, 1), "v": (2, 6, 1, 1)})

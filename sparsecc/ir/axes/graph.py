@@ -86,7 +86,7 @@ class AxisGraph:
         reasons = self._fixed if level == "order" else self._kept
         labels = self.removal if level == "removal" else self.order
         # What goes through other tensors is computed otherwise: it cannot change places, nor leave them empty.
-        seen = _signatures((labels[atoms].ravel() for atoms in self._fields), seed=1)
+        seen = _signatures(self._lines(labels, level), seed=1)
         found = []
         for members in nx.weakly_connected_components(self.graph):
             parts = [part for part in self.parts if part.key in members]
@@ -94,6 +94,12 @@ class AxisGraph:
                 found.append(self._orbit(group, parts, level, reasons))
         first = {id(part): number for number, part in enumerate(self.parts)}
         return sorted(found, key=lambda orbit: (first[id(orbit.parts[0])], int(orbit.units[0])))
+
+    def _lines(self, labels: Atoms, level: Level) -> Iterator[Atoms]:
+        """The units of each tensor; for their order those of each row of a grid, which may be cut anew by a Reshape."""
+        for atoms in self._fields:
+            split = level == "order" and atoms.ndim > 1
+            yield from labels[atoms].reshape(len(atoms) if split else 1, -1)
 
     def _orbit(self, units: Atoms, parts: list[Part], level: Level, reasons: dict[int, str]) -> Orbit:
         standing = [part for part in parts if np.isin(units, self.units(part.atoms, level)).any()]
