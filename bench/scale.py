@@ -198,7 +198,9 @@ def _compare(source: Path, other: Path) -> None:
 @click.option("--seq", default=256, show_default=True, help="Tokens of each of the 8 samples.")
 @click.option("--threads", default=2, show_default=True, help="Threads.")
 @click.option("--method", multiple=True, default=("wanda", "sparsegpt"), help="What to prune with.")
-@click.option("--match", default="*", show_default=True, help="Sites that methods other than wanda prune.")
+@click.option(
+    "--match", default="*", show_default=True, help="Glob of the sites that methods other than wanda prune."
+)
 @click.option("--kill-after", default=60, show_default=True, help="Sites after which such a run is killed.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="File to write.")
 def _measure(

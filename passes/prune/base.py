@@ -58,6 +58,7 @@ class Work:
 
     def record(self, report: PassReport, pruned: Pruned, **numbers: float) -> None:
         """Store the pruned weight, which is in the order of the pattern, and report it."""
+        self.site.release()  # the old one, which nobody reads any more
         self.site.replace(self.restored(pruned.weight), self.scratch)
         kept = {} if self.protected is None else {"protected": int(np.count_nonzero(self.protected))}
         report.change(

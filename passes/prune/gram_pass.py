@@ -134,6 +134,7 @@ class WalkPass(PrunePass):
                     else:
                         yield item, result
                 ctx.progress(self.name, len(work) - len(waiting), len(work))
+                del found  # the matrices of one step go before those of the next come
         for name in waiting:
             reason = calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")

@@ -11,6 +11,7 @@ import pytest
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
+from sparsecc.ir.mapped import array_of, is_mapped
 from sparsecc.passes.prune.wanda_ols import PruneWandaOls
 from sparsecc.pm import PassContext, Pipeline
 from sparsecc.sparse import Pattern, density, matches
@@ -342,3 +343,57 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     kept = np.zeros((48, 48), bool)
     kept[:, :2] = True  # the same model, with weights that must stay
     assert pruned(model, x, spec, protected={"l1": kept})[0].sites()[1].numpy()[:, :2].all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", ["sparsity=0.5", "pattern=2:4", "pattern=8x1 sparsity=0.5"])
+def test_rows_that_are_solved_in_parts_are_what_they_were(method, options, monkeypatch):
+    """A layer with many outputs is cut where no choice spans two parts."""
+    model, x = deep(layers=1), data()
+    whole, _ = pruned(model, x, f"{method}{{{options}}}")
+    sizes = []
+    problems = PruneWandaOls.problems
+
+    def counted(self, *arguments, **options):
+        for problem in problems(self, *arguments, **options):
+            sizes.append(len(problem.target))
+            yield problem
+
+    monkeypatch.setattr("sparsecc.passes.prune.gram_pass._ELEMENTS", 48 * 20)
+    monkeypatch.setattr("sparsecc.passes.prune.gram_pass.WalkPass.problems", counted)
+    parts, _ = pruned(model, x, f"{method}{{{options}}}")
+    assert sizes == ([16, 16, 16] if "8x1" in options else [20, 20, 8])
+    (one,), (other,) = whole.sites(), parts.sites()
+    if method == "prune-alps":  # its penalty grows by what changes in all rows of a problem
+        assert density(other.numpy()) == density(one.numpy())
+    else:
+        np.testing.assert_allclose(other.numpy(), one.numpy(), rtol=1e-3, atol=1e-5)
+    sizes.clear()
+    pruned(model, x, f"{method}{{sparsity=0.5 scope=layer}}")
+    assert sizes == [48]
+
+
+def test_sites_solved_side_by_side_give_the_same_bits():
+    model = build(
+        """g (float[B,32] x) => (float[B,32] y) {
+            [q] q = MatMul(x, wq) [k] k = MatMul(x, wk) [v] v = MatMul(x, wv) m = Mul(q, k) y = Add(m, v)
+        }""",
+        wq=normal(32, 32), wk=normal(32, 32), wv=normal(32, 32),
+    )  # fmt: skip
+    x = data(32)
+    found = {pruned(model, x, "prune-sparsegpt", threads=threads)[0].fingerprint() for threads in (1, 2, 5)}
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("method", ["prune-magnitude", "prune-wanda", "prune-wanda-ols"])
+def test_weights_in_a_file_stay_out_of_memory(method, tmp_path):
+    """The same result as in memory, saved over the file it came from."""
+    inline, x = deep(layers=2), data()
+    inline.save(tmp_path / "m.onnx", external_data=True)
+    expected, _ = pruned(inline, x, method)
+    found, _ = pruned(Model.load(tmp_path / "m.onnx"), x, method)
+    for site in found.sites():
+        assert is_mapped(array_of(found.onnx.graph.initializers[site.weight_name].const_value))
+    assert found.fingerprint() == expected.fingerprint()
+    found.save(tmp_path / "m.onnx")
+    assert Model.load(tmp_path / "m.onnx").fingerprint() == expected.fingerprint()
