@@ -102,7 +102,7 @@ def prune(source: Path, pipeline: str, target: Path, threads: int) -> None:
             "prune_seconds": round(pruned - loaded, 1),
             "save_seconds": round(time.perf_counter() - pruned, 1),
             "sites_pruned": len(report.changed),
-            "sites_left": [f"{skip.site}: {skip.reason}" for skip in report.skipped],
+            "sites_left": len(report.skipped),
             "mean_density": round(float(np.mean(densities)), 4),
         },
         sys.stdout,
