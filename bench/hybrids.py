@@ -50,6 +50,12 @@ VARIANTS = {
     "half of the outputs 2:4 (0.75)": "prune-tiles{sparsity=0.25 shape=ends CORRECTION}",
 }
 
+#: Layers of MiniLM whose errors are compared by themselves, and the variants that are.
+ERROR_LAYERS = "re:layer.2.(attention.self.query|intermediate.dense)$"
+ERROR_VARIANTS = [
+    name for name in VARIANTS if "0.30" not in name and "SparseGPT" not in name and "OBS" not in name
+]
+
 #: (outputs, inputs) of the layers that are timed.
 LAYERS = ((384, 384), (1536, 384), (384, 1536), (4096, 1024))
 ROWS = (1, 16, 128)
@@ -99,6 +105,25 @@ def _mean_parameters(model: ir.Model, changed: Any) -> float:
         (item.numbers.get("parameters", item.numbers["density_after"]), shapes[item.site]) for item in changed
     ]
     return sum(share * size for share, size in kept) / max(1, sum(size for _, size in kept))
+
+
+def errors(task: Task, variant: str) -> dict[str, Any]:
+    """Error on the outputs of single layers, each on what the dense model gives it; biases are left alone."""
+    passes = VARIANTS[variant].replace("CORRECTION", f'sequential=false match="{ERROR_LAYERS}"')
+    if passes.startswith("prune-") and "armor" not in passes:
+        passes = passes.replace("}", " bias=false}")
+    model = ir.Model.load(task.path)
+    calibration = Calibration.from_batches(task.calibration[::2], model, threads=1)
+    reports = Pipeline.parse(f"tidy,{passes}").run(model, PassContext(calibration=calibration, threads=1))
+    return {
+        change.site: {
+            "output_error": round(float(change.numbers["output_error"] or 0), 6),
+            "parameters": round(
+                float(change.numbers.get("parameters", change.numbers["density_after"]) or 0), 4
+            ),
+        }
+        for change in reports[-1].changed
+    }
 
 
 def layer(outputs: int, inputs: int) -> ir.Model:
@@ -151,7 +176,7 @@ def speed(outputs: int, inputs: int, forms: dict[str, tuple[str, str]]) -> dict[
 @click.option(
     "--only",
     multiple=True,
-    type=click.Choice(["minilm_l6_v2", "resnet20_cifar10", "layers"]),
+    type=click.Choice(["minilm_l6_v2", "resnet20_cifar10", "errors", "layers"]),
     help="Only this.",
 )
 @click.option("--variant", "variants", multiple=True, type=click.Choice(list(VARIANTS)), help="Only this.")
@@ -168,6 +193,11 @@ def main(data: Path, only: tuple[str, ...], variants: tuple[str, ...], output: P
     evaluation = load_evaluation(data)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
+        if not only or "errors" in only:
+            task = minilm(data, evaluation, Path(folder), HELD_PAIRS)
+            for variant in ERROR_VARIANTS:
+                document.setdefault("errors", {})[variant] = errors(task, variant)
+                output.write_text(json.dumps(document, indent=1) + "\n")
         for name in ("resnet20_cifar10", "minilm_l6_v2"):
             if only and name not in only:
                 continue
