@@ -44,6 +44,7 @@ VARIANTS = {
     "2:4 Wanda + OLS": "tidy,prune-wanda-ols{pattern=2:4 correction=CORRECTION}",
     "2:4 SparseGPT": "tidy,prune-sparsegpt{pattern=2:4 correction=CORRECTION}",
     "2:4 ALPS": "tidy,prune-alps{pattern=2:4 correction=CORRECTION}",
+    "2:4 permuted ALPS": "tidy,permute{pattern=2:4},prune-alps{pattern=2:4 correction=CORRECTION}",
     "70 % magnitude": "tidy,prune-magnitude{sparsity=0.7}",
     "70 % SparseGPT": "tidy,prune-sparsegpt{sparsity=0.7 correction=CORRECTION}",
     "70 % ALPS": "tidy,prune-alps{sparsity=0.7 correction=CORRECTION}",

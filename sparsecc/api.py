@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -113,6 +114,7 @@ def optimize(
     overrides: Sequence[SiteOverride] = (),
     calibration_data: str | os.PathLike[str] | None = None,
     num_samples: int | None = None,
+    memory: float | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     quantize: str | None = None,
     activations: str | None = None,
@@ -153,6 +155,7 @@ def optimize(
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
         num_samples: most calibration samples to use.
+        memory: gigabytes that what is measured on calibration data may take before it goes to files; by default 0.8.
         input_shapes: shapes for symbolic dimensions of named inputs.
         quantize: ``int8``: quantise weights and activations wherever that is measured faster.
         activations: how the range of quantised activations is found: ``dynamic``, at run time, or ``static``, on
@@ -234,6 +237,7 @@ def optimize(
             num_samples=num_samples,
             seed=seed,
             input_shapes=input_shapes,
+            memory=_memory(memory),
             progress=progress,
         )
     inputs = plan.runnable_inputs(original, data, seed, input_shapes)
@@ -300,6 +304,19 @@ def _threads(asked: int, target: Target) -> int:
     if threads > _MOST_THREADS:
         raise UsageError(f"{threads} threads cannot be timed; give at most {_MOST_THREADS} with --threads")
     return threads
+
+
+def _memory(gigabytes: float | None) -> int:
+    """Bytes for what is measured.
+
+    Raises:
+        UsageError: not a positive number.
+    """
+    if gigabytes is None:
+        return calib.MEMORY
+    if not 0 < gigabytes < math.inf:
+        raise UsageError(f"memory must be a positive number of gigabytes, got {gigabytes:g}")
+    return int(gigabytes * 1e9)
 
 
 def _library_found(needed: bool) -> bool:

@@ -26,6 +26,7 @@ from sparsecc.passes.prune.gram import (
     shifted_target,
 )
 from sparsecc.passes.prune.resume import Solution, Solved
+from sparsecc.passes.prune.scarcity import Scarcity
 from sparsecc.passes.prune.scores import compared
 from sparsecc.passes.prune.selection import Mask, Selection
 from sparsecc.passes.recover.biases import SiteBias, site_bias
@@ -124,6 +125,7 @@ class WalkPass(PrunePass):
             return solve(item, moments)
 
         waiting = {item.site.name: item for item in work}
+        scarcity = Scarcity()
         with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
             for found in self._measured(model, dense, work, calibration):
                 items = [waiting.pop(name) for name in found if name in waiting]
@@ -132,12 +134,14 @@ class WalkPass(PrunePass):
                     if isinstance(result, str):
                         report.skip(item.site.name, result)
                     else:
+                        scarcity.count(item.site, found[item.site.name])
                         yield item, result
                 ctx.progress(self.name, len(work) - len(waiting), len(work))
                 del found  # the matrices of one step go before those of the next come
         for name in waiting:
             reason = calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")
+        scarcity.tell(report)
 
     def _measured(
         self, model: Model, dense: Model, work: Sequence[Work], calibration: CalibrationSource

@@ -18,6 +18,7 @@ from sparsecc.passes.prune.gram import (
     shifted_target,
 )
 from sparsecc.passes.prune.least_squares import refit_rows
+from sparsecc.passes.prune.scarcity import Scarcity
 from sparsecc.passes.recover.base import RecoverPass, change_numbers, sites_to_recover
 from sparsecc.passes.recover.moved import Moved, moved_refusal
 from sparsecc.pm import Lineage, MomentsLike, PassContext, PassReport
@@ -75,10 +76,11 @@ class RecoverOls(RecoverPass):
                 moved[site.name] = Moved.of(model, site, reference, dense, ctx.lineage.kept.get(site.name))
         if not sites:
             return
-        done = 0
+        done, scarcity = 0, Scarcity()
         for step in ctx.calibration.walk(model, list(sites.values()), reference):
             for name, moments in step.items():
                 site = sites.pop(name)
+                scarcity.count(site, moments)
                 if name in moved:
                     self._fit_moved(site, moved[name], moments, report)
                 else:
@@ -88,6 +90,7 @@ class RecoverOls(RecoverPass):
         for name in sites:
             reason = ctx.calibration.unavailable.get(name, "calibration does not reach it")
             report.skip(name, f"not measured: {reason}")
+        scarcity.tell(report)
 
     def _fit(self, site: Site, dense: Site, moments: MomentsLike, report: PassReport) -> None:
         if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):

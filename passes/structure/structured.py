@@ -14,6 +14,7 @@ from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site, name_matches
 from sparsecc.ir.axes import AxisGraph, Orbit, Part, remove
 from sparsecc.ir.names import value_names
+from sparsecc.passes.prune.scarcity import Scarcity
 from sparsecc.passes.structure.biases import biased
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
@@ -37,6 +38,10 @@ class _Class:
     def gone(self, count: int) -> Index:
         """Return the ``count`` units that leave first."""
         return np.asarray(self.orbit.units[self.curve.order[:count]], np.int64)
+
+
+#: Share of a weight that must have been zeros filled by a fit to be worth a note.
+_FILLED = 0.05
 
 
 @dataclass(frozen=True)
@@ -301,15 +306,26 @@ class PruneStructured(Pass):
         reference = model.copy()
         wanted = [site for site in model.sites() if site.name in linears]
         left = {site.name for site in wanted}
+        scarcity, filled = Scarcity(), []
         for step in ctx.calibration.walk(model, wanted, reference):
             for site in wanted:
                 if site.name in step:
                     linear, dropped = linears[site.name]
+                    zeros = site.numpy() == 0
                     if self._refit_site(site, linear, dropped, step[site.name], used):
                         left.discard(site.name)
+                        scarcity.count(site, step[site.name])
+                        if np.count_nonzero(site.numpy()[zeros]) > _FILLED * zeros.size:
+                            filled.append(site.name)
         for name in sorted(left):
             reason = ctx.calibration.unavailable.get(name, "its fit is not finite")
             report.skip(name, f"not refitted: {reason}")
+        scarcity.tell(report)
+        if filled:
+            report.note(
+                f"{len(filled)} sites were sparse and the fit filled their zeros (as {filled[0]}): prune afterwards, "
+                "or keep them by compensation=none"
+            )
         return _found_again(model, axes, gone)
 
     def _refit_site(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sparsecc.calib.calibration import Calibration
+from sparsecc.calib.calibration import MEMORY, Calibration
 from sparsecc.calib.engine import Arrays, ModelLike, Session, open_session, run_error
 from sparsecc.calib.sequential import Moments
 from sparsecc.calib.synthetic import synthetic_inputs
 from sparsecc.calib.tap import tap, tensor_shapes, value_shapes
 
 __all__ = [
+    "MEMORY",
     "Arrays",
     "Calibration",
     "ModelLike",

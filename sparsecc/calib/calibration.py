@@ -19,13 +19,16 @@ from sparsecc.errors import UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.pm import Progress, no_progress
 
-__all__ = ["Calibration"]
+__all__ = ["MEMORY", "Calibration"]
 
 #: Default bytes of activations that one run may return.
 BYTE_BUDGET = 256 << 20
 
 #: Default bytes of the matrices that one step of a walk gives.
 MOMENT_BUDGET = 512 << 20
+
+#: Default of both together.
+MEMORY = BYTE_BUDGET + MOMENT_BUDGET
 
 
 class Calibration:
@@ -56,6 +59,7 @@ class Calibration:
         seed: int = 0,
         threads: int = 0,
         byte_budget: int = BYTE_BUDGET,
+        moment_budget: int = MOMENT_BUDGET,
         progress: Progress = no_progress,
     ) -> None:
         """Take batches from ``start()``, which is called once to check them and once per run of the model.
@@ -66,7 +70,10 @@ class Calibration:
             synthetic: whether the inputs are random.
             seed: of the positions that Gram matrices of convolutions are taken at.
             threads: threads of the sessions; 0 for all physical cores.
-            byte_budget: bytes of activations that one run may return, about.
+            byte_budget: bytes of activations that one run may return, about; those kept for later are in files
+                beyond it.
+            moment_budget: bytes of the matrices of one step of a walk; a single larger one is a step alone, in a
+                file.
             progress: told how far measuring is.
 
         Raises:
@@ -80,6 +87,7 @@ class Calibration:
         self._seed = seed
         self._threads = threads
         self._byte_budget = byte_budget
+        self._moment_budget = moment_budget
         self.batches, self._digest = _read_all(start)  # a bad sample is found before the slow part
         if not self.batches:
             raise UsageError(f"{description}: no samples; give at least one")
@@ -94,6 +102,7 @@ class Calibration:
         seed: int = 0,
         input_shapes: Mapping[str, Sequence[int]] | None = None,
         threads: int = 0,
+        memory: int = MEMORY,
         progress: Progress = no_progress,
     ) -> Calibration:
         """Open the inputs that ``spec`` names, each checked against the inputs of ``model``.
@@ -115,6 +124,7 @@ class Calibration:
             seed: of that choice, of synthetic inputs and of the positions for Gram matrices.
             input_shapes: shapes of synthetic inputs whose dimensions are symbolic, by input name.
             threads: threads of the sessions; 0 for all physical cores.
+            memory: bytes that activations (a third) and Gram matrices may take before they go to files.
             progress: told how far measuring is.
 
         Raises:
@@ -134,6 +144,8 @@ class Calibration:
             synthetic=spec == "synthetic",
             seed=seed,
             threads=threads,
+            byte_budget=memory // 3,
+            moment_budget=memory - memory // 3,
             progress=progress,
         )
 
@@ -146,6 +158,7 @@ class Calibration:
         seed: int = 0,
         threads: int = 0,
         byte_budget: int = BYTE_BUDGET,
+        moment_budget: int = MOMENT_BUDGET,
     ) -> Calibration:
         """Use arrays in memory: a sequence of dictionaries by input name, each one set of inputs of
         ``model``.
@@ -161,6 +174,7 @@ class Calibration:
             seed=seed,
             threads=threads,
             byte_budget=byte_budget,
+            moment_budget=moment_budget,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -217,8 +231,6 @@ class Calibration:
         model: Model,
         sites: Sequence[Site],
         reference: Model | None = None,
-        *,
-        moment_budget: int = MOMENT_BUDGET,
     ) -> Iterator[dict[str, Moments]]:
         """Measure ``sites`` front to back, in steps, on the model as it is when a step starts.
 
@@ -233,7 +245,6 @@ class Calibration:
             sites: of ``model``. Those that cannot be measured are left out and explained in ``unavailable``.
             reference: a model with the same nodes and names, such as a copy from before the changes; its inputs
                 are compared row by row with those of ``model``. Default: none, ``cross`` being ``gram``.
-            moment_budget: bytes of the matrices of one step; a single larger one is a step alone.
 
         Raises:
             UsageError: the inputs do not fit.
@@ -248,7 +259,7 @@ class Calibration:
             count=self.batches,
             seed=self._seed,
             byte_budget=self._byte_budget,
-            moment_budget=moment_budget,
+            moment_budget=self._moment_budget,
             threads=self._threads,
             progress=self.progress,
             unavailable=self.unavailable,

@@ -85,6 +85,12 @@ _MOST_NOTES = 12
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
 @calibration_option
 @num_samples_option
+@click.option(
+    "--memory",
+    metavar="GB",
+    type=click.FloatRange(0, min_open=True),
+    help="Gigabytes that what calibration measures may take before it goes to files.  [default: 0.8]",
+)
 @input_shapes_option
 @click.option(
     "--standard-ops-only", is_flag=True, help="Emit no custom operators: runs anywhere, at dense speed."
@@ -126,6 +132,7 @@ def command(
     match: str,
     calibration_data: str | None,
     num_samples: int | None,
+    memory: float | None,
     input_shapes: tuple[str, ...],
     standard_ops_only: bool,
     keep_slower: bool,
@@ -168,6 +175,7 @@ def command(
             match=match,
             calibration_data=calibration_data,
             num_samples=num_samples,
+            memory=memory,
             input_shapes=parse_input_shapes(input_shapes),
             standard_ops_only=standard_ops_only,
             keep_slower=keep_slower,

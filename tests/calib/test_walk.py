@@ -50,11 +50,11 @@ def inputs(model: Model, batches: int = 3) -> list[dict[str, NDArray[Any]]]:
     return [{"x": normal(5 + number, 8)} for number in range(batches)]
 
 
-def take_all(source: Calibration, model: Model, reference: Model | None, **options: Any) -> list[list[str]]:
+def take_all(source: Calibration, model: Model, reference: Model | None) -> list[list[str]]:
     """Walk, halving each weight on the way and checking moments against plain runs of the whole model."""
     steps = []
     names = {site.name: site.input_name for site in model.sites()}
-    for found in source.walk(model, model.sites(), reference, **options):
+    for found in source.walk(model, model.sites(), reference):
         steps.append(list(found))
         for name, moments in found.items():
             here, there = (rows_of(source, side, names[name]) for side in (model, reference or model))
@@ -98,9 +98,10 @@ def test_a_small_budget_takes_inputs_one_by_one_but_siblings_together() -> None:
         }""",
         wa=normal(8, 8), wb=normal(8, 8), wc=normal(8, 8),
     )  # fmt: skip
-    source = Calibration.from_batches([{"x": normal(4, 8), "z": normal(4, 8)}], model)
-    assert take_all(source, model, model.copy()) == [["a", "b", "c"]]
-    assert take_all(source, model, None, moment_budget=1) == [["a", "b"], ["c"]]
+    batches = [{"x": normal(4, 8), "z": normal(4, 8)}]
+    assert take_all(Calibration.from_batches(batches, model), model, model.copy()) == [["a", "b", "c"]]
+    small = Calibration.from_batches(batches, model, moment_budget=1)
+    assert take_all(small, model, None) == [["a", "b"], ["c"]]
 
 
 def test_nodes_run_once_in_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,8 +214,8 @@ def test_moments_have_the_same_bits_wherever_they_are(
     batches = [{"x": np.linspace(-1, 1, 56, dtype=np.float32).reshape(7, 8) ** number} for number in (1, 2)]
     source = Calibration.from_batches(batches, model)
     expected = {k: v for step in source.walk(model, model.sites(), reference) for k, v in step.items()}
-    found = source.walk(model, model.sites(), reference, moment_budget=moment_budget)
-    for step in found:
+    limited = Calibration.from_batches(batches, model, moment_budget=moment_budget)
+    for step in limited.walk(model, model.sites(), reference):
         for name, moments in step.items():
             assert is_mapped(moments.gram) == (moment_budget == 1)
             np.testing.assert_array_equal(moments.gram, moments.gram.T)

@@ -325,3 +325,11 @@ def test_a_signal_while_writing_leaves_nothing(mlp: Path, tmp_path: Path, root: 
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines() == ["sparsecc: error: interrupted; no unfinished file was left behind"]
     assert not list(out.parent.iterdir())
+
+
+@pytest.mark.parametrize("memory", ["0", "nan", "inf"])
+def test_memory_is_a_positive_number_of_gigabytes(
+    sparsecc: Run, mlp: Path, tmp_path: Path, memory: str
+) -> None:
+    arguments = ("--calibration-data", "synthetic", "--memory", memory)
+    check_refused(sparsecc("optimize", mlp, "-o", tmp_path / "out.onnx", *arguments), 2, "memory")

@@ -397,3 +397,15 @@ def test_weights_in_a_file_stay_out_of_memory(method, tmp_path):
     assert found.fingerprint() == expected.fingerprint()
     found.save(tmp_path / "m.onnx")
     assert Model.load(tmp_path / "m.onnx").fingerprint() == expected.fingerprint()
+
+
+@pytest.mark.parametrize(("rows", "told"), [(40, True), (48, False)])
+def test_fewer_rows_than_inputs_are_told(rows, told):
+    model = deep()
+    changed, reports = pruned(model, data(rows=rows), "prune-wanda-ols{sparsity=0.5}")
+    notes = [note for report in reports for note in report.notes]
+    assert (
+        any("3 sites are fitted to fewer rows" in note and "40 rows, 48 inputs" in note for note in notes)
+        == told
+    )
+    assert density(changed.sites()[0].numpy()) == 0.5

@@ -243,3 +243,13 @@ def test_reasons_and_refusals() -> None:
 def test_options_that_mean_nothing_are_refused(option: str) -> None:
     with pytest.raises(SpecError):
         Pipeline.parse(f"prune-structured{{{option}}}")
+
+
+def test_zeros_that_a_fit_fills_are_told() -> None:
+    for sparse in (True, False):
+        model = mlp()
+        (down,) = (site for site in model.sites() if site.name == "down")
+        if sparse:
+            down.replace(np.where(np.arange(down.shape[1]) % 2, down.numpy(), 0).astype(np.float32))
+        report = cut(model, data(model), "flops-ratio=0.7 multiple=4")
+        assert any("filled their zeros (as down)" in note for note in report.notes) == sparse
