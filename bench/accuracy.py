@@ -141,7 +141,9 @@ def rule(results: Mapping[str, Any]) -> str:
     for name, result in results.items():
         rows, sign = result["variants"], 1 if result.get("higher_is_better", True) else -1
         for pattern in ("50 %", "2:4"):
-            fitted = [f"{pattern} {method}" for method in ("Wanda + OLS", "SparseGPT", "ALPS")]
+            fitted = [
+                f"{pattern} {method}" for method in ("Wanda + OLS", "SparseGPT", "ALPS", "permuted ALPS")
+            ]
             measured = {item: sign * rows[item]["value"] for item in fitted if item in rows}
             if not measured or "dense" not in rows or f"{pattern} magnitude" not in rows:
                 continue
