@@ -28,7 +28,7 @@ class Solution:
 
     Attributes:
         core: ``[N, K]``, what its own node multiplies with.
-        parts: arrays of the nodes around it, by name; the columns of ``right`` are those of the weight.
+        parts: arrays of the nodes around it, by name, as the graph has them.
         total: ``[N, K]``, the weight that all of them together stand for.
         detail: what it is, in a few words.
         numbers: for the report.
@@ -41,10 +41,8 @@ class Solution:
     numbers: dict[str, float] = field(default_factory=dict)
 
     def stored(self, item: Work, dtype: np.dtype[Any]) -> Solution:
-        """Return what is to be written for ``item``, in its type and the order of its columns, without the total."""
+        """Return what is to be written for ``item``, in its type, the core in its order of columns, without total."""
         parts = {name: array.astype(dtype) for name, array in self.parts.items()}
-        if "right" in parts:
-            parts["right"] = item.restored(parts["right"])
         core = item.restored(self.core).astype(dtype)
         return replace(self, core=core, parts=parts, total=core[:0])
 

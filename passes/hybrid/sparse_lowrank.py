@@ -134,7 +134,7 @@ class SparseLowRank(HybridPass):
         held = int(np.count_nonzero(found.sparse)) + factors.size
         return Solution(
             core=found.sparse,
-            parts={"left": factors.left, "right": factors.right} if factors.rank else {},
+            parts={"left": factors.left, "right": item.restored(factors.right)} if factors.rank else {},
             total=found.total(),
             detail=f"{item.describe()}: {held / found.sparse.size:.4g} of the numbers stay",
             numbers={
