@@ -198,17 +198,17 @@ def main(
                     "calibration_samples": task.calibration_samples,
                     "variants": rows,
                 }
-                save(output, results, held_pairs, threads)
+                save(output, results, f"python bench/accuracy.py --held-pairs {held_pairs}", threads)
     click.echo(table(results))
     click.echo(rule(results))
 
 
-def save(output: Path, results: Mapping[str, Any], held_pairs: int, threads: int) -> None:
+def save(output: Path, results: Mapping[str, Any], command: str, threads: int) -> None:
     """Write what there is: a run that is stopped loses one variant."""
     import onnxruntime
 
     document = {
-        "command": f"python bench/accuracy.py --held-pairs {held_pairs}",
+        "command": command,
         "machine": platform.machine(),
         "onnxruntime": onnxruntime.__version__,
         "threads": threads,

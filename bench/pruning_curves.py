@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import onnxruntime
-from accuracy import prune
+from accuracy import prune, save
 from accuracy_tasks import ROOT, Run, Task, cifar, load_evaluation, minilm
 
 from sparsecc import ir, verify
@@ -139,19 +137,7 @@ def main(
                     continue
                 found[pattern] = measured(task, wanted, threads)
                 click.echo(f"{name}: {method} {pattern} {found[pattern]['value']:.4f}", err=True)
-                write(results, threads, output)
-
-
-def write(results: dict[str, Any], threads: int, output: Path) -> None:
-    document = {
-        "command": "python bench/pruning_curves.py",
-        "machine": platform.machine(),
-        "onnxruntime": onnxruntime.__version__,
-        "threads": threads,
-        "models": results,
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=1) + "\n")
+                save(output, results, "python bench/pruning_curves.py", threads)
 
 
 if __name__ == "__main__":
