@@ -27,6 +27,8 @@ LOADERS: dict[str, str] = {
     "prune-obc": "sparsecc.passes.prune.obc:PruneObc",
     "prune-armor": "sparsecc.passes.hybrid.armor:PruneArmor",
     "sparse-lowrank": "sparsecc.passes.hybrid.sparse_lowrank:SparseLowRank",
+    "factor-svd": "sparsecc.passes.factor.low_rank:FactorSvd",
+    "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

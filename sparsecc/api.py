@@ -123,6 +123,7 @@ def optimize(
     reference: str | os.PathLike[str] | None = None,
     flops_ratio: float | None = None,
     blocks: int | None = None,
+    param_ratio: float | None = None,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -150,7 +151,8 @@ def optimize(
         sparsity: fraction of the weights to remove, in [0, 1).
         method: ``magnitude``, or with calibration data ``wanda``, ``dass``, ``wanda-ols``, ``sparsegpt``, ``alps``
             or ``obc``; ``tiles``, ``armor`` and ``sparse-lowrank`` split or factorise weights too; ``structured``
-            removes channels, neurons and heads instead, ``depth`` whole residual blocks.
+            removes channels, neurons and heads instead, ``depth`` whole residual blocks; ``svd``, or with calibration
+            data ``whitened-svd`` and ``rrr``, put smaller factors in the place of weights.
         match: which sites: glob or ``re:`` expression.
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
@@ -168,6 +170,7 @@ def optimize(
         flops_ratio: with the methods ``structured`` and ``depth``: share of the multiplications of linear layers to
             keep.
         blocks: with the method ``depth``: how many residual blocks to remove; 1 if neither is given.
+        param_ratio: with methods that factorise: share of the numbers of each weight that its factors may hold.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -196,11 +199,11 @@ def optimize(
     _check_paths(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
     threads = _threads(threads, wanted)
-    library = _library_found(needed=keep_slower)
+    library = _library_found(needed=keep_slower and not standard_ops_only)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
         "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
-        "values": None if values == "fp32" else values,
+        "param_ratio": param_ratio, "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -223,6 +226,7 @@ def optimize(
             pruned_before=reference is not None,
             flops_ratio=flops_ratio,
             blocks=blocks,
+            param_ratio=param_ratio,
             values=values,
         )
     original = ir.Model.load(source)

@@ -15,6 +15,7 @@ from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
 from sparsecc.passes.prune.base import Work
 from sparsecc.passes.prune.gram_pass import Problem, WalkPass
 from sparsecc.passes.prune.scores import compared
+from sparsecc.passes.prune.walk import solutions
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import MomentsLike, PassContext, PassReport, SiteSettings
 from sparsecc.sparse import density
@@ -87,7 +88,9 @@ class HybridPass(WalkPass):
             return self.solve(item, problem, ctx)
 
         found: list[tuple[Work, Solution]] = []
-        for item, solution in self.solutions(model, dense, suited, solve, ctx, report):
+        for item, solution in solutions(
+            self.name, model, dense, suited, solve, ctx, report, sequential=self.sequential
+        ):
             weight = item.site.numpy()
             total = item.restored(solution.total).astype(weight.dtype)
             item.site.replace(total, item.scratch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from sparsecc.errors import ModelError, SpecError
 
 __all__ = [
     "Matrix",
+    "Quadratic",
     "centred",
     "check_fit",
     "correction_for",
@@ -20,6 +23,24 @@ __all__ = [
 ]
 
 Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """What the weight of a layer is fitted to: find another one with small ``Q(it - target)``.
+
+    Attributes:
+        target: ``[N, K]``.
+        gram: ``[K, K]``, positive definite, of ``Q``.
+        energy: ``[K]``, mean square of each input, without what makes ``gram`` definite.
+        irreducible: share of the outputs that no weights could give back (``irreducible_error``); None if unknown.
+    """
+
+    target: Matrix
+    gram: Matrix
+    energy: NDArray[np.float64]
+    irreducible: float | None
+
 
 #: Columns of a matrix that are mixed at a time, and the size up to which a triangle is inverted in one piece.
 _COLUMNS = 512

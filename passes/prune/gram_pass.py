@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,7 @@ from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.gram import (
     Matrix,
-    centred,
+    Quadratic,
     check_fit,
     correction_for,
     damped,
@@ -26,40 +24,29 @@ from sparsecc.passes.prune.gram import (
     shifted_target,
 )
 from sparsecc.passes.prune.resume import Solution, Solved
-from sparsecc.passes.prune.scarcity import Scarcity
 from sparsecc.passes.prune.scores import compared
 from sparsecc.passes.prune.selection import Mask, Selection
-from sparsecc.passes.recover.biases import SiteBias, site_bias
-from sparsecc.passes.tidy.graph import float_attribute
+from sparsecc.passes.prune.walk import fitted_bias, group_moments, settable_biases, solutions
+from sparsecc.passes.recover.biases import SiteBias
 from sparsecc.pm import CalibrationSource, MomentsLike, PassContext, PassReport
 
 __all__ = ["GramPass", "Problem", "WalkPass"]
-
-Found = TypeVar("Found")
 
 #: Weights that are one problem where rows can be taken by themselves: 128 MB each time they are held.
 _ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Quadratic):
     """One matrix to prune: find weights of the pattern with small ``Q(weights - target)``.
 
     Attributes:
-        target: ``[N, K]``.
-        gram: ``[K, K]``, positive definite, of ``Q``.
-        energy: ``[K]``, mean square of each input, without what makes ``gram`` definite.
         selection: how much stays, in which pattern.
         protected: entries ``[N, K]`` that stay while there is room; None for none.
-        irreducible: share of the outputs that no weights could give back (``irreducible_error``); None if unknown.
     """
 
-    target: Matrix
-    gram: Matrix
-    energy: NDArray[np.float64]
     selection: Selection
     protected: Mask | None
-    irreducible: float | None
 
     def choose(self, squares: NDArray[Any], start: int = 0) -> Mask:
         """Return the mask of the columns from ``start`` on by what dropping each weight costs."""
@@ -92,67 +79,6 @@ class WalkPass(PrunePass):
         super().__post_init__()
         check_fit(self.name, self.damping, correction=self.correction)
 
-    def solutions(
-        self,
-        model: Model,
-        dense: Model,
-        work: Sequence[Work],
-        solve: Callable[[Work, MomentsLike], Found | str],
-        ctx: PassContext,
-        report: PassReport,
-    ) -> Iterator[tuple[Work, Found]]:
-        """Yield what ``solve`` finds for each site; whoever takes it changes the weight before taking the next.
-
-        Sites that do not read one another are solved side by side. Reasons that ``solve`` gives instead, and those
-        of sites that cannot be measured, go into the report.
-
-        Args:
-            model: being changed.
-            dense: as it was before.
-            work: sites of ``model``.
-            solve: finds the solution of a site by its moments, which are finite, or says why there is none.
-            ctx: with a calibration source.
-            report: takes the reasons.
-
-        Raises:
-            UsageError: there is no calibration source.
-        """
-        calibration = ctx.calibration_for(self.name)
-
-        def solved(item: Work, moments: MomentsLike) -> Found | str:
-            if not (np.isfinite(moments.gram).all() and np.isfinite(moments.cross).all()):
-                return "its input is NaN or infinite on the calibration data"
-            return solve(item, moments)
-
-        waiting = {item.site.name: item for item in work}
-        scarcity = Scarcity()
-        with ThreadPoolExecutor(ctx.threads or os.cpu_count() or 1) as pool:
-            for found in self._measured(model, dense, work, calibration):
-                items = [waiting.pop(name) for name in found if name in waiting]
-                results = pool.map(solved, items, [found[item.site.name] for item in items])
-                for item, result in zip(items, results, strict=True):
-                    if isinstance(result, str):
-                        report.skip(item.site.name, result)
-                    else:
-                        scarcity.count(item.site, found[item.site.name])
-                        yield item, result
-                ctx.progress(self.name, len(work) - len(waiting), len(work))
-                del found  # the matrices of one step go before those of the next come
-        for name in waiting:
-            reason = calibration.unavailable.get(name, "calibration does not reach it")
-            report.skip(name, f"not measured: {reason}")
-        scarcity.tell(report)
-
-    def _measured(
-        self, model: Model, dense: Model, work: Sequence[Work], calibration: CalibrationSource
-    ) -> Iterator[Mapping[str, MomentsLike]]:
-        names = {item.site.name for item in work}
-        if not names:
-            return iter(())
-        if self.sequential:
-            return calibration.walk(model, [item.site for item in work], dense)
-        return calibration.walk(dense, [site for site in dense.sites() if site.name in names])
-
     def problems(
         self, item: Work, weight: NDArray[Any], moments: MomentsLike, *, affine: bool = False
     ) -> Iterator[Problem]:
@@ -169,7 +95,7 @@ class WalkPass(PrunePass):
         groups, share = item.site.groups, correction_for(item.site.op, self.correction)
         stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
         for group, rows in enumerate(np.split(weight, groups)):
-            gram, cross, reference = _moments(moments, group, groups, item.order, affine)
+            gram, cross, reference = group_moments(moments, group, groups, item.order, affine)
             matrix, _ = damped(gram, self.damping)
             energy = np.maximum(np.diag(gram), 0.0)  # centring leaves rounding of either sign
             for some in _row_parts(rows.shape, item.selection) if self.by_rows else [slice(None)]:
@@ -181,7 +107,7 @@ class WalkPass(PrunePass):
                     target = shifted_target(target, gram, cross, self.damping, share)
                 stay = stays[group]
                 protected = None if stay is None else stay[some]
-                yield Problem(target, matrix, energy, item.selection, protected, lost)
+                yield Problem(target, matrix, energy, lost, item.selection, protected)
 
 
 @dataclass(frozen=True)
@@ -203,7 +129,7 @@ class GramPass(WalkPass):
         """
         calibration = ctx.calibration_for(self.name)
         dense = model.copy()
-        biases = self._biases(model, work)
+        biases = settable_biases(model, [item.site for item in work]) if self.bias else {}
         solved = (
             None if self.resume is None else Solved(self.resume, self._key(dense, calibration, work, ctx))
         )
@@ -218,17 +144,12 @@ class GramPass(WalkPass):
         def solve(item: Work, moments: MomentsLike) -> Solution:
             return self._solve(item, biases.get(item.site.name), moments)
 
-        for item, solution in self.solutions(model, dense, waiting, solve, ctx, report):
+        for item, solution in solutions(
+            self.name, model, dense, waiting, solve, ctx, report, sequential=self.sequential
+        ):
             if solved is not None:
                 solved.put(item.site.name, item.site.numpy(), solution)
             _store(item, biases.get(item.site.name), solution, report)
-
-    def _biases(self, model: Model, work: Sequence[Work]) -> dict[str, SiteBias]:
-        """The biases that are fitted with the weights, by the name of the site."""
-        if not self.bias:
-            return {}
-        found = {item.site.name: site_bias(model, item.site, add=False) for item in work}
-        return {name: bias for name, bias in found.items() if isinstance(bias, SiteBias)}
 
     def _key(
         self, dense: Model, calibration: CalibrationSource, work: Sequence[Work], ctx: PassContext
@@ -259,44 +180,11 @@ class GramPass(WalkPass):
         numbers = {"output_error": error / total if total else 0.0}
         if lost:
             numbers["irreducible_error"] = float(np.mean(lost))
-        shifted = None if bias is None else fitted_bias(item, bias, weight, pruned, moments)
+        shifted = None
+        if bias is not None:
+            shifted = fitted_bias(item.site, bias, item.restored(weight), item.restored(pruned), moments)
         kept = compared(weight, pruned, np.concatenate(scores)).kept_score
         return Solution(pruned, shifted, kept, numbers)
-
-
-def fitted_bias(
-    item: Work, bias: SiteBias, weight: NDArray[Any], pruned: NDArray[Any], moments: MomentsLike
-) -> NDArray[np.float64]:
-    """The bias ``[N]`` that gives the outputs of ``pruned`` the means that those of ``weight`` have in the dense model.
-
-    Both weights are in the order of the pattern.
-    """
-    groups = item.site.groups
-    here, there = (np.split(part.reshape(-1), groups) for part in (moments.mean, moments.reference_mean))
-    dense, now = (np.split(item.restored(part), groups) for part in (weight, pruned))
-    lost = np.concatenate([dense[g] @ there[g] - now[g] @ here[g] for g in range(groups)])
-    alpha = float_attribute(item.site.node, "alpha", 1.0) if item.site.op == "Gemm" else 1.0
-    return np.asarray(bias.numpy() + alpha * lost, np.float64)
-
-
-def _moments(
-    moments: MomentsLike, group: int, groups: int, order: NDArray[np.intp] | None, affine: bool
-) -> tuple[Matrix, Matrix, Matrix | None]:
-    """Gram matrix, cross moments and those of the reference for one group, in ``order``; centred if ``affine``."""
-    here, there = (part.reshape(groups, -1)[group] for part in (moments.mean, moments.reference_mean))
-    found: list[Matrix | None] = []
-    for matrix, left, right in (
-        (moments.gram, here, here),
-        (moments.cross, there, here),
-        (moments.reference_gram, there, there),
-    ):
-        own = None if matrix is None else matrix.reshape(groups, len(left), len(right))[group]
-        own = centred(own, left, right) if affine and own is not None else own
-        found.append(own if own is None or order is None else own[np.ix_(order, order)])
-    gram, cross, reference = found
-    assert gram is not None, "only the reference may be missing"
-    assert cross is not None, "only the reference may be missing"
-    return gram, cross, reference
 
 
 def _store(item: Work, bias: SiteBias | None, solution: Solution, report: PassReport) -> None:

@@ -48,7 +48,8 @@ _MOST_NOTES = 12
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt, alps or obc (the last "
     "four also change the weights that stay); tiles, armor and sparse-lowrank split or factorise weights; structured "
-    "removes channels, neurons and heads, depth whole residual blocks.",
+    "removes channels, neurons and heads, depth whole residual blocks; svd, or with calibration data whitened-svd or "
+    "rrr, put smaller factors in the place of weights.",
 )
 @click.option(
     "--flops-ratio",
@@ -57,6 +58,11 @@ _MOST_NOTES = 12
 )
 @click.option(
     "--blocks", type=click.IntRange(min=1), help="With --method depth: how many residual blocks to remove."
+)
+@click.option(
+    "--param-ratio",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="With methods that factorise: share of the numbers of each weight that its factors may hold.  [default: 0.7]",
 )
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
@@ -123,6 +129,7 @@ def command(
     method: str | None,
     flops_ratio: float | None,
     blocks: int | None,
+    param_ratio: float | None,
     permute: bool,
     recover: str | None,
     reference: str | None,
@@ -166,6 +173,7 @@ def command(
             method=method,
             flops_ratio=flops_ratio,
             blocks=blocks,
+            param_ratio=param_ratio,
             permute=permute,
             recover=recover,
             reference=reference,

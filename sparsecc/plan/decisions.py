@@ -90,6 +90,8 @@ def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
         for skip in report.skipped:
             if report.pass_name.startswith(("prune-", "sparse-")):
                 unpruned[skip.site] = f"not pruned: {skip.reason}; "
+            elif report.pass_name.startswith("factor-"):
+                unpruned[skip.site] = f"not factorised: {skip.reason}; "
             elif report.pass_name in _NARROWED:
                 wider[skip.site] = f"{wider.get(skip.site, '')}{_NARROWED[report.pass_name]}: {skip.reason}; "
             elif report.pass_name not in ("lower-sparse", "restore-dense"):

@@ -6,7 +6,7 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm import Pass, Pipeline, get_pass
 from sparsecc.sparse import FLOATS, Pattern
 
-__all__ = ["ACTIVATIONS", "METHODS", "RECOVERY", "REMOVAL", "preset"]
+__all__ = ["ACTIVATIONS", "FACTOR", "METHODS", "RECOVERY", "REMOVAL", "preset"]
 
 #: Pruning methods by the name given to ``--method``.
 METHODS = {
@@ -16,6 +16,13 @@ METHODS = {
 #: Methods that split or factorise weights, with the pattern of their sparse part where none is given.
 _HYBRIDS = {"tiles": "2:4", "armor": "2:4", "sparse-lowrank": "unstructured"}
 METHODS.update({"tiles": "prune-tiles", "armor": "prune-armor", "sparse-lowrank": "sparse-lowrank"})
+
+#: Methods that factorise weights, by the name given to ``--method``: pass and options.
+FACTOR: dict[str, tuple[str, dict[str, object]]] = {
+    "svd": ("factor-svd", {}),
+    "whitened-svd": ("factor-rrr", {"sequential": False}),
+    "rrr": ("factor-rrr", {}),
+}
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
 REMOVAL = {"structured": "prune-structured", "depth": "prune-depth"}
@@ -46,6 +53,7 @@ def preset(
     permute: bool = False,
     flops_ratio: float | None = None,
     blocks: int | None = None,
+    param_ratio: float | None = None,
     values: str = "fp32",
     recover: str | None = None,
     pruned_before: bool = False,
@@ -56,7 +64,7 @@ def preset(
         pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given, ``2:4`` for ``tiles`` and
             ``armor``.
         sparsity: fraction of weights to remove; the method's default when not given. N:M has its own.
-        method: one of ``METHODS``, or of ``REMOVAL``; ``wanda`` when there is calibration data, else ``magnitude``.
+        method: one of ``METHODS``, ``FACTOR`` or ``REMOVAL``; ``wanda`` with calibration data, else ``magnitude``.
         match: which sites to prune and lower.
         keep_slower: lower every site that has zeros (to ``pattern``, if given), also where dense is faster.
         standard_ops_only: emit no custom operators.
@@ -67,6 +75,7 @@ def preset(
         flops_ratio: with the methods of ``REMOVAL``, which remove channels, neurons and heads, or whole residual
             blocks: share of the multiplications to keep.
         blocks: with the method ``depth``: how many residual blocks to remove, instead of ``flops_ratio``.
+        param_ratio: with the methods of ``FACTOR``: share of the numbers of each weight that its factors may hold.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
             them, whichever they are given in.
@@ -87,6 +96,16 @@ def preset(
     elif flops_ratio is not None or blocks is not None:
         flag, methods = ("blocks", "depth") if blocks is not None else ("flops-ratio", " or ".join(REMOVAL))
         raise UsageError(f"--{flag} is an option of --method {methods}")
+    factorises = method in FACTOR
+    if method is not None and factorises:
+        if pattern is not None or sparsity is not None or permute:
+            raise UsageError(
+                f"--method {method} factorises: give --param-ratio, no --pattern, --sparsity or --permute"
+            )
+        steps.append(_factor_step(method, match, param_ratio, keep_slower, standard_ops_only))
+        method, match = None, "*"
+    elif param_ratio is not None:
+        raise UsageError(f"--param-ratio is an option of --method {', '.join(FACTOR)}")
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
         step = _prune_step(pattern, sparsity, method, match, calibrated, activations == "static")
@@ -94,7 +113,7 @@ def preset(
     elif permute:
         raise UsageError("--permute prepares pruning to a pattern: give --pattern N:M or RxC too")
     if recover is not None:
-        steps += _recovery_steps(recover, prunes or removes or pruned_before, calibrated)
+        steps += _recovery_steps(recover, prunes or removes or factorises or pruned_before, calibrated)
     if values != "fp32":
         steps.append(_round_step(values, match, standard_ops_only))
     if activations is not None and quantize is None:
@@ -118,7 +137,7 @@ def preset(
         steps.append(_pass("lower-sparse"))
         if not keep_slower:
             steps.append(_pass("fuse-transformer"))
-    elif keep_slower:
+    elif keep_slower and not factorises:
         raise UsageError("--keep-slower needs custom operators; leave out --standard-ops-only")
     elif quantize is not None:
         steps += [_pass("choose-layout", match=match, custom_ops=False), _pass("confirm-layout")]
@@ -137,6 +156,17 @@ def _removal_step(method: str, match: str, flops_ratio: float | None, blocks: in
     amounts: dict[str, object] = {"flops_ratio": flops_ratio, "blocks": blocks}
     given = {name: value for name, value in amounts.items() if value is not None}
     return _pass(REMOVAL[method], match=match, **given)
+
+
+def _factor_step(
+    method: str, match: str, param_ratio: float | None, keep_slower: bool, standard_ops_only: bool
+) -> Pass:
+    name, options = FACTOR[method]
+    known = {info.name for info in get_pass(name).option_infos()}
+    amount = {} if param_ratio is None else {"param_ratio": param_ratio}
+    if "custom-ops" in known:
+        amount["custom_ops"] = not standard_ops_only
+    return _pass(name, match=match, keep_slower=keep_slower, **amount, **options)
 
 
 def _round_step(values: str, match: str, standard_ops_only: bool) -> Pass:
@@ -197,7 +227,7 @@ def _prune_step(
 ) -> Pass:
     chosen = method or ("wanda" if calibrated else "magnitude")
     if chosen not in METHODS:
-        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, *REMOVAL])}")
+        raise UsageError(f"unknown method '{chosen}'; known: {', '.join([*METHODS, *FACTOR, *REMOVAL])}")
     wanted = Pattern.parse(pattern or _HYBRIDS.get(chosen, "unstructured"))
     if wanted.kind == "dense":
         raise SpecError("--pattern dense prunes nothing; leave it out")

@@ -15,7 +15,7 @@ from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.quantized import data_input
 from sparsecc.ir.sparse_ops import initializer
-from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark, unmark
+from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, ChooseLayout, mark, unmark
 from sparsecc.passes.lower.linear_form import Borders, LinearForm, Refusal, borders, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
 from sparsecc.passes.lower.recurrent import (
@@ -28,7 +28,7 @@ from sparsecc.passes.lower.recurrent import (
 )
 from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.costs import CostTable
-from sparsecc.pm import PassContext, Requantizer
+from sparsecc.pm import PassContext, Requantizer, RewriteCost
 from sparsecc.sparse import INT8_DENSE, Layout
 
 __all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "part_model", "site_model"]
@@ -177,6 +177,37 @@ class MeasuredCosts:
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
 
+    def rewritten(
+        self, model: Model, site: Site, rewrite: Callable[[Model, Site], None], key: str, *, custom_ops: bool
+    ) -> RewriteCost:
+        """See ``CostSource.rewritten``."""
+        shape = self._input_shape(model, site)
+        try:
+            form = linear_form(model, site, site.node)
+        except Refusal as refusal:
+            raise MeasurementError(f"not timed: {refusal}") from refusal
+        own = site_model(form, shape, model)
+        row = self.table.get_or_measure(
+            f"{self._site_key(site, form, shape, None)} -> {key} custom-ops={custom_ops:d}",
+            ("dense", "ms", "bytes"),
+            lambda: self._rewritten(own, rewrite, custom_ops),
+        )
+        return RewriteCost(row["dense"], row["ms"], _constant_bytes(own), int(row["bytes"]))
+
+    def _rewritten(
+        self, own: Model, rewrite: Callable[[Model, Site], None], custom_ops: bool
+    ) -> dict[str, float]:
+        candidate = own.copy()
+        (site,) = candidate.sites()
+        rewrite(candidate, site)
+        inputs = _random_inputs(own, self._seed)
+        if custom_ops:
+            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
+            ChooseLayout().run(candidate, PassContext(costs=inner))
+            candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
+        times = self._time_variants([own, candidate], ["ms"], inputs)
+        return {**times, "bytes": _constant_bytes(candidate)}
+
     def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
         if self._shapes is None:
             self._shapes = input_shapes_of_sites(model, self._inputs)
@@ -254,6 +285,12 @@ class MeasuredCosts:
 
         key += f" threads={self._threads}"
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
+
+
+def _constant_bytes(model: Model) -> int:
+    """Bytes of all initialisers."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _form_before(base: Model, name: str) -> LinearForm | None:

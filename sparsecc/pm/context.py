@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +28,7 @@ __all__ = [
     "PassContext",
     "Progress",
     "Requantizer",
+    "RewriteCost",
     "SiteOverride",
     "SiteSettings",
     "no_progress",
@@ -180,6 +181,34 @@ class CostSource(Protocol):
     def relative_time_of(self, model: Model, candidate: Model) -> float:
         """Return (time of ``candidate``) / (time of ``model``), which takes the same inputs."""
 
+    def rewritten(
+        self, model: Model, site: Site, rewrite: Callable[[Model, Site], None], key: str, *, custom_ops: bool
+    ) -> RewriteCost:
+        """Return what one site costs alone, and what it costs once ``rewrite`` has put other nodes in its place.
+
+        Products with many zeros count in the form that is fastest for them.
+
+        Args:
+            model: where the site is; not changed.
+            site: in the main graph.
+            rewrite: changes the model and site it is given.
+            key: says all that the time after ``rewrite`` depends on beside the site.
+            custom_ops: whether sparse operators may stand for products with many zeros.
+
+        Raises:
+            MeasurementError: the site cannot be timed; the message says why.
+        """
+
+
+@dataclass(frozen=True)
+class RewriteCost:
+    """Median milliseconds of a site and bytes of its constants, dense and rewritten."""
+
+    dense_ms: float
+    ms: float
+    dense_bytes: int
+    bytes: int
+
 
 @dataclass(frozen=True)
 class SiteOverride:
@@ -190,18 +219,24 @@ class SiteOverride:
         pattern: pattern to prune to.
         sparsity: fraction to remove, in [0, 1).
         skip: leave the site alone.
+        param_ratio: share of its numbers that a factorised site may store, in (0, 1]; 1 leaves it dense.
     """
 
     match: str
     pattern: Pattern | None = None
     sparsity: float | None = None
     skip: bool = False
+    param_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise SpecError(f"override '{self.match}': sparsity must be in [0, 1), got {self.sparsity}")
-        if not self.skip and self.pattern is None and self.sparsity is None:
-            raise SpecError(f"override '{self.match}' changes nothing; give pattern, sparsity or skip = true")
+        if self.param_ratio is not None and not 0 < self.param_ratio <= 1:
+            raise SpecError(f"override '{self.match}': param_ratio must be in (0, 1], got {self.param_ratio}")
+        if not self.skip and (self.pattern, self.sparsity, self.param_ratio) == (None, None, None):
+            raise SpecError(
+                f"override '{self.match}' changes nothing; give pattern, sparsity, param_ratio or skip = true"
+            )
         self.applies_to("")  # a bad regular expression is refused here, before the slow part
 
     def applies_to(self, name: str) -> bool:
@@ -222,6 +257,7 @@ class SiteSettings:
     pattern: Pattern | None
     sparsity: float | None
     skip: bool = False
+    param_ratio: float | None = None
 
 
 @dataclass
@@ -290,7 +326,7 @@ class PassContext:
         return self.calibration
 
     def settings_for(self, site: Site | str, pass_: Pass) -> SiteSettings:
-        """Return the pattern and sparsity of ``pass_`` for this site after all matching overrides.
+        """Return pattern, sparsity and parameter ratio of ``pass_`` for this site after all matching overrides.
 
         An override to a pattern that implies its own sparsity (N:M, dense) drops the sparsity of the pass.
 
@@ -300,6 +336,7 @@ class PassContext:
         name = site if isinstance(site, str) else site.name
         pattern: Pattern | None = getattr(pass_, "pattern", None)
         sparsity: float | None = getattr(pass_, "sparsity", None)
+        param_ratio: float | None = getattr(pass_, "param_ratio", None)
         skip = False
         for override in self.overrides:
             if not override.applies_to(name):
@@ -314,8 +351,10 @@ class PassContext:
                         f"override '{override.match}' asks sparsity {sparsity} of '{name}', whose pattern "
                         f"{pattern} implies its own; give the override another pattern or no sparsity"
                     )
+            if override.param_ratio is not None:
+                param_ratio = override.param_ratio
             skip = override.skip
-        return SiteSettings(pattern, sparsity, skip)
+        return SiteSettings(pattern, sparsity, skip, param_ratio)
 
     def rng(self, *key: str) -> np.random.Generator:
         """Return the generator of this seed for this key, the same whatever ran before."""

@@ -26,7 +26,9 @@ _OVERRIDE_TYPES: dict[str, tuple[type, ...]] = {
     "pattern": (str,),
     "sparsity": (float, int),
     "skip": (bool,),
+    "param_ratio": (float, int),
 }
+_NUMBERS = ("sparsity", "param_ratio")
 
 
 def parse_recipe(text: str, source: str) -> tuple[list[str], tuple[SiteOverride, ...]]:
@@ -58,8 +60,9 @@ def format_recipe(specs: Sequence[str], overrides: Sequence[SiteOverride]) -> st
         lines += ["", "[[override]]", f"match = {_basic_string(item.match)}"]
         if item.pattern is not None:
             lines.append(f"pattern = {_basic_string(str(item.pattern))}")
-        if item.sparsity is not None:
-            lines.append(f"sparsity = {float(item.sparsity)!r}")
+        for key in _NUMBERS:
+            if getattr(item, key) is not None:
+                lines.append(f"{key} = {float(getattr(item, key))!r}")
         if item.skip:
             lines.append("skip = true")
     return "\n".join(lines) + "\n"
@@ -73,12 +76,12 @@ def _parse_override(table: object, where: str) -> SiteOverride:
         raise SpecError(f'{where}: needs match = "GLOB" or match = "re:EXPRESSION"')
     for key, value in table.items():
         if not isinstance(value, _OVERRIDE_TYPES[key]) or (isinstance(value, bool) and key != "skip"):
-            wanted = {"sparsity": "a number", "skip": "true or false"}.get(key, "text in quotes")
+            wanted = "a number" if key in _NUMBERS else {"skip": "true or false"}.get(key, "text in quotes")
             raise SpecError(f"{where}: {key} must be {wanted}, got {value!r}")
-    sparsity = float(table["sparsity"]) if "sparsity" in table else None
+    sparsity, ratio = (float(table[key]) if key in table else None for key in _NUMBERS)
     try:
         pattern = Pattern.parse(table["pattern"]) if "pattern" in table else None
-        return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False))
+        return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False), ratio)
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
 

@@ -12,7 +12,7 @@ import pytest
 
 from sparsecc.calib import Calibration, Moments, synthetic_inputs
 from sparsecc.ir import Model
-from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, get_pass, pass_names
+from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, RewriteCost, get_pass, pass_names
 from sparsecc.pm.checks import graph_fault, signature
 
 NAMES = pass_names()
@@ -55,6 +55,9 @@ class FakeCosts:
 
     def relative_time(self, model, sites, quantization=None):
         return 1.0 - 0.1 * len(sites)
+
+    def rewritten(self, model, site, rewrite, key, *, custom_ops):
+        return RewriteCost(1.0, 0.5, 2, 1)
 
 
 def context() -> PassContext:

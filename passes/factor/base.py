@@ -1,0 +1,287 @@
+"""What passes share that put a smaller chain of operators in the place of a site."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import MeasurementError, SpecError
+from sparsecc.ir import Model, Site
+from sparsecc.ir.mapped import Scratch
+from sparsecc.passes.factor.chain import Chain
+from sparsecc.passes.factor.forms import Form
+from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
+from sparsecc.passes.prune.gram import (
+    Matrix,
+    Quadratic,
+    check_fit,
+    correction_for,
+    damped,
+    irreducible_error,
+    quadratic_error,
+    shifted_target,
+)
+from sparsecc.passes.prune.walk import fitted_bias, group_moments, settable_biases, solutions
+from sparsecc.passes.tidy.graph import remove_dead
+from sparsecc.pm import MomentsLike, Pass, PassContext, PassReport, RewriteCost, select_sites
+from sparsecc.sparse import density
+
+__all__ = ["CalibratedFactorPass", "FactorPass", "Task", "rewrite"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A site to factorise, and what it shall become.
+
+    Attributes:
+        site: where the weight is.
+        outline: a form of the right shapes with random values.
+        cost: what both cost alone, if that was measured.
+        scratch: where a weight that is in a file goes meanwhile.
+    """
+
+    site: Site
+    outline: Form
+    cost: RewriteCost | None
+    scratch: Scratch = field(default_factory=Scratch)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a site becomes, rounded as the graph stores it, with its bias ``[N]`` if that is fitted too."""
+
+    form: Form
+    total: NDArray[Any]
+    bias: NDArray[np.float64] | None
+    numbers: dict[str, float]
+
+
+def rewrite(model: Model, site: Site, form: Form) -> None:
+    """Put the nodes of ``form`` in the place of the one node of ``site``. Other sites of ``model`` are stale then."""
+    form.emit(Chain(Rewriter(model), site))
+    remove_dead(model.onnx)
+    model.infer_shapes()
+
+
+@dataclass(frozen=True)
+class FactorPass(Pass):
+    """Base of passes that factorise the weights of sites: options, refusals, measured costs, rewriting, reports.
+
+    A site is rewritten only if that takes fewer bytes and, where times are measured, less time.
+    """
+
+    lossless: ClassVar[bool] = False
+
+    match: str = "*"
+    param_ratio: float = 0.7
+    multiple: int = 8
+    min_elements: int = 4096
+    keep_slower: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.param_ratio <= 1:
+            raise SpecError(f"{self.name}: param-ratio must be in (0, 1], got {self.param_ratio:g}")
+        if self.multiple < 1:
+            raise SpecError(f"{self.name}: multiple must be 1 or more, got {self.multiple}")
+
+    @abstractmethod
+    def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Form | str:
+        """Return what ``site`` would become with at most ``numbers`` numbers, its values random, or why it cannot."""
+
+    @abstractmethod
+    def fit(self, problem: Quadratic, outline: Form, rng: np.random.Generator) -> Form:
+        """Return a form with the shapes of ``outline`` that is close to the target.
+
+        Raises:
+            numpy.linalg.LinAlgError: it cannot be found.
+        """
+
+    def run(self, model: Model, ctx: PassContext) -> PassReport:
+        """Factorise every matching site in place; each one left alone is reported with the reason."""
+        report = PassReport(self.name)
+        tasks, scratch = [], Scratch()
+        sites = select_sites(model, self.match, report)
+        for done, site in enumerate(sites):
+            ctx.progress(f"{self.name}: timing", done, len(sites))
+            task = self._task(model, site, scratch, ctx)
+            site.release()
+            if isinstance(task, Task):
+                tasks.append(task)
+            else:
+                report.skip(site.name, task)
+        ctx.progress(f"{self.name}: timing", len(sites), len(sites))
+        found = [(task, fitted) for task, fitted in self.solve(model, tasks, ctx, report)]
+        rewriter = Rewriter(model) if found else None
+        for task, fitted in found:
+            assert rewriter is not None
+            fitted.form.emit(Chain(rewriter, task.site))
+        if found:
+            remove_dead(model.onnx)
+            model.infer_shapes()
+        return report
+
+    def solve(
+        self, model: Model, tasks: Sequence[Task], ctx: PassContext, report: PassReport
+    ) -> Iterator[tuple[Task, Fitted]]:
+        """Yield the forms of the sites, which hold the whole weight meanwhile; without data all inputs count alike."""
+        for done, task in enumerate(tasks):
+            ctx.progress(self.name, done, len(tasks))
+            weight = np.asarray(task.site.numpy(), np.float64)
+            inputs = weight.shape[1]
+            problem = Quadratic(weight, np.eye(inputs), np.ones(inputs), None)
+            fitted = self.fitted(task, problem, ctx)
+            if isinstance(fitted, str):
+                report.skip(task.site.name, fitted)
+            else:
+                self.record(task, fitted, report)
+                yield task, fitted
+        ctx.progress(self.name, len(tasks), len(tasks))
+
+    def fitted(self, task: Task, problem: Quadratic, ctx: PassContext) -> Fitted | str:
+        """Fit one site, or say why not."""
+        try:
+            form = self.fit(problem, task.outline, ctx.rng(self.name, task.site.name))
+        except np.linalg.LinAlgError as failure:
+            return f"its factors cannot be found ({failure}): raise damping"
+        form = form.astype(task.site.dtype)
+        total = form.dense()
+        if not np.isfinite(total).all():
+            return f"its factors do not fit into {task.site.dtype.name}"
+        energy = quadratic_error(problem.target, problem.gram)
+        error = quadratic_error(total - problem.target, problem.gram)
+        numbers = {"output_error": error / energy if energy else 0.0}
+        if problem.irreducible is not None:
+            numbers["irreducible_error"] = problem.irreducible
+        return Fitted(form, total.astype(task.site.dtype), None, numbers)
+
+    def record(self, task: Task, fitted: Fitted, report: PassReport) -> None:
+        """Store the whole weight and report what becomes of it."""
+        site, form, cost = task.site, fitted.form, task.cost
+        weight = np.asarray(site.numpy(), np.float64)
+        distance = np.linalg.norm(weight - fitted.total) / (np.linalg.norm(weight) or 1.0)
+        kept = form.numbers / weight.size
+        detail = f"{form.describe()}: {kept:.3g} of the numbers"
+        times = {}
+        if cost is not None:
+            times = {"dense_ms": cost.dense_ms, "ms": cost.ms, "gain": round(cost.dense_ms / cost.ms, 4)}
+            detail += f", {cost.ms:.4g} ms, dense {cost.dense_ms:.4g} ms ({cost.dense_ms / cost.ms:.2f}x)"
+        site.release()
+        site.replace(fitted.total, task.scratch)
+        report.change(
+            site.name, detail, parameters=kept, macs=form.macs, relative_error=float(distance),
+            density_before=density(weight), density_after=density(fitted.total),
+            **fitted.numbers, **times,
+        )  # fmt: skip
+
+    def refusal(self, site: Site) -> str | None:
+        """Return why ``site`` stays as it is, judged without its values."""
+        if reason := refusal(site):
+            return reason
+        if site.shape[0] * site.shape[1] < self.min_elements:
+            return f"only {site.shape[0] * site.shape[1]} weights (min-elements={self.min_elements})"
+        return None
+
+    def _task(self, model: Model, site: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
+        settings = ctx.settings_for(site, self)
+        ratio = settings.param_ratio
+        left_out = settings.pattern is not None and settings.pattern.kind == "dense"
+        if settings.skip or left_out or ratio is None or ratio == 1:
+            return "left alone: nothing of it is to be saved"
+        if reason := self.refusal(site):
+            return reason
+        weight = site.numpy()
+        if bad := weight.size - int(np.count_nonzero(np.isfinite(weight))):
+            return f"{bad} of its {weight.size} weights are NaN or infinite"
+        outline = self.outline(
+            site, int(ratio * weight.size + 1e-9), ctx.rng(self.name, "outline", site.name)
+        )
+        if isinstance(outline, str):
+            return outline
+        return self._measured(model, site, outline.astype(site.dtype), scratch, ctx)
+
+    def _measured(
+        self, model: Model, site: Site, outline: Form, scratch: Scratch, ctx: PassContext
+    ) -> Task | str:
+        """Return the task if the outline takes fewer bytes and less time than the site, else why not."""
+        custom_ops = bool(getattr(self, "custom_ops", False))
+        size = outline.bytes(site.dtype.itemsize, custom_ops=custom_ops)
+        dense = site.shape[0] * site.shape[1] * site.dtype.itemsize
+        if size >= dense and not self.keep_slower:
+            return f"{outline.describe()} takes {size} bytes, dense {dense}"
+        if ctx.costs is None or self.keep_slower:
+            return Task(site, outline, None, scratch)
+        try:
+            cost = ctx.costs.rewritten(
+                model,
+                site,
+                lambda part, own: rewrite(part, own, outline),
+                f"{type(outline).__name__} {outline.describe()} {outline.numbers}",
+                custom_ops=custom_ops,
+            )
+        except MeasurementError as error:
+            return str(error)
+        said = f"{outline.describe()} takes {cost.ms:.4g} ms, dense {cost.dense_ms:.4g} ms"
+        if cost.ms >= cost.dense_ms:
+            return f"not faster: {said}"
+        if cost.bytes >= cost.dense_bytes:
+            return f"not smaller: {cost.bytes} bytes, dense {cost.dense_bytes}; {said}"
+        return Task(site, outline, cost, scratch)
+
+
+@dataclass(frozen=True)
+class CalibratedFactorPass(FactorPass):
+    """Base of passes that factorise by the second moments of what sites read, front to back."""
+
+    requires_calibration: ClassVar[bool] = True
+
+    damping: float = 0.01
+    sequential: bool = True
+    correction: float | None = None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fit(self.name, self.damping, correction=self.correction)
+
+    def solve(
+        self, model: Model, tasks: Sequence[Task], ctx: PassContext, report: PassReport
+    ) -> Iterator[tuple[Task, Fitted]]:
+        """Yield the forms of the sites, measured and solved front to back; they hold the whole weight meanwhile.
+
+        Raises:
+            UsageError: there is no calibration source.
+        """
+        biases = settable_biases(model, [task.site for task in tasks]) if self.bias else {}
+
+        def solve(task: Task, moments: MomentsLike) -> Fitted | str:
+            weight = np.asarray(task.site.numpy(), np.float64)
+            bias = biases.get(task.site.name)
+            problem = self._problem(task.site, weight, moments, affine=bias is not None)
+            fitted = self.fitted(task, problem, ctx)
+            if isinstance(fitted, str) or bias is None:
+                return fitted
+            shifted = fitted_bias(task.site, bias, weight, np.asarray(fitted.total, np.float64), moments)
+            return Fitted(fitted.form, fitted.total, shifted, fitted.numbers)
+
+        for task, fitted in solutions(
+            self.name, model, model.copy(), tasks, solve, ctx, report, sequential=self.sequential
+        ):
+            self.record(task, fitted, report)
+            if fitted.bias is not None:
+                biases[task.site.name].replace(fitted.bias)
+            yield task, fitted
+
+    def _problem(self, site: Site, weight: Matrix, moments: MomentsLike, *, affine: bool) -> Quadratic:
+        gram, cross, reference = group_moments(moments, 0, 1, None, affine)
+        lost, target = None, weight
+        if self.sequential and reference is not None:
+            lost = irreducible_error(weight, reference, cross, gram, self.damping)
+        if self.sequential and (share := correction_for(site.op, self.correction)):
+            target = shifted_target(weight, gram, cross, self.damping, share)
+        return Quadratic(target, damped(gram, self.damping)[0], np.maximum(np.diag(gram), 0.0), lost)
