@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.ir import Site
 from sparsecc.passes.hybrid.rewriting import PART_KEY, Rewriter
-from sparsecc.passes.tidy.graph import float_attribute, float_constant, int_attribute
+from sparsecc.passes.tidy.graph import float_attribute, float_constant
 
 __all__ = ["Chain"]
 
@@ -27,7 +27,7 @@ class Chain:
 
     Attributes:
         site: whose place is taken.
-        source: what it reads, with rows as rows: ``[..., K]``, or as a convolution has it.
+        source: what it reads.
     """
 
     def __init__(self, rewriter: Rewriter, site: Site) -> None:
@@ -38,8 +38,6 @@ class Chain:
         source = self._node.inputs[0]
         assert source is not None, "a site reads something"
         self.source = source
-        if site.op == "Gemm" and int_attribute(self._node, "transA", 0):
-            self.source = self.node("Transpose", [source], "transposed", {"perm": [1, 0]})
 
     @property
     def dtype(self) -> np.dtype[Any]:
