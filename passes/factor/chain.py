@@ -48,6 +48,17 @@ class Chain:
         """Return a new initialiser named after the site."""
         return self._rewriter.constant(self._node, f"{self._node.name}.{name}", np.ascontiguousarray(array))
 
+    def shared(self, array: NDArray[Any], name: str) -> onnx_ir.Value:
+        """Return an initialiser of the graph that all chains with the same ``array`` of that name read."""
+        graph = self._node.graph
+        assert isinstance(graph, onnx_ir.Graph), "refused inside functions"
+        known = graph.initializers.get(name)
+        if known is not None and known.const_value is not None and not known.is_graph_input():
+            held = known.const_value.numpy()
+            if held.dtype == array.dtype and np.array_equal(held, array):
+                return known
+        return self._rewriter.constant(self._node, name, array)
+
     def node(
         self,
         op: str,
