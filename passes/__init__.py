@@ -29,6 +29,7 @@ LOADERS: dict[str, str] = {
     "sparse-lowrank": "sparsecc.passes.hybrid.sparse_lowrank:SparseLowRank",
     "factor-svd": "sparsecc.passes.factor.low_rank:FactorSvd",
     "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",
+    "factor-tensor-train": "sparsecc.passes.factor.tensor_train:FactorTensorTrain",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

@@ -100,7 +100,10 @@ class FactorPass(Pass):
 
     @abstractmethod
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Form | str:
-        """Return what ``site`` would become with at most ``numbers`` numbers, its values random, or why it cannot."""
+        """Return what ``site`` would become with at most ``numbers`` numbers, its values random, or why it cannot.
+
+        The shapes around ``site`` are inferred as far as that is possible.
+        """
 
     @abstractmethod
     def fit(self, problem: Quadratic, outline: Form, rng: np.random.Generator) -> Form:
@@ -115,9 +118,12 @@ class FactorPass(Pass):
         report = PassReport(self.name)
         tasks, scratch = [], Scratch()
         sites = select_sites(model, self.match, report)
+        inferred = model.copy()  # nothing of the model may change where nothing is rewritten
+        inferred.infer_shapes()
+        shaped = {site.name: site for site in inferred.sites()}
         for done, site in enumerate(sites):
             ctx.progress(f"{self.name}: timing", done, len(sites))
-            task = self._task(model, site, scratch, ctx)
+            task = self._task(model, site, shaped[site.name], scratch, ctx)
             site.release()
             if isinstance(task, Task):
                 tasks.append(task)
@@ -200,7 +206,7 @@ class FactorPass(Pass):
             return f"only {site.shape[0] * site.shape[1]} weights (min-elements={self.min_elements})"
         return None
 
-    def _task(self, model: Model, site: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
+    def _task(self, model: Model, site: Site, shaped: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
         settings = ctx.settings_for(site, self)
         ratio = settings.param_ratio
         left_out = settings.pattern is not None and settings.pattern.kind == "dense"
@@ -212,7 +218,7 @@ class FactorPass(Pass):
         if bad := weight.size - int(np.count_nonzero(np.isfinite(weight))):
             return f"{bad} of its {weight.size} weights are NaN or infinite"
         outline = self.outline(
-            site, int(ratio * weight.size + 1e-9), ctx.rng(self.name, "outline", site.name)
+            shaped, int(ratio * weight.size + 1e-9), ctx.rng(self.name, "outline", site.name)
         )
         if isinstance(outline, str):
             return outline

@@ -79,6 +79,25 @@ class Chain:
         """Add ``x @ weight.T`` for a constant ``weight [N, K]``."""
         return self.node("MatMul", [x, self.constant(weight.T, f"{name}.weight")], name)
 
+    @property
+    def leading(self) -> int:
+        """Axes of ``source`` before the last: of a MatMul whose input has a known rank, or a Gemm."""
+        if self.site.op == "Gemm":
+            return 1
+        shape = self.source.shape
+        assert shape is not None, "refused before"
+        return shape.rank() - 1
+
+    def reshape(self, x: onnx_ir.Value, last: Sequence[int], name: str) -> onnx_ir.Value:
+        """Cut what comes behind the leading axes of ``x``, which stay whatever their lengths, into axes ``last``."""
+        shape = self.constant(np.array([0] * self.leading + list(last), np.int64), f"{name}.shape")
+        return self.node("Reshape", [x, shape], name)
+
+    def transpose(self, x: onnx_ir.Value, order: Sequence[int], name: str) -> onnx_ir.Value:
+        """Put the axes behind the leading ones into ``order``, counted from the first of them."""
+        perm = [*range(self.leading), *(self.leading + axis for axis in order)]
+        return self.node("Transpose", [x], name, {"perm": perm})
+
     def conv(
         self,
         x: onnx_ir.Value,

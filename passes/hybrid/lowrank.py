@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsecc.passes.prune.gram import Matrix
 
-__all__ = ["Factors", "affordable_rank", "best_factors", "subspace_step"]
+__all__ = ["Factors", "affordable_rank", "best_factors", "leading", "subspace_step"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ def best_factors(weight: Matrix, gram: Matrix, rank: int) -> Factors:
     """
     rows, columns = weight.shape
     if rows <= columns:
-        basis = _largest(weight @ gram @ weight.T, rank)
+        basis = leading(weight @ gram @ weight.T, rank)
         return Factors(basis, basis.T @ weight)
     root = np.linalg.cholesky(gram)
     whitened = weight @ root
-    basis = _largest(whitened.T @ whitened, rank)
+    basis = leading(whitened.T @ whitened, rank)
     return Factors(whitened @ basis, np.linalg.solve(root.T, basis).T)
 
 
@@ -98,7 +98,7 @@ def subspace_step(matrix: Matrix, start: Matrix, rank: int) -> tuple[Factors, Ma
     return Factors(columns @ (inner[:, :rank] * values[:rank]), rows[:rank]), rows
 
 
-def _largest(matrix: Matrix, rank: int) -> Matrix:
+def leading(matrix: Matrix, rank: int) -> Matrix:
     """Return the eigenvectors of a symmetric matrix with the ``rank`` largest eigenvalues, as columns."""
     vectors = np.linalg.eigh((matrix + matrix.T) / 2)[1]
     return np.asarray(vectors[:, vectors.shape[1] - rank :])

@@ -22,6 +22,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "svd": ("factor-svd", {}),
     "whitened-svd": ("factor-rrr", {"sequential": False}),
     "rrr": ("factor-rrr", {}),
+    "tensor-train": ("factor-tensor-train", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
