@@ -30,6 +30,8 @@ LOADERS: dict[str, str] = {
     "factor-svd": "sparsecc.passes.factor.low_rank:FactorSvd",
     "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",
     "factor-tensor-train": "sparsecc.passes.factor.tensor_train:FactorTensorTrain",
+    "factor-cur": "sparsecc.passes.factor.cur:FactorCur",
+    "factor-interpolative": "sparsecc.passes.factor.interpolative:FactorInterpolative",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

@@ -47,7 +47,7 @@ class Curve:
     error: Array
 
 
-def removal_curve(consumers: Sequence[Consumer], steps: int, damping: float) -> Curve:
+def removal_curve(consumers: Sequence[Consumer], steps: int, damping: float, *, keep: int = 1) -> Curve:
     """Greedy removal by group-OBS over several layers at once (algorithm of ZipLM, Kurtic et al. 2023).
 
     Removing group J costs ``tr(W_J inv(inv(G)_JJ) W_J^T)``; weights and inverse are then brought up to date, so that
@@ -57,6 +57,7 @@ def removal_curve(consumers: Sequence[Consumer], steps: int, damping: float) -> 
         consumers: layers, all with the same units.
         steps: most steps; several units leave per step where there are more.
         damping: ridge relative to the mean diagonal.
+        keep: how many units need no order of removal: they come last, and the errors end before them.
     """
     units = len(consumers[0].columns)
     states = [_State(item, damping) for item in consumers]
@@ -64,9 +65,9 @@ def removal_curve(consumers: Sequence[Consumer], steps: int, damping: float) -> 
     order: list[int] = []
     costs = [0.0]
     size = max(1, units // steps)
-    while len(alive) > 1:
+    while len(alive) > keep:
         cost = np.sum([state.costs(alive) for state in states], axis=0)
-        leaving = np.argsort(cost, kind="stable")[: min(size, len(alive) - 1)]
+        leaving = np.argsort(cost, kind="stable")[: min(size, len(alive) - keep)]
         for index in leaving.tolist():
             order.append(int(alive[index]))
             costs.append(costs[-1] + float(cost[index]))

@@ -23,6 +23,8 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "whitened-svd": ("factor-rrr", {"sequential": False}),
     "rrr": ("factor-rrr", {}),
     "tensor-train": ("factor-tensor-train", {}),
+    "cur": ("factor-cur", {}),
+    "interpolative": ("factor-interpolative", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
