@@ -193,7 +193,8 @@ class FactorPass(Pass):
         site.release()
         site.replace(fitted.total, task.scratch)
         report.change(
-            site.name, detail, parameters=kept, macs=form.macs, relative_error=float(distance),
+            site.name, detail, form=form.describe(), op=site.op, outputs=site.shape[0], inputs=site.shape[1],
+            parameters=kept, macs=form.macs, relative_error=float(distance),
             density_before=density(weight), density_after=density(fitted.total),
             **fitted.numbers, **times,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsecc.ir import Model
 from sparsecc.ir.packed import packed_sites
+from sparsecc.passes.hybrid.rewriting import PART_KEY
 from sparsecc.plan.rounds import Outcome
 from sparsecc.pm import PassReport
 from sparsecc.sparse import INT8_DENSE, density
@@ -26,8 +27,9 @@ class SiteDecision:
         site: its name.
         op: MatMul, Gemm, Conv, LSTM or GRU.
         shape: (outputs N, reduction length K).
-        density: fraction of weights that are not zero in the emitted model.
-        layout: ``dense`` or the layout of the sparse operator, with ``int8`` in front of it if quantised.
+        density: numbers that stand for its weights in the emitted model, zeros not counted, as a share of all.
+        layout: ``dense`` or the layout of the sparse operator, with ``int8`` in front of it if quantised; for a site
+            that was factorised the form of its factors.
         reason: the numbers or the reason behind the choice.
     """
 
@@ -46,6 +48,8 @@ class SiteDecision:
 def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecision]:
     """Return one line per site of the dense model: the layout it got in ``result`` and the last reason given for it.
 
+    Sites that were factorised are one line, and one for each part of them that became sparse or narrow.
+
     Args:
         dense: the model before its sites were lowered.
         result: the model that is written.
@@ -58,17 +62,17 @@ def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecisio
     for name, reports in outcome.left_out.items():
         if name not in lowered:
             reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
-    return [
-        SiteDecision(
-            site.name,
-            site.op,
-            site.shape,
-            density(site.numpy()),
-            lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE)),
-            reasons.get(site.name, "no pass chose otherwise"),
-        )
-        for site in dense.sites()
-    ] + [
+    found: list[SiteDecision] = []
+    rewritten = _rewritten(outcome.reports)
+    for site in dense.sites():
+        layout = lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE))
+        whole = rewritten.get(site.node.metadata_props.get(PART_KEY, ""))
+        if whole is not None and whole not in found:
+            found.append(whole)
+        if whole is None or layout != "dense":  # dense parts of a rewritten site are told by what it became
+            reason = reasons.get(site.name, "no pass chose otherwise")
+            found.append(SiteDecision(site.name, site.op, site.shape, density(site.numpy()), layout, reason))
+    return found + [
         SiteDecision(
             packed.name,
             packed.op,
@@ -79,6 +83,25 @@ def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecisio
         )
         for packed in packed_sites(dense)
     ]
+
+
+def _rewritten(reports: Sequence[PassReport]) -> dict[str, SiteDecision]:
+    """What became of sites that were factorised: all of each one's parts together."""
+    changes = [
+        item for report in reports if report.pass_name.startswith("factor-") for item in report.changed
+    ]
+    return {
+        change.site: SiteDecision(
+            change.site,
+            str(change.numbers["op"]),
+            (int(change.numbers["outputs"] or 0), int(change.numbers["inputs"] or 0)),
+            float(change.numbers["parameters"] or 0),
+            str(change.numbers["form"]),
+            change.detail.removeprefix(f"{change.numbers['form']}: "),
+        )
+        for change in changes
+        if "form" in change.numbers
+    }
 
 
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:

@@ -1,0 +1,45 @@
+"""``sparsecc optimize --method`` with methods that put factors in the place of weights."""
+
+from __future__ import annotations
+
+import json
+
+import onnx
+import onnxruntime
+
+
+def test_factorised_sites_are_one_line_each_and_the_file_runs_anywhere(sparsecc, mlp, tmp_path):
+    out = tmp_path / "small.onnx"
+    arguments = ("optimize", mlp, "-o", out, "--method", "svd", "--param-ratio", "0.7", "--keep-slower")
+    result = sparsecc(*arguments, "--standard-ops-only", "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    first, second = document["sites"]
+    assert (first["site"], first["op"], first["shape"], first["layout"]) == (
+        "fc1",
+        "MatMul",
+        [128, 64],
+        "rank 24",
+    )
+    assert first["density"] == 24 * (128 + 64) / (128 * 64)
+    assert (second["site"], second["layout"]) == ("fc2", "rank 16")
+    assert document["bytes_after"] < document["bytes_before"]
+    assert document["rel_l2_to_input"] > 0
+    model = onnx.load(out)
+    assert [node.op_type for node in model.graph.node].count("MatMul") == 4
+    assert {node.domain for node in model.graph.node} == {""}
+    onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+
+
+def test_flags_of_other_methods_are_refused_in_one_line(sparsecc, mlp):
+    for more, text in (
+        (("--method", "svd", "--sparsity", "0.5"), "--method svd factorises: give --param-ratio"),
+        (("--method", "wanda", "--param-ratio", "0.5"), "--param-ratio is an option of --method"),
+        (("--param-ratio", "0.5"), "--param-ratio is an option of --method"),
+        (("--method", "rrr"), "factor-rrr needs calibration inputs; give --calibration-data"),
+        (("--method", "svd", "--param-ratio", "0"), "--param-ratio"),
+    ):
+        result = sparsecc("optimize", mlp, *more)
+        assert result.code == 2
+        assert text in result.err
+        assert "Traceback" not in result.err
