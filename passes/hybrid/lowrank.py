@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsecc.passes.prune.gram import Matrix
 
-__all__ = ["Factors", "affordable_rank", "best_factors", "leading", "subspace_step"]
+__all__ = ["Factors", "affordable_rank", "best_factors", "leading", "subspace_step", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,18 @@ def best_factors(weight: Matrix, gram: Matrix, rank: int) -> Factors:
         basis = leading(weight @ gram @ weight.T, rank)
         return Factors(basis, basis.T @ weight)
     root = np.linalg.cholesky(gram)
-    whitened = weight @ root
-    basis = leading(whitened.T @ whitened, rank)
-    return Factors(whitened @ basis, np.linalg.solve(root.T, basis).T)
+    found = truncated(weight @ root, rank)
+    return Factors(found.left, np.linalg.solve(root.T, found.right.T).T)
+
+
+def truncated(matrix: Matrix, rank: int) -> Factors:
+    """Return the factors of ``rank`` nearest to ``matrix [N, K]`` in Frobenius norm, those of its truncated SVD."""
+    rows, columns = matrix.shape
+    if rows <= columns:
+        basis = leading(matrix @ matrix.T, rank)
+        return Factors(basis, basis.T @ matrix)
+    basis = leading(matrix.T @ matrix, rank)
+    return Factors(matrix @ basis, basis.T)
 
 
 def subspace_step(matrix: Matrix, start: Matrix, rank: int) -> tuple[Factors, Matrix]:
