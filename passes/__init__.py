@@ -28,6 +28,8 @@ LOADERS: dict[str, str] = {
     "prune-armor": "sparsecc.passes.hybrid.armor:PruneArmor",
     "sparse-lowrank": "sparsecc.passes.hybrid.sparse_lowrank:SparseLowRank",
     "factor-svd": "sparsecc.passes.factor.low_rank:FactorSvd",
+    "factor-asvd": "sparsecc.passes.factor.weighted_low_rank:FactorAsvd",
+    "factor-fwsvd": "sparsecc.passes.factor.weighted_low_rank:FactorFwsvd",
     "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",
     "factor-tensor-train": "sparsecc.passes.factor.tensor_train:FactorTensorTrain",
     "factor-cur": "sparsecc.passes.factor.cur:FactorCur",

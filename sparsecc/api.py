@@ -124,6 +124,7 @@ def optimize(
     flops_ratio: float | None = None,
     blocks: int | None = None,
     param_ratio: float | None = None,
+    fisher: str | None = None,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -152,7 +153,7 @@ def optimize(
         method: ``magnitude``, or with calibration data ``wanda``, ``dass``, ``wanda-ols``, ``sparsegpt``, ``alps``
             or ``obc``; ``tiles``, ``armor`` and ``sparse-lowrank`` split or factorise weights too; ``structured``
             removes channels, neurons and heads instead, ``depth`` whole residual blocks; ``svd``, or with calibration
-            data ``whitened-svd`` and ``rrr``, put smaller factors in the place of weights.
+            data ``whitened-svd``, ``rrr``, ``asvd`` and ``fwsvd``, put smaller factors in the place of weights.
         match: which sites: glob or ``re:`` expression.
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.
@@ -171,6 +172,7 @@ def optimize(
             keep.
         blocks: with the method ``depth``: how many residual blocks to remove; 1 if neither is given.
         param_ratio: with methods that factorise: share of the numbers of each weight that its factors may hold.
+        fisher: with the method ``fwsvd``: ``.npz`` with squared gradients by the names of sites.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -203,7 +205,7 @@ def optimize(
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
         "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
-        "param_ratio": param_ratio, "values": None if values == "fp32" else values,
+        "param_ratio": param_ratio, "fisher": fisher, "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -227,6 +229,7 @@ def optimize(
             flops_ratio=flops_ratio,
             blocks=blocks,
             param_ratio=param_ratio,
+            fisher=fisher,
             values=values,
         )
     original = ir.Model.load(source)

@@ -15,7 +15,7 @@ from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.hybrid.lowrank import Factors, affordable_rank, best_factors
 from sparsecc.passes.prune.gram import Matrix, Quadratic
 
-__all__ = ["FactorRrr", "FactorSvd", "LowRank", "LowRankPass"]
+__all__ = ["FactorRrr", "FactorSvd", "LowRank", "LowRankPass", "random_factors"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,17 @@ class LowRank(Form):
             chain.finish(chain.matmul(chain.matmul(chain.source, self.right, "right"), self.left, "left"))
 
 
+def random_factors(
+    shape: tuple[int, int], numbers: int, multiple: int, rng: np.random.Generator
+) -> LowRank | str:
+    """Return random factors of the largest rank, a multiple of ``multiple``, that ``numbers`` allow, or why not."""
+    rows, columns = shape
+    rank = affordable_rank(rows, columns, numbers / (rows * columns), multiple)
+    if not rank:
+        return f"{numbers} numbers do not hold factors of rank {multiple} of {rows} x {columns} weights"
+    return LowRank(rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)))
+
+
 @dataclass(frozen=True)
 class LowRankPass(FactorPass):
     """Base of passes that find a weight of low rank."""
@@ -69,13 +80,7 @@ class LowRankPass(FactorPass):
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> LowRank | str:
         """Return random factors of the largest rank that ``numbers`` allow."""
-        rows, columns = site.shape
-        rank = affordable_rank(rows, columns, numbers / (rows * columns), self.multiple)
-        if not rank:
-            return (
-                f"{numbers} numbers do not hold factors of rank {self.multiple} of {rows} x {columns} weights"
-            )
-        return LowRank(rng.standard_normal((rows, rank)), rng.standard_normal((rank, columns)))
+        return random_factors(site.shape, numbers, self.multiple, rng)
 
     def fit(self, problem: Quadratic, outline: Form, rng: np.random.Generator) -> LowRank:
         """Return the factors of the rank that ``outline`` has."""

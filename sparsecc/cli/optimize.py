@@ -48,8 +48,8 @@ _MOST_NOTES = 12
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt, alps or obc (the last "
     "four also change the weights that stay); tiles, armor and sparse-lowrank split or factorise weights; structured "
-    "removes channels, neurons and heads, depth whole residual blocks; svd, or with calibration data whitened-svd or "
-    "rrr, put smaller factors in the place of weights.",
+    "removes channels, neurons and heads, depth whole residual blocks; svd, or with calibration data whitened-svd, "
+    "rrr, asvd or fwsvd, put smaller factors in the place of weights.",
 )
 @click.option(
     "--flops-ratio",
@@ -63,6 +63,9 @@ _MOST_NOTES = 12
     "--param-ratio",
     type=click.FloatRange(0, 1, min_open=True),
     help="With methods that factorise: share of the numbers of each weight that its factors may hold.  [default: 0.7]",
+)
+@click.option(
+    "--fisher", metavar="NPZ", type=click.Path(), help="With --method fwsvd: squared gradients by site."
 )
 @click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
@@ -130,6 +133,7 @@ def command(
     flops_ratio: float | None,
     blocks: int | None,
     param_ratio: float | None,
+    fisher: str | None,
     permute: bool,
     recover: str | None,
     reference: str | None,
@@ -174,6 +178,7 @@ def command(
             flops_ratio=flops_ratio,
             blocks=blocks,
             param_ratio=param_ratio,
+            fisher=fisher,
             permute=permute,
             recover=recover,
             reference=reference,

@@ -22,6 +22,8 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "svd": ("factor-svd", {}),
     "whitened-svd": ("factor-rrr", {"sequential": False}),
     "rrr": ("factor-rrr", {}),
+    "asvd": ("factor-asvd", {"sequential": False}),
+    "fwsvd": ("factor-fwsvd", {"sequential": False}),
     "tensor-train": ("factor-tensor-train", {}),
     "cur": ("factor-cur", {}),
     "interpolative": ("factor-interpolative", {}),
@@ -57,6 +59,7 @@ def preset(
     flops_ratio: float | None = None,
     blocks: int | None = None,
     param_ratio: float | None = None,
+    fisher: str | None = None,
     values: str = "fp32",
     recover: str | None = None,
     pruned_before: bool = False,
@@ -79,6 +82,7 @@ def preset(
             blocks: share of the multiplications to keep.
         blocks: with the method ``depth``: how many residual blocks to remove, instead of ``flops_ratio``.
         param_ratio: with the methods of ``FACTOR``: share of the numbers of each weight that its factors may hold.
+        fisher: with the method ``fwsvd``, which needs it: file of squared gradients.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
             them, whichever they are given in.
@@ -105,8 +109,10 @@ def preset(
             raise UsageError(
                 f"--method {method} factorises: give --param-ratio, no --pattern, --sparsity or --permute"
             )
-        steps.append(_factor_step(method, match, param_ratio, keep_slower, standard_ops_only))
+        steps.append(_factor_step(method, match, param_ratio, fisher, keep_slower, standard_ops_only))
         method, match = None, "*"
+    elif fisher is not None:
+        raise UsageError("--fisher is an option of --method fwsvd")
     elif param_ratio is not None:
         raise UsageError(f"--param-ratio is an option of --method {', '.join(FACTOR)}")
     prunes = pattern is not None or sparsity is not None or method is not None
@@ -162,11 +168,24 @@ def _removal_step(method: str, match: str, flops_ratio: float | None, blocks: in
 
 
 def _factor_step(
-    method: str, match: str, param_ratio: float | None, keep_slower: bool, standard_ops_only: bool
+    method: str,
+    match: str,
+    param_ratio: float | None,
+    fisher: str | None,
+    keep_slower: bool,
+    standard_ops_only: bool,
 ) -> Pass:
     name, options = FACTOR[method]
     known = {info.name for info in get_pass(name).option_infos()}
-    amount = {} if param_ratio is None else {"param_ratio": param_ratio}
+    amount: dict[str, object] = {} if param_ratio is None else {"param_ratio": param_ratio}
+    if (fisher is not None) != ("fisher" in known):
+        raise UsageError(
+            f"--method {method} needs gradients: give --fisher PATH (bench/fisher.py writes one)"
+            if fisher is None
+            else "--fisher is an option of --method fwsvd"
+        )
+    if fisher is not None:
+        amount["fisher"] = fisher
     if "custom-ops" in known:
         amount["custom_ops"] = not standard_ops_only
     return _pass(name, match=match, keep_slower=keep_slower, **amount, **options)

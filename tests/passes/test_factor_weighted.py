@@ -6,13 +6,18 @@ import io
 import zipfile
 
 import numpy as np
+import onnx
 import pytest
 
-from sparsecc.errors import UsageError
+from sparsecc.calib import Calibration
+from sparsecc.errors import SpecError, UsageError
+from sparsecc.ir import Model
 from sparsecc.passes.factor.fisher import FisherFile
 from sparsecc.passes.factor.weighted import Importance, asvd_factors, asvd_scale, fisher_factors, floored
 from sparsecc.passes.hybrid.lowrank import best_factors, truncated
 from sparsecc.passes.prune.gram import quadratic_error
+from sparsecc.plan import preset
+from sparsecc.pm import PassContext, Pipeline
 
 SHAPES = [(11, 7), (7, 11), (5, 5), (1, 6), (6, 1)]
 
@@ -214,3 +219,92 @@ def test_files_that_lie_are_not_read(tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(UsageError, match="cannot be read as an array"):
         FisherFile(path).importance("s", (5, 4))
+
+
+# --------------------------------------------------------------------------------------------- the passes
+
+
+def build(n, k):
+    """A product and its bias, with inputs that are correlated and badly scaled."""
+    weight = layer(n, k)[0].astype(np.float32)
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,{k}] x) => (float[N,{n}] y) {{ [s] h = MatMul(x, w) y = Add(h, b) }}"""
+    )
+    rng = np.random.default_rng(3)
+    for name, array in (("w", weight.T), ("b", rng.standard_normal(n).astype(np.float32))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+    mix = rng.standard_normal((k, k)) * np.exp(rng.standard_normal(k))
+    return Model.from_proto(proto), weight, (rng.standard_normal((200, k)) @ mix).astype(np.float32)
+
+
+def run(spec, n=24, k=40):
+    model, weight, x = build(n, k)
+    source = Calibration.from_batches([{"x": x}], model, threads=1)
+    (report,) = Pipeline.parse(spec).run(model, PassContext(calibration=source, threads=1))
+    if not report.changed:
+        return report, weight, x, None
+    right, left = (site.numpy().astype(np.float64) for site in model.sites())
+    return report, weight.astype(np.float64), np.asarray(x, np.float64), left @ right
+
+
+OPTIONS = "param-ratio=0.5 multiple=1 min-elements=1 sequential=false bias=false damping=1e-9"
+
+
+def test_asvd_of_a_site_is_the_one_of_its_inputs():
+    for alpha in (0, 0.5):
+        report, weight, x, found = run(f"factor-asvd{{{OPTIONS} alpha={alpha}}}")
+        scale = np.sqrt(np.square(x).mean(0)) ** alpha
+        np.testing.assert_allclose(found, svd(weight * scale, 7) / scale, atol=1e-4)
+        assert report.changed[0].detail.startswith("rank 7")
+    with pytest.raises(SpecError, match="alpha must be in"):
+        Pipeline.parse("factor-asvd{alpha=1.5}")
+
+
+def test_fwsvd_of_a_site_is_the_one_of_its_file(tmp_path):
+    _, gram, outputs, _ = layer(24, 40)
+    path = tmp_path / "fisher.npz"
+    spec = f'factor-fwsvd{{{OPTIONS} fisher="{path}"}}'
+    squares = np.random.default_rng(2).random((24, 40)) * np.exp(np.arange(24) / 4)[:, None]
+    np.savez(path, s=squares)
+    _, weight, x, found = run(spec)
+    scale = np.sqrt(squares.sum(1))[:, None]
+    np.testing.assert_allclose(found, svd(scale * weight, 7) / scale, atol=1e-4)
+    moments = x.T @ x / len(x)
+    _, _, _, whitened = run(spec.replace("}", " whiten=true}"))
+    importance = Importance(squares.sum(1), moments)
+    np.testing.assert_allclose(whitened, fisher_factors(weight, importance, 7).product(), atol=1e-4)
+    assert importance.cost(weight - whitened) < importance.cost(weight - found)
+    np.savez(path, **{"s.A": gram, "s.B": outputs})
+    both = run(spec)[3]
+    np.testing.assert_allclose(
+        both, fisher_factors(weight, Importance(outputs, gram), 7).product(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_sites_without_gradients_say_so(tmp_path):
+    (reason,) = (skip.reason for skip in run("factor-fwsvd{min-elements=1 multiple=1}")[0].skipped)
+    assert "fisher=PATH" in reason
+    path = tmp_path / "fisher.npz"
+    spec = f'factor-fwsvd{{{OPTIONS} fisher="{path}"}}'
+    np.savez(path, s=np.zeros((24, 40)))
+    assert "are 0" in run(spec)[0].skipped[0].reason
+    np.savez(path, other=np.zeros((24, 40)))
+    with pytest.raises(UsageError, match="no array has the name of a site, such as 's'"):
+        run(spec)
+    np.savez(path, s=np.ones((40, 24)))
+    with pytest.raises(UsageError, match=r"give floating-point \[24, 40\]"):
+        run(spec)
+
+
+def test_flags():
+    for flags, message in (
+        ({"method": "fwsvd"}, "needs gradients: give --fisher"),
+        ({"method": "svd", "fisher": "f.npz"}, "--fisher is an option of --method fwsvd"),
+        ({"method": "wanda", "fisher": "f.npz"}, "--fisher is an option of --method fwsvd"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            preset(**flags)
+    assert str(preset(method="fwsvd", fisher="f.npz", param_ratio=0.6).passes[1]) == (
+        "factor-fwsvd{param-ratio=0.6 sequential=false fisher=f.npz}"
+    )
