@@ -207,35 +207,35 @@ class FactorPass(Pass):
             return f"only {site.shape[0] * site.shape[1]} weights (min-elements={self.min_elements})"
         return None
 
-    def _task(self, model: Model, site: Site, shaped: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
+    def left_alone(self, site: Site, ctx: PassContext) -> str | None:
+        """Return why ``site`` stays as it is whatever it would become: by settings, ``refusal`` or its values."""
         settings = ctx.settings_for(site, self)
-        ratio = settings.param_ratio
         left_out = settings.pattern is not None and settings.pattern.kind == "dense"
-        if settings.skip or left_out or ratio is None or ratio == 1:
+        if settings.skip or left_out or settings.param_ratio in (None, 1):
             return "left alone: nothing of it is to be saved"
         if reason := self.refusal(site):
             return reason
         weight = site.numpy()
         if bad := weight.size - int(np.count_nonzero(np.isfinite(weight))):
             return f"{bad} of its {weight.size} weights are NaN or infinite"
-        outline = self.outline(
-            shaped, int(ratio * weight.size + 1e-9), ctx.rng(self.name, "outline", site.name)
-        )
-        if isinstance(outline, str):
-            return outline
-        return self._measured(model, site, outline.astype(site.dtype), scratch, ctx)
+        return None
 
-    def _measured(
-        self, model: Model, site: Site, outline: Form, scratch: Scratch, ctx: PassContext
-    ) -> Task | str:
-        """Return the task if the outline takes fewer bytes and less time than the site, else why not."""
+    def outline_at(self, site: Site, share: float, ctx: PassContext) -> Form | str:
+        """Return what ``site`` would become with that share of its numbers, in its type, or why it cannot."""
+        found = self.outline(
+            site, int(share * site.shape[0] * site.shape[1] + 1e-9), ctx.rng(self.name, "outline", site.name)
+        )
+        return found if isinstance(found, str) else found.astype(site.dtype)
+
+    def priced(self, model: Model, site: Site, outline: Form, ctx: PassContext) -> RewriteCost | str | None:
+        """Return what ``site`` and the outline cost if that is less, else why not; None if nothing is timed."""
         custom_ops = bool(getattr(self, "custom_ops", False))
         size = outline.bytes(site.dtype.itemsize, custom_ops=custom_ops)
         dense = site.shape[0] * site.shape[1] * site.dtype.itemsize
         if size >= dense and not self.keep_slower:
             return f"{outline.describe()} takes {size} bytes, dense {dense}"
         if ctx.costs is None or self.keep_slower:
-            return Task(site, outline, None, scratch)
+            return None
         try:
             cost = ctx.costs.rewritten(
                 model,
@@ -251,7 +251,18 @@ class FactorPass(Pass):
             return f"not faster: {said}"
         if cost.bytes >= cost.dense_bytes:
             return f"not smaller: {cost.bytes} bytes, dense {cost.dense_bytes}; {said}"
-        return Task(site, outline, cost, scratch)
+        return cost
+
+    def _task(self, model: Model, site: Site, shaped: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
+        if reason := self.left_alone(site, ctx):
+            return reason
+        share = ctx.settings_for(site, self).param_ratio
+        assert share is not None, "left_alone saw to that"
+        outline = self.outline_at(shaped, share, ctx)
+        if isinstance(outline, str):
+            return outline
+        cost = self.priced(model, site, outline, ctx)
+        return cost if isinstance(cost, str) else Task(site, outline, cost, scratch)
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.calib import Calibration, open_session
+from sparsecc.calib import Calibration
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.prune.allocation import bounded, by_curves, erk, lamp, outlier_share, owl
 from sparsecc.passes.prune.base import PrunePass, Work
+from sparsecc.passes.prune.effect import OutputChange
 from sparsecc.passes.prune.scores import magnitude_score, prune_matrix, wanda_score
 from sparsecc.passes.prune.selection import Selection
 from sparsecc.pm import PassContext, PassReport, SiteOverride
@@ -24,9 +24,6 @@ __all__ = ["Allocate"]
 
 #: Densities at which errors of a layer are known, equal steps on a logarithmic scale below the first.
 _DENSITIES = np.concatenate([[1.0], np.geomspace(0.9, 0.02, 24)])
-
-#: Batches on which the effect of a site on the outputs is measured.
-_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -122,11 +119,12 @@ class Allocate(PrunePass):
                 f"{self.name}: method=sensitivity needs calibration inputs; give --calibration-data PATH"
             )
         errors = []
+        change = OutputChange(model, ctx.calibration)
         for done, (item, square) in enumerate(zip(work, squares, strict=True)):
             ctx.progress(self.name, done, len(work))
             curve = _curve(item, square)
             middle = int(np.argmin(np.abs(_DENSITIES - wanted)))
-            effect = _effect(model, item, square, 1 - _DENSITIES[middle], ctx.calibration)
+            effect = change.of(_pruned(model, item, square, 1 - _DENSITIES[middle]))
             if not np.isfinite(effect):
                 raise UsageError(
                     f"{self.name}: outputs are NaN or infinite on the calibration data: give other inputs, or "
@@ -170,21 +168,11 @@ def _dropped(item: Work, squares: NDArray[np.float64], sparsity: float) -> float
     return 1 - prune_matrix(squares, np.sqrt(squares), chosen, item.site.groups).kept_score
 
 
-def _effect(
-    model: Model, item: Work, squares: NDArray[np.float64], sparsity: float, calibration: Calibration
-) -> float:
-    """Relative squared change of the outputs of ``model`` when this site alone is pruned."""
+def _pruned(model: Model, item: Work, squares: NDArray[np.float64], sparsity: float) -> Model:
+    """A copy of ``model`` in which this site alone is pruned."""
     copy = model.copy()
     (site,) = (site for site in copy.sites() if site.name == item.site.name)
     chosen = Selection(item.selection.pattern, float(sparsity), item.selection.scope)
     pruned = prune_matrix(item.ordered(site.numpy()), np.sqrt(squares), chosen, site.groups).weight
     site.replace(item.restored(pruned))
-    sessions = open_session(model), open_session(copy)
-    changed, total = 0.0, 0.0
-    for batch in islice(calibration, _BATCHES):
-        before, after = (session.run(batch) for session in sessions)
-        for name, value in before.items():
-            if value.dtype.kind == "f":
-                changed += float(np.square(value.astype(np.float64) - after[name]).sum())
-                total += float(np.square(value.astype(np.float64)).sum())
-    return changed / total if total else 0.0
+    return copy
