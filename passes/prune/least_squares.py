@@ -7,7 +7,7 @@ import numpy as np
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.selection import Mask
 
-__all__ = ["refit_rows"]
+__all__ = ["fit_rows", "refit_rows"]
 
 #: Conjugate gradients stop when no row's residual is above this share of where it started.
 _TOLERANCE = 1e-6
@@ -32,11 +32,28 @@ def refit_rows(
     Returns:
         ``[N, K]``, exactly zero outside the mask.
     """
+    first = np.where(mask, target if start is None else start, 0.0)
+    return fit_rows((target - first) @ gram, mask, gram, first, steps)
+
+
+def fit_rows(rest: Matrix, mask: Mask, gram: Matrix, start: Matrix, steps: int = 20) -> Matrix:
+    """As ``refit_rows``, by what is left to explain: for samples ``Z ~ weights A`` with any rows ``A [K, d]``.
+
+    Args:
+        rest: ``[N, K]``, ``(target - start) gram``, or ``(Z - start A) A^T``.
+        mask: ``[N, K]``, True where a weight may stay.
+        gram: ``[K, K]``, ``A A^T``, with no zero on its diagonal.
+        start: ``[N, K]``, zero outside the mask.
+        steps: most steps.
+
+    Returns:
+        ``[N, K]``, exactly zero outside the mask.
+    """
     scale = 1.0 / np.sqrt(np.diag(gram))
     matrix = scale[:, None] * gram * scale
     keep = mask.astype(np.float64)
-    solution = keep * ((target if start is None else start) / scale)
-    residual = keep * ((target / scale - solution) @ matrix)
+    solution = keep * (start / scale)
+    residual = keep * (rest * scale)
     direction = residual.copy()
     norm = np.einsum("ij,ij->i", residual, residual)
     goal = np.square(_TOLERANCE) * np.einsum("ij,ij->i", solution, solution)

@@ -27,6 +27,9 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "tensor-train": ("factor-tensor-train", {}),
     "cur": ("factor-cur", {}),
     "interpolative": ("factor-interpolative", {}),
+    "compot": ("factor-compot", {}),
+    "cospadi": ("factor-cospadi", {}),
+    "rocket": ("factor-rocket", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
