@@ -30,6 +30,10 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "compot": ("factor-compot", {}),
     "cospadi": ("factor-cospadi", {}),
     "rocket": ("factor-rocket", {}),
+    "spatial-svd": ("factor-spatial-svd", {}),
+    "tucker": ("factor-tucker", {}),
+    "cp": ("factor-cp", {}),
+    "separable": ("factor-separable", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.

@@ -16,6 +16,8 @@ from sparsecc.pm import Pass, PassContext, PassReport, Pipeline, RewriteCost, ge
 from sparsecc.pm.checks import graph_fault, signature
 
 NAMES = pass_names()
+#: Passes that take the kernels of convolutions apart.
+KERNELS = ("factor-spatial-svd", "factor-tucker", "factor-cp", "factor-separable")
 TENSORS = {np.float32: "float", np.float16: "float16"}
 
 
@@ -147,10 +149,12 @@ def convolutions() -> Model:
             [first] c = Conv<group=2, pads=[1,1,1,1]>(x, w)
             n = BatchNormalization(c, s, s, s, s)
             r = Relu(n)
-            [second] y = Conv(r, v)
+            [second] q = Conv(r, v)
+            [third] y = Conv(q, u)
         }""",
         w=sparse_weight(32, 16, 3, 3),
         v=sparse_weight(32, 32, 1, 1),
+        u=sparse_weight(32, 32, 2, 2),
         s=np.ones(32, np.float32),
     )
 
@@ -320,6 +324,7 @@ def test_the_model_can_be_saved_and_loaded_after_it(name, tmp_path):
 def test_lossy_passes_report_numbers(name, tmp_path):
     makes = {
         "recover-bn": convolutions,
+        **dict.fromkeys(KERNELS, convolutions),
         "prune-depth": residual,
         "share-weights": residuals,
         "prune-experts": mixture,
