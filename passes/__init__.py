@@ -32,6 +32,7 @@ LOADERS: dict[str, str] = {
     "factor-fwsvd": "sparsecc.passes.factor.weighted_low_rank:FactorFwsvd",
     "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",
     "factor-tensor-train": "sparsecc.passes.factor.tensor_train:FactorTensorTrain",
+    "factor-faust": "sparsecc.passes.factor.faust:FactorFaust",
     "factor-cur": "sparsecc.passes.factor.cur:FactorCur",
     "factor-interpolative": "sparsecc.passes.factor.interpolative:FactorInterpolative",
     "factor-compot": "sparsecc.passes.factor.sparse_dictionary:FactorCompot",

@@ -7,6 +7,7 @@ last to the first with one transposition between two of them and none at the end
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ class Modes:
         return np.asarray(self.matrix(_joined(cores)))
 
 
+@functools.cache
 def near_factors(size: int, count: int) -> tuple[int, ...] | None:
     """Return ``count`` factors of ``size``, at least 2 and as equal as they can be, ascending; None if there are none.
 

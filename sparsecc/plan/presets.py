@@ -25,6 +25,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "asvd": ("factor-asvd", {"sequential": False}),
     "fwsvd": ("factor-fwsvd", {"sequential": False}),
     "tensor-train": ("factor-tensor-train", {}),
+    "faust": ("factor-faust", {}),
     "cur": ("factor-cur", {}),
     "interpolative": ("factor-interpolative", {}),
     "compot": ("factor-compot", {}),

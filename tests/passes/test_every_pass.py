@@ -190,6 +190,13 @@ def mixture() -> Model:
     )
 
 
+def transform() -> Model:
+    walsh = np.ones((1, 1), np.float32)
+    while len(walsh) < 64:
+        walsh = np.kron(walsh, np.array([[1, 1], [1, -1]], np.float32))
+    return build("g (float[B,64] x) => (float[B,64] y) { [spectrum] y = MatMul(x, w) }", w=walsh)
+
+
 def tied() -> Model:
     return build(
         """g (float[B,64] x) => (float[B,64] y) {
@@ -328,6 +335,7 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         "prune-depth": residual,
         "share-weights": residuals,
         "prune-experts": mixture,
+        "factor-faust": transform,
     }
     make = makes.get(name, layers)
     model = prepared(name, without_zeros(make()))
