@@ -346,6 +346,8 @@ def test_lossy_passes_report_numbers(name, tmp_path):
     if name == "heal":
         pytest.importorskip("torch", reason="healing needs PyTorch: pip install 'sparsecc[heal]'")
         spec = spec.replace("heal", "heal{steps=20}")
+    if name == "factor-faust":
+        spec = "factor-faust{max-error=1}"  # random weights are no product of sparse factors
     if name == "prune-armor":
         spec = "prune-armor{block=8}"  # larger factors would cost more than they save in layers this small
     if name == "factor-fwsvd":
