@@ -42,6 +42,8 @@ LOADERS: dict[str, str] = {
     "factor-tucker": "sparsecc.passes.factor.conv:FactorTucker",
     "factor-cp": "sparsecc.passes.factor.conv:FactorCp",
     "factor-separable": "sparsecc.passes.factor.conv:FactorSeparable",
+    "factor-monarch": "sparsecc.passes.factor.btt:FactorMonarch",
+    "factor-btt": "sparsecc.passes.factor.btt:FactorBtt",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

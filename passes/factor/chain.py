@@ -15,6 +15,9 @@ from sparsecc.passes.tidy.graph import float_attribute, float_constant
 
 __all__ = ["Chain"]
 
+#: From here on Split reads the sizes of its parts from an input.
+_SPLIT_INPUT_OPSET = 13
+
 
 class Chain:
     """Collects the nodes that compute a site in another way; ``finish`` puts them into the graph.
@@ -79,6 +82,27 @@ class Chain:
         """Add ``x @ weight.T`` for a constant ``weight [N, K]``."""
         return self.node("MatMul", [x, self.constant(weight.T, f"{name}.weight")], name)
 
+    def split(self, x: onnx_ir.Value, sizes: Sequence[int], name: str) -> list[onnx_ir.Value]:
+        """Cut the last axis of ``x`` into parts of these sizes, which are all of it."""
+        if len(sizes) == 1:
+            return [x]
+        given: list[onnx_ir.Value] = [x]
+        attributes: dict[str, Any] = {"axis": self.leading}
+        if self._rewriter.opset < _SPLIT_INPUT_OPSET:
+            attributes["split"] = list(sizes)
+        else:
+            given.append(self.shape(sizes, f"{name}.sizes"))
+        made = self._rewriter.node(
+            self._node, "Split", given, f"{self._node.name}.{name}", attributes, len(sizes)
+        )
+        made.metadata_props[PART_KEY] = self._node.metadata_props[PART_KEY]
+        self._made.append(made)
+        return list(made.outputs)
+
+    def concat(self, parts: Sequence[onnx_ir.Value], name: str) -> onnx_ir.Value:
+        """Put ``parts`` together along the last axis."""
+        return parts[0] if len(parts) == 1 else self.node("Concat", parts, name, {"axis": self.leading})
+
     @property
     def leading(self) -> int:
         """Axes of ``source`` before the last: of a MatMul whose input has a known rank, or a Gemm."""
@@ -88,10 +112,13 @@ class Chain:
         assert shape is not None, "refused before"
         return shape.rank() - 1
 
+    def shape(self, sizes: Sequence[int], name: str) -> onnx_ir.Value:
+        """Return a constant for Reshape."""
+        return self.constant(np.array(sizes, np.int64), name)
+
     def reshape(self, x: onnx_ir.Value, last: Sequence[int], name: str) -> onnx_ir.Value:
         """Cut what comes behind the leading axes of ``x``, which stay whatever their lengths, into axes ``last``."""
-        shape = self.constant(np.array([0] * self.leading + list(last), np.int64), f"{name}.shape")
-        return self.node("Reshape", [x, shape], name)
+        return self.node("Reshape", [x, self.shape([0] * self.leading + list(last), f"{name}.shape")], name)
 
     def transpose(self, x: onnx_ir.Value, order: Sequence[int], name: str) -> onnx_ir.Value:
         """Put the axes behind the leading ones into ``order``, counted from the first of them."""

@@ -44,10 +44,14 @@ class Rewriter:
 
     Args:
         model: its shapes are inferred as far as they are missing.
+
+    Attributes:
+        opset: of standard operators in the model.
     """
 
     def __init__(self, model: Model) -> None:
         model.infer_shapes()
+        self.opset = model.opset
         self._values = value_names(model.onnx)
         self._nodes = {node.name for graph in all_graphs(model.onnx) for node in graph if node.name}
 
@@ -91,15 +95,19 @@ class Rewriter:
         inputs: Sequence[onnx_ir.Value | None],
         name: str,
         attributes: Sequence[onnx_ir.Attr] | Mapping[str, Any] = (),
+        results: int = 1,
     ) -> onnx_ir.Node:
-        """Add a node whose result has the type of that of ``near``, which it may not come before."""
+        """Add a node whose results have the type of that of ``near``, which it may not come before."""
         if isinstance(attributes, Mapping):
             attributes = [
                 onnx_ir.convenience.convert_attribute(key, value) for key, value in attributes.items()
             ]
-        made = onnx_ir.Node("", op, inputs, attributes, name=free_name(name, self._nodes))
-        made.outputs[0].name = free_name(f"{name}.out", self._values)
-        made.outputs[0].type = near.outputs[0].type
+        made = onnx_ir.Node(
+            "", op, inputs, attributes, num_outputs=results, name=free_name(name, self._nodes)
+        )
+        for value in made.outputs:
+            value.name = free_name(f"{name}.out", self._values)
+            value.type = near.outputs[0].type
         return made
 
     def replace(self, node: onnx_ir.Node, chain: Sequence[onnx_ir.Node]) -> None:

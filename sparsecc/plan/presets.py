@@ -35,6 +35,8 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "tucker": ("factor-tucker", {}),
     "cp": ("factor-cp", {}),
     "separable": ("factor-separable", {}),
+    "monarch": ("factor-monarch", {}),
+    "btt": ("factor-btt", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
