@@ -49,7 +49,7 @@ class Chain:
 
     def constant(self, array: NDArray[Any], name: str) -> onnx_ir.Value:
         """Return a new initialiser named after the site."""
-        return self._rewriter.constant(self._node, f"{self._node.name}.{name}", np.ascontiguousarray(array))
+        return self._rewriter.constant(self._node, f"{self._node.name}.{name}", array)
 
     def shared(self, array: NDArray[Any], name: str) -> onnx_ir.Value:
         """Return an initialiser of the graph that all chains with the same ``array`` of that name read."""

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from sparsecc.ir.trace import UNPACKS_KEY
 from sparsecc.passes.tidy.graph import add_constant, constant_of
 
 __all__ = ["fold_constants"]
@@ -108,6 +109,8 @@ def _sizes_of_input(node: ir.Node, main: ir.Graph, known: Values) -> NDArray[np.
 
 def _is_foldable(node: ir.Node) -> bool:
     if node.domain not in ("", "ai.onnx") or node.op_type not in _FOLDABLE or not node.inputs:
+        return False
+    if UNPACKS_KEY in node.metadata_props:  # it unpacks the weight of a site, which is packed to save bytes
         return False
     return not any(value.is_graph_output() for value in node.outputs)
 

@@ -25,7 +25,7 @@ from sparsecc.ir.quantized import (
 )
 from sparsecc.ir.slots import Slot, Tensor
 from sparsecc.ir.sparse_ops import DOMAIN
-from sparsecc.ir.trace import RefusedError, Traced, all_readers, refuse_matmul, trace_back
+from sparsecc.ir.trace import UNPACKS_KEY, RefusedError, Traced, all_readers, refuse_matmul, trace_back
 
 __all__ = ["Site", "find_sites", "name_matches"]
 
@@ -281,12 +281,15 @@ def _uniquely_named(site: Site, taken: dict[str, int]) -> Site:
 def _candidates(model: onnx_ir.Model) -> Iterator[_Use]:
     """Yield each weight operand of each linear node (two for LSTM and GRU) in graph order.
 
-    The bodies of our own operators are not looked into: they are what a packed site means, not more sites.
+    The bodies of our own operators are not looked into: they are what a packed site means, not more sites. Nor are
+    nodes that unpack weights.
     """
     functions = [f for f in model.functions.values() if f.domain != DOMAIN]
     roots = [(model.graph, "")] + [(f.graph, f"{f.name}/") for f in functions]
     for root, prefix in roots:
         for node in onnx_ir.traversal.RecursiveGraphIterator(root):
+            if UNPACKS_KEY in node.metadata_props:
+                continue
             scope: Scope = "function" if prefix else "main" if node.graph is root else "subgraph"
             base = prefix + (node.name or (node.outputs[0].name if node.outputs else "") or node.op_type)
             key = (node.domain, node.op_type)

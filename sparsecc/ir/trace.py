@@ -7,7 +7,18 @@ from typing import NamedTuple
 
 import onnx_ir
 
-__all__ = ["RefusedError", "Traced", "all_readers", "captured_inputs", "refuse_matmul", "trace_back"]
+__all__ = [
+    "UNPACKS_KEY",
+    "RefusedError",
+    "Traced",
+    "all_readers",
+    "captured_inputs",
+    "refuse_matmul",
+    "trace_back",
+]
+
+#: Metadata key on nodes that make a dense weight of packed constants: not sites, nor to be folded.
+UNPACKS_KEY = "sparsecc.unpacks"
 
 
 class RefusedError(Exception):
@@ -77,6 +88,8 @@ def trace_back(value: onnx_ir.Value | None) -> Traced:
 
 
 def _why_computed(producer: onnx_ir.Node) -> str:
+    if UNPACKS_KEY in producer.metadata_props:
+        return "weight is packed in the file: start from the model it was packed from"
     if not _is_constant(producer):
         return f"weight is computed at run time by {producer.op_type}"
     return f"weight is a constant that goes through {producer.op_type}: fold constants first (pass tidy)"

@@ -18,7 +18,15 @@ from sparsecc.errors import UsageError
 from sparsecc.ir.mapped import array_of, release
 from sparsecc.ir.slots import Slot, Tensor, stub, swapped, tensor_slots
 
-__all__ = ["INLINE_LIMIT", "fingerprint", "to_proto", "to_skeleton", "weight_nbytes", "write_model"]
+__all__ = [
+    "INLINE_LIMIT",
+    "fingerprint",
+    "to_proto",
+    "to_skeleton",
+    "weight_nbytes",
+    "write_model",
+    "written_nbytes",
+]
 
 INLINE_LIMIT = 1_500_000_000
 """Bytes of weights above which they never go inside one protobuf (its own limit is 2 GiB)."""
@@ -28,6 +36,9 @@ _SKELETON_KEEPS = 4096
 _SKELETON_KEEPS_INTEGERS = 1 << 20
 _SHAPE_TYPES = (onnx_ir.DataType.INT64, onnx_ir.DataType.INT32)
 _PAGE_FROM = 1 << 16
+
+#: Bytes that the lengths around a tensor may take beside its own.
+_LENGTHS = 12
 
 
 def weight_nbytes(model: onnx_ir.Model) -> int:
@@ -108,6 +119,30 @@ def write_model(model: onnx_ir.Model, path: Path, external: bool) -> None:
         ) from None
 
 
+def written_nbytes(model: onnx_ir.Model, path: Path, external: bool) -> int:
+    """Return the bytes of the files that ``write_model`` would write; at most a few per tensor too many."""
+    tokens: dict[int, onnx_ir.ExternalTensor] = {}
+    data = inside = 0
+    for offset, tensor in _layout(_external_tensors(model)) if external else ():
+        tokens[id(tensor)] = _token(tensor, _data_path(path).name, offset)
+        data = offset + int(tensor.nbytes)
+
+    def place(slot: Slot, tensor: Tensor) -> Tensor:
+        nonlocal inside
+        if slot.is_initializer and id(tensor) in tokens:
+            return tokens[id(tensor)]
+        inside += int(tensor.nbytes) + _LENGTHS
+        return stub(tensor)
+
+    with swapped(model, place):
+        graph = int(onnx_ir.serde.serialize_model(model).ByteSize())
+    return data + inside + graph
+
+
+def _data_path(path: Path) -> Path:
+    return path.with_name(path.name + ".data")
+
+
 def _write_all(
     model: onnx_ir.Model, path: Path, external: bool, stack: contextlib.ExitStack
 ) -> list[tuple[Path, Path]]:
@@ -115,7 +150,7 @@ def _write_all(
     pairs: list[tuple[Path, Path]] = []
     tokens: dict[int, onnx_ir.ExternalTensor] = {}
     if external and (tensors := _external_tensors(model)):
-        data_path = path.with_name(path.name + ".data")
+        data_path = _data_path(path)
         temporary, file = stack.enter_context(_temporary(path))
         for offset, tensor in _layout(tensors):
             file.seek(offset)

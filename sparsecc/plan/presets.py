@@ -37,6 +37,9 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "separable": ("factor-separable", {}),
     "monarch": ("factor-monarch", {}),
     "btt": ("factor-btt", {}),
+    "slab": ("factor-slab", {}),
+    "seedlm": ("factor-seedlm", {}),
+    "bitstack": ("factor-bitstack", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.

@@ -1,0 +1,127 @@
+"""Planes of bits that weights are stacked of, in the order of what they are worth: a model of several sizes.
+
+``factor-bitstack`` stores each plane as three initialisers and says in the metadata which site the planes belong to,
+the most useful one first. A weight is the sum of the planes that its Concat nodes list, so that a smaller model is the
+same graph with the last planes left out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir
+
+from sparsecc.errors import ModelError
+from sparsecc.ir import write
+
+if TYPE_CHECKING:
+    from sparsecc.ir.model import Model
+
+__all__ = ["PARTS", "Planes", "plane_name"]
+
+_KEY = "sparsecc.planes"
+
+_AGAIN = "start from the file that factor-bitstack wrote"
+
+#: What a plane consists of: packed signs, and the factors of the magnitudes.
+PARTS = ("signs", "left", "right")
+
+
+def plane_name(place: int, part: str) -> str:
+    """Return the name of the initialiser with a part of the plane at ``place``; names sort as places do."""
+    return f"sparsecc.plane.{place:06d}.{part}"
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of a model.
+
+    Attributes:
+        sites: names of the sites that are stacked of planes.
+        order: for each plane, the most useful first, the index of its site. Every site has one among the first
+            ``len(sites)``.
+    """
+
+    sites: tuple[str, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: Model) -> Planes | None:
+        """Return the planes of ``model``, or None if it has none.
+
+        Raises:
+            ModelError: the graph is not what the metadata says.
+        """
+        text = model.metadata.get(_KEY)
+        if text is None:
+            return None
+        try:
+            document = json.loads(text)
+            sites, order = tuple(document["sites"]), tuple(document["order"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise ModelError(f"its metadata '{_KEY}' does not parse: {_AGAIN}") from None
+        numbers = all(type(item) is int and 0 <= item < len(sites) for item in order)
+        if not numbers or not all(isinstance(name, str) for name in sites):
+            raise ModelError(f"its metadata '{_KEY}' is no list of sites and places: {_AGAIN}")
+        if sorted(order[: len(sites)]) != list(range(len(sites))):
+            raise ModelError(f"its metadata '{_KEY}' does not begin with a plane of every site: {_AGAIN}")
+        found = cls(sites, order)
+        for place in range(len(order)):
+            for part in PARTS:
+                _reader(model, place, part)
+        return found
+
+    def describe(self, model: Model) -> None:
+        """Write these planes into the metadata of ``model``."""
+        model.metadata[_KEY] = json.dumps({"sites": self.sites, "order": self.order}, separators=(",", ":"))
+
+    def first(self, model: Model, count: int) -> Model:
+        """Return a model with the first ``count`` planes, which shares all weights with ``model``.
+
+        Args:
+            model: whose planes these are.
+            count: between ``len(sites)`` and ``len(order)``.
+        """
+        smaller = model.copy()
+        for place in range(count, len(self.order)):
+            for part in PARTS:
+                value, reader = _reader(smaller, place, part)
+                kept = [item for item in reader.inputs if item is not value]
+                for at, item in enumerate(kept):
+                    reader.replace_input_with(at, item)
+                reader.resize_inputs(len(kept))
+                _forget_shapes(reader)
+                assert value.graph is not None, "an initialiser"
+                del value.graph.initializers[str(value.name)]
+        Planes(self.sites, self.order[:count]).describe(smaller)
+        return smaller
+
+    def nbytes(self, model: Model, count: int, path: Path, *, external_data: bool) -> int:
+        """Return the bytes of the files of ``first(model, count)``; at most a few per tensor too many."""
+        return write.written_nbytes(self.first(model, count).onnx, path, external_data)
+
+
+def _reader(model: Model, place: int, part: str) -> tuple[onnx_ir.Value, onnx_ir.Node]:
+    """Return the initialiser with a part of a plane and the Concat that reads it.
+
+    Raises:
+        ModelError: there is none, or something else reads it.
+    """
+    name = plane_name(place, part)
+    value = next((graph.initializers[name] for graph in model.graphs() if name in graph.initializers), None)
+    uses = [] if value is None else list(value.uses())
+    if value is None or len(uses) != 1 or uses[0].node.op_type != "Concat":
+        raise ModelError(f"plane '{name}' is not where its metadata says: {_AGAIN}")
+    return value, uses[0].node
+
+
+def _forget_shapes(node: onnx_ir.Node) -> None:
+    """Drop the shapes that count planes: all from ``node`` to the Einsum that adds planes up."""
+    for value in node.outputs:
+        value.shape = None
+        for use in value.uses():
+            if use.node.op_type in ("Cast", "Gather"):
+                _forget_shapes(use.node)
