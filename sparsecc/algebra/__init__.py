@@ -1,0 +1,21 @@
+"""Sparse tensor algebra and its partitioning into balanced parts. NumPy only, no ONNX."""
+
+from __future__ import annotations
+
+from sparsecc.algebra.levels import Compressed, Dense, Level, Singleton, Tensor, format_levels
+from sparsecc.algebra.splitter import SplitTable, Walk, even_targets, find_splits, split, weighted_targets
+
+__all__ = [
+    "Compressed",
+    "Dense",
+    "Level",
+    "Singleton",
+    "SplitTable",
+    "Tensor",
+    "Walk",
+    "even_targets",
+    "find_splits",
+    "format_levels",
+    "split",
+    "weighted_targets",
+]
