@@ -47,6 +47,7 @@ LOADERS: dict[str, str] = {
     "factor-slab": "sparsecc.passes.factor.slab:FactorSlab",
     "factor-bitstack": "sparsecc.passes.factor.bitstack:FactorBitstack",
     "factor-seedlm": "sparsecc.passes.factor.seedlm:FactorSeedlm",
+    "factor-embedding": "sparsecc.passes.factor.embedding:FactorEmbedding",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",

@@ -40,6 +40,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "slab": ("factor-slab", {}),
     "seedlm": ("factor-seedlm", {}),
     "bitstack": ("factor-bitstack", {}),
+    "embedding": ("factor-embedding", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.

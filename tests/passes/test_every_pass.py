@@ -61,6 +61,9 @@ class FakeCosts:
     def rewritten(self, model, site, rewrite, key, *, custom_ops):
         return RewriteCost(1.0, 0.5, 2, 1)
 
+    def relative_time_of(self, model, candidate):
+        return 0.5
+
 
 def context() -> PassContext:
     return PassContext(calibration=FakeCalibration(), costs=FakeCosts())
@@ -107,6 +110,19 @@ def layers(dtype=np.float32) -> Model:
         w1=sparse_weight(64, 96, dtype=dtype),
         b1=sparse_weight(1, 96, dtype=dtype),
         w2=sparse_weight(96, 64, dtype=dtype),
+    )
+
+
+def tokens() -> Model:
+    rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    return build(
+        """g (float[B,4] x) => (float[B,4,64] y) {
+            i = Cast<to=7>(x)
+            [embed] e = Gather(table, i)
+            t = Transpose<perm=[1,0]>(table)
+            [head] y = MatMul(e, t)
+        }""",
+        table=rows,
     )
 
 
@@ -244,7 +260,7 @@ def half() -> Model:
 
 MODELS = [
     *(empty, no_weights, layers, residual, half, convolutions, branches, tied, tied_on_other_axes, mixture),
-    *(not_finite, zero_size, unknown_domain),
+    *(not_finite, zero_size, unknown_domain, tokens),
 ]
 
 
@@ -336,6 +352,7 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         "share-weights": residuals,
         "prune-experts": mixture,
         "factor-faust": transform,
+        "factor-embedding": tokens,
     }
     make = makes.get(name, layers)
     model = prepared(name, without_zeros(make()))
@@ -348,6 +365,8 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         spec = spec.replace("heal", "heal{steps=20}")
     if name == "factor-faust":
         spec = "factor-faust{max-error=1}"  # random weights are no product of sparse factors
+    if name == "factor-embedding":
+        spec = "factor-embedding{min-elements=1}"
     if name == "prune-armor":
         spec = "prune-armor{block=8}"  # larger factors would cost more than they save in layers this small
     if name == "factor-fwsvd":
