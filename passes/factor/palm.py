@@ -7,7 +7,7 @@ each row and in each column. Fast transforms are such products: they come back e
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,19 @@ __all__ = ["Limits", "Mask", "digit_reversal", "greedy_support", "palm4msa", "pr
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
+Norm = Callable[[Array], float]
 
 #: Magnitudes that differ by less, relative to the largest, are equal: the first of them then counts more.
 _TIE = 1e-5
 
 #: The curvature is taken to be so many times what it is, for the rounding.
 _STEP = 1.0 + 1e-9
+
+#: Rounds of the search for the largest singular value.
+_POWERS = 30
+
+#: Side of matrices whose singular values are found at once.
+_SMALL = 64
 
 #: Steps end where the squared error falls by less than this share, or below this share of the matrix.
 _LEAST_GAIN, _EXACT = 1e-6, 1e-26
@@ -85,7 +92,9 @@ def product(factors: Sequence[Array]) -> Array:
 def palm4msa(
     matrix: Array, start: Sequence[Array], limits: Sequence[Limits], steps: int
 ) -> tuple[list[Array], list[float]]:
-    """Return factors within ``limits`` whose product is closer to ``matrix``, and the squared error after each step.
+    """Return factors within ``limits`` whose product is closer to ``matrix``, and the squared errors on the way.
+
+    The first of these is that of the start.
 
     A step takes each factor in turn, the last first, down the gradient by one over its Lipschitz constant and back
     into its set, and then scales the product as suits best. The error never rises: where the greedy set of entries is
@@ -97,18 +106,17 @@ def palm4msa(
         limits: of each.
         steps: at most.
     """
-    factors, errors = list(start), []
-    for _ in range(steps):
-        for at in reversed(range(len(factors))):
-            factors[at] = _step(matrix, factors, at, limits[at])
-        whole = product(factors)
-        energy = float(np.vdot(whole, whole).real)
-        if energy:
-            scale = np.vdot(whole, matrix) / energy
-            factors[0], whole = factors[0] * scale, whole * scale
-        errors.append(float(np.square(np.abs(matrix - whole)).sum()))
-        exact = errors[-1] <= _EXACT * np.square(np.abs(matrix)).sum()
-        if exact or (len(errors) > 1 and errors[-1] > errors[-2] * (1 - _LEAST_GAIN)):
+    factors, errors = list(start), [_distance(matrix, start)]
+    norm: Norm = _nearly_the_norm
+    while errors[-1] > _EXACT * np.square(np.abs(matrix)).sum() and len(errors) <= steps:
+        found = _sweep(matrix, factors, limits, norm)
+        error = _distance(matrix, found)
+        if error > errors[-1] and norm is _nearly_the_norm:
+            norm = _norm  # a step was too long
+            continue
+        factors = found
+        errors.append(error)
+        if error > errors[-2] * (1 - _LEAST_GAIN):
             break
     return factors, errors
 
@@ -160,20 +168,55 @@ def _hierarchical(matrix: Array, radices: Sequence[int], steps: int, block: int)
         pair, _ = palm4msa(factors[0], pair, [rest, split], steps)
         limits = [rest, split, *limits[1:]]
         factors, _ = palm4msa(matrix, [*pair, *factors[1:]], limits, steps)
-    return factors, float(np.square(np.abs(matrix - product(factors))).sum())
+    return factors, _distance(matrix, factors)
 
 
-def _step(matrix: Array, factors: Sequence[Array], at: int, limits: Limits) -> Array:
+def _distance(matrix: Array, factors: Sequence[Array]) -> float:
+    return float(np.square(np.abs(matrix - product(factors))).sum())
+
+
+def _sweep(matrix: Array, factors: Sequence[Array], limits: Sequence[Limits], norm: Norm) -> list[Array]:
+    """Return the factors after a step of each, the product scaled as suits best."""
+    found = list(factors)
+    for at in reversed(range(len(found))):
+        found[at] = _step(matrix, found, at, limits[at], norm)
+    whole = product(found)
+    energy = float(np.vdot(whole, whole).real)
+    if energy:
+        found[0] = found[0] * (np.vdot(whole, matrix) / energy)
+    return found
+
+
+def _step(matrix: Array, factors: Sequence[Array], at: int, limits: Limits, norm: Norm) -> Array:
     """Return one factor after a step down the gradient, within its limits."""
     factor = factors[at]
     left = product(factors[:at]) if at else np.eye(len(matrix), dtype=matrix.dtype)
     right = (
         product(factors[at + 1 :]) if at + 1 < len(factors) else np.eye(matrix.shape[1], dtype=matrix.dtype)
     )
-    steepest = _STEP * (np.linalg.norm(left, 2) * np.linalg.norm(right, 2)) ** 2
+    steepest = _STEP * (norm(left) * norm(right)) ** 2
     if steepest == 0:
         return factor
     moved = factor - left.conj().T @ (left @ factor @ right - matrix) @ right.conj().T / steepest
     found, before = np.where(limits.support(moved), moved, 0), np.where(factor != 0, moved, 0)
     nearer = np.linalg.norm(found) >= np.linalg.norm(before)
     return np.asarray(found if nearer else before)
+
+
+def _norm(matrix: Array) -> float:
+    return float(np.linalg.norm(matrix, 2))
+
+
+def _nearly_the_norm(matrix: Array) -> float:
+    """Return the largest singular value, or somewhat less, by power iteration."""
+    if min(matrix.shape) <= _SMALL:
+        return _norm(matrix)
+    vector = np.cos(np.arange(matrix.shape[1])).astype(matrix.dtype)
+    size = 0.0
+    for _ in range(_POWERS):
+        vector = matrix.conj().T @ (matrix @ vector)
+        size = float(np.linalg.norm(vector))
+        if size == 0:
+            return _norm(matrix)
+        vector = vector / size
+    return float(np.sqrt(size))

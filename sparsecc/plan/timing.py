@@ -103,7 +103,7 @@ class MeasuredCosts:
     ) -> None:
         self.table = table
         self._inputs = inputs
-        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._shapes: dict[str, tuple[tuple[int, int], tuple[int, ...] | None]] = {}
         self._threads = threads
         self._seed = seed
 
@@ -209,11 +209,15 @@ class MeasuredCosts:
         return {**times, "bytes": _constant_bytes(candidate)}
 
     def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
-        if self._shapes is None:
-            self._shapes = input_shapes_of_sites(model, self._inputs)
-        if site.name not in self._shapes:
+        if (
+            self._shapes.get(site.name, (None, None))[0] != site.shape
+        ):  # passes make sites, and others of the same name
+            found = input_shapes_of_sites(model, self._inputs)
+            self._shapes = {item.name: (item.shape, found.get(item.name)) for item in model.sites()}
+        shape = self._shapes[site.name][1]
+        if shape is None:
             raise MeasurementError("not timed: the inputs given do not reach it (a branch not taken)")
-        return self._shapes[site.name]
+        return shape
 
     def _site_key(
         self, site: Site, form: LinearForm, shape: tuple[int, ...], plain: LinearForm | None
