@@ -41,6 +41,9 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "seedlm": ("factor-seedlm", {}),
     "bitstack": ("factor-bitstack", {}),
     "embedding": ("factor-embedding", {}),
+    "blast": ("factor-blast", {}),
+    "blockdiag-lowrank": ("factor-blockdiag-lowrank", {}),
+    "kronecker": ("factor-kronecker", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.
