@@ -33,6 +33,9 @@ __all__ = [
 #: Directions of the codes whose energy is a smaller share of the largest count as none.
 _DEPENDENT = 1e-12
 
+#: Steps of conjugate gradients in a turn: atoms are close to orthonormal, and the next turn goes on.
+_STEPS = 4
+
 #: Iterations stop where the error falls by less than this share.
 _LEAST_GAIN = 1e-4
 
@@ -117,28 +120,20 @@ def principal_samples(weight: Matrix, gram: Matrix) -> Matrix:
 def fit_atoms(codes: Matrix, samples: Matrix) -> Matrix:
     """Return the atoms ``[k, d]`` with the smallest ``||samples - codes atoms||_F``, zero where no code uses one.
 
-    Solved by the normal equations of codes of equal length, and once more for what that leaves.
-
     Args:
         codes: ``[N, k]``.
         samples: ``[N, d]``.
     """
     lengths = np.linalg.norm(codes, axis=0)
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    scaled = codes * scale
+    scaled = codes * scale  # of equal length: the normal equations are well conditioned but for dependent atoms
     values, vectors = np.linalg.eigh(scaled.T @ scaled)
     usable = values > _DEPENDENT * max(values[-1], 0.0)
     inverse = np.divide(1.0, values, out=np.zeros_like(values), where=usable)
-
-    def solved(rest: Matrix) -> Matrix:
-        return np.asarray((vectors * inverse) @ (vectors.T @ (scaled.T @ rest)))
-
-    atoms = solved(samples)
-    atoms += solved(samples - scaled @ atoms)
-    return np.asarray(scale[:, None] * atoms)
+    return np.asarray(scale[:, None] * ((vectors * inverse) @ (vectors.T @ (scaled.T @ samples))))
 
 
-def fit_codes(samples: Matrix, atoms: Matrix, mask: Mask, start: Matrix, steps: int = 20) -> Matrix:
+def fit_codes(samples: Matrix, atoms: Matrix, mask: Mask, start: Matrix, steps: int) -> Matrix:
     """Return the codes on ``mask`` that are closest to the samples, never farther than ``start``.
 
     Args:
@@ -210,7 +205,7 @@ def refit(samples: Matrix, found: Coding, rounds: int) -> Coding:
     codes, atoms, errors = found.codes, found.atoms, list(found.errors)
     for turn in range(rounds + 1):
         if turn:
-            codes = fit_codes(samples, atoms, found.mask, codes)
+            codes = fit_codes(samples, atoms, found.mask, codes, _STEPS)
         atoms = fit_atoms(codes, samples)
         errors.append(error_of(samples, codes, atoms))
         if turn and errors[-1] >= errors[-2] * (1 - _LEAST_GAIN):

@@ -86,7 +86,7 @@ class DictionaryPass(CalibratedFactorPass):
 
     pattern: Pattern = Pattern("block", rows=4, cols=1)  # noqa: RUF009  a frozen value, safe to share
     ratio: float = 2.0
-    rounds: int = 3
+    rounds: int = 8
     custom_ops: bool = True
 
     def __post_init__(self) -> None:
