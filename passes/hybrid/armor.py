@@ -58,6 +58,7 @@ class PruneArmor(HybridPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1]; none means 1 for convolutions, 0.5 for others.
+        bias: fit the bias of a site that has one together with its weight.
         block: side of the blocks of both factors, a multiple of M.
         sweeps: most of the fit with inputs that count one by one, which finds the mask.
         rounds: most of the fit with all second moments after it.

@@ -15,7 +15,7 @@ from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
 from sparsecc.passes.prune.base import Work
 from sparsecc.passes.prune.gram_pass import Problem, WalkPass
 from sparsecc.passes.prune.scores import compared
-from sparsecc.passes.prune.walk import solutions
+from sparsecc.passes.prune.walk import fitted_bias, settable_biases, solutions
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import MomentsLike, PassContext, PassReport, SiteSettings
 from sparsecc.sparse import density
@@ -33,6 +33,7 @@ class Solution:
         total: ``[N, K]``, the weight that all of them together stand for.
         detail: what it is, in a few words.
         numbers: for the report.
+        bias: ``[N]``, if that is fitted too.
     """
 
     core: NDArray[Any]
@@ -40,6 +41,7 @@ class Solution:
     total: NDArray[Any]
     detail: str
     numbers: dict[str, float] = field(default_factory=dict)
+    bias: NDArray[np.float64] | None = None
 
     def stored(self, item: Work, dtype: np.dtype[Any]) -> Solution:
         """Return what is to be written for ``item``, in its type, the core in its order of columns, without total."""
@@ -56,6 +58,8 @@ class HybridPass(WalkPass):
     """
 
     by_rows: ClassVar[bool] = False
+
+    bias: bool = True
 
     @abstractmethod
     def solve(self, item: Work, problem: Problem, ctx: PassContext) -> Solution | str:
@@ -83,9 +87,16 @@ class HybridPass(WalkPass):
             else:
                 report.skip(item.site.name, reason)
 
+        biases = settable_biases(model, [item.site for item in suited]) if self.bias else {}
+
         def solve(item: Work, moments: MomentsLike) -> Solution | str:
-            (problem,) = self.problems(item, item.ordered(item.site.numpy()), moments)
-            return self.solve(item, problem, ctx)
+            weight, bias = item.site.numpy(), biases.get(item.site.name)
+            (problem,) = self.problems(item, item.ordered(weight), moments, affine=bias is not None)
+            solution = self.solve(item, problem, ctx)
+            if isinstance(solution, str) or bias is None:
+                return solution
+            total = item.restored(solution.total)
+            return replace(solution, bias=fitted_bias(item.site, bias, weight, total, moments))
 
         found: list[tuple[Work, Solution]] = []
         for item, solution in solutions(
@@ -94,6 +105,8 @@ class HybridPass(WalkPass):
             weight = item.site.numpy()
             total = item.restored(solution.total).astype(weight.dtype)
             item.site.replace(total, item.scratch)
+            if solution.bias is not None:
+                biases[item.site.name].replace(solution.bias)
             found.append((item, solution.stored(item, weight.dtype)))
             report.change(
                 item.site.name,

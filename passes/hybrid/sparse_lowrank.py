@@ -72,6 +72,7 @@ class SparseLowRank(HybridPass):
             the model as it is when the pass starts.
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1]; none means 1 for convolutions, 0.5 for others.
+        bias: fit the bias of a site that has one together with its weight.
         rank_share: share of the numbers kept that the factors hold, in [0, 1); 0 is pruning alone.
         multiple: ranks are multiples of it; sites that cannot afford one stay as they are.
         iterations: most of the alternation that finds the mask.

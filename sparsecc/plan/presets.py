@@ -98,7 +98,8 @@ def preset(
         flops_ratio: with the methods of ``REMOVAL``, which remove channels, neurons and heads, or whole residual
             blocks: share of the multiplications to keep.
         blocks: with the method ``depth``: how many residual blocks to remove, instead of ``flops_ratio``.
-        param_ratio: with the methods of ``FACTOR``: share of the numbers of each weight that its factors may hold.
+        param_ratio: with the methods of ``FACTOR``: share of the numbers of each weight that its factors may hold;
+            1 - ``sparsity`` of ``sparse-lowrank``.
         fisher: with the method ``fwsvd``, which needs it: file of squared gradients.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
@@ -131,7 +132,12 @@ def preset(
     elif fisher is not None:
         raise UsageError("--fisher is an option of --method fwsvd")
     elif param_ratio is not None:
-        raise UsageError(f"--param-ratio is an option of --method {', '.join(FACTOR)}")
+        if method != "sparse-lowrank" or sparsity is not None:
+            raise UsageError(
+                f"--param-ratio is an option of --method {', '.join(FACTOR)}, and in the place of --sparsity of "
+                "sparse-lowrank"
+            )
+        sparsity = round(1 - param_ratio, 9)
     prunes = pattern is not None or sparsity is not None or method is not None
     if prunes:
         step = _prune_step(pattern, sparsity, method, match, calibrated, activations == "static")

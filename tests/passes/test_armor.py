@@ -201,7 +201,7 @@ def test_the_graph_computes_the_product_of_three(text, weights, shape):
         **{name: normal(*size) for name, size in weights.items()},
     )
     x = normal(*shape)
-    spec = "prune-armor{block=4 correction=0}"
+    spec = "prune-armor{block=4 correction=0 bias=false}"
     after, report = run(model, spec, x)
     (change,) = report.changed
     assert change.numbers["output_error"] < change.numbers["output_error_alone"]

@@ -216,7 +216,7 @@ def test_the_graph_computes_the_sum_and_its_parts_are_sites(text, weights, shape
     )
     x = normal(*shape)
     amount = "" if ":" in pattern else " sparsity=0.5"
-    spec = f"sparse-lowrank{{pattern={pattern}{amount} rank-share=0.5}}"
+    spec = f"sparse-lowrank{{pattern={pattern}{amount} rank-share=0.5 bias=false}}"
     after, report = run(model, spec, x)
     (change,) = report.changed
     parts = {site.name: site.numpy() for site in after.sites()}
@@ -254,6 +254,33 @@ def test_later_layers_are_fitted_to_what_the_rewritten_ones_give():
         assert len(report.changed) == 2
         errors[option] = np.linalg.norm(outputs(after, x) - outputs(model, x))
     assert errors["correction=1.0"] < errors["sequential=false"]
+
+
+@pytest.mark.parametrize("name", ["sparse-lowrank{sparsity=0.6 multiple=1 BIAS}", "prune-armor{block=8 BIAS}"])
+@pytest.mark.parametrize(
+    ("text", "weights", "given"),
+    [
+        ("[s] h = MatMul(x, w) y = Add(h, b)", {"w": (64, 48), "b": (48,)}, (300, 64)),
+        ("[s] y = Gemm<transB=1, alpha=0.5, beta=2.0>(x, w, b)", {"w": (48, 64), "b": (48,)}, (300, 64)),
+        ("[s] y = Conv(x, w, b)", {"w": (48, 64, 1, 1), "b": (48,)}, (20, 64, 4, 4)),
+    ],
+)
+def test_a_fitted_bias_makes_the_means_agree_and_the_error_smaller(name, text, weights, given):
+    dims = ["N", *map(str, given[1:])]
+    model = build(
+        f"g (float[{','.join(dims)}] x) => (float[{','.join('abcd'[: len(given)])}] y) {{ {text} }}",
+        **{key: normal(*size) for key, size in weights.items()},
+    )
+    x = normal(*given) + 2 * normal(*given[1:])
+    errors = {}
+    for bias in ("false", "true"):
+        after, report = run(model, name.replace("BIAS", f"bias={bias} damping=1e-4"), x)
+        assert report.changed
+        difference = outputs(after, x) - outputs(model, x)
+        axes = tuple(at for at in range(len(given)) if at != (1 if "Conv" in text else len(given) - 1))
+        errors[bias] = np.square(difference).sum()
+        assert (np.abs(difference.mean(axes)).max() < 1e-4) == (bias == "true")
+    assert errors["true"] < errors["false"]
 
 
 def test_no_share_for_the_rank_is_pruning_with_least_squares():

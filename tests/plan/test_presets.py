@@ -38,6 +38,8 @@ PRUNED = "lower-conv-int8,choose-layout,confirm-layout,restore-dense,lower-spars
         ({"method": "sparse-lowrank", "pattern": "16x1", "sparsity": 0.6, "calibrated": True,
           "standard_ops_only": True},
          "tidy,sparse-lowrank{pattern=16x1 sparsity=0.6}"),
+        ({"method": "sparse-lowrank", "param_ratio": 0.7, "calibrated": True, "standard_ops_only": True},
+         "tidy,sparse-lowrank{sparsity=0.3}"),
         ({"method": "structured", "flops_ratio": 0.6, "standard_ops_only": True},
          "tidy,prune-structured{flops-ratio=0.6}"),
         ({"method": "depth", "flops_ratio": 0.6, "match": "*mlp*", "standard_ops_only": True},
