@@ -109,9 +109,7 @@ def _mean_parameters(model: ir.Model, changed: Any) -> float:
 
 def errors(task: Task, variant: str) -> dict[str, Any]:
     """Error on the outputs of single layers, each on what the dense model gives it; biases are left alone."""
-    passes = VARIANTS[variant].replace("CORRECTION", f'sequential=false match="{ERROR_LAYERS}"')
-    if passes.startswith("prune-") and "armor" not in passes:
-        passes = passes.replace("}", " bias=false}")
+    passes = VARIANTS[variant].replace("CORRECTION", f'sequential=false match="{ERROR_LAYERS}" bias=false')
     model = ir.Model.load(task.path)
     calibration = Calibration.from_batches(task.calibration[::2], model, threads=1)
     reports = Pipeline.parse(f"tidy,{passes}").run(model, PassContext(calibration=calibration, threads=1))
