@@ -129,9 +129,11 @@ class FactorEmbedding(Pass):
             report.skip(table.name, f"its factors do not fit into {table.dtype.name}")
             return
         held = _numbers(table, rank) / _stored(table)
+        form = f"rank {rank} of {weight.shape[1]}"
         tied = f", with {_counted(len(table.heads), 'tied head', 'tied heads')}" if table.heads else ""
         report.change(
-            table.name, f"rank {rank} of {weight.shape[1]}: {held:.3g} of the numbers{tied}", parameters=held,
+            table.name, f"{form}: {held:.3g} of the numbers{tied}", form=form, op="Gather",
+            outputs=weight.shape[1], inputs=len(weight), parameters=held,
             rows_read=0 if counts is None else int(np.count_nonzero(counts)),
             density_before=density(weight), density_after=density(factors.near),
             **_errors(weight, factors, weights, heads),

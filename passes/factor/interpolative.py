@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import onnx_ir
 from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
@@ -24,26 +26,28 @@ _INDEX = 4
 
 @dataclass(frozen=True)
 class Interpolative(Form):
-    """A weight that reads some of its inputs.
+    """A weight that reads some of its inputs, runs of neighbours at a time.
 
     Attributes:
         transfer: ``[N, count * width]``.
-        kept: inputs that are read, int32 ``[count]``, ascending.
-        inputs: how many there are.
+        kept: runs that are read, int32 ``[count]``, ascending.
+        runs: how many there are.
+        length: inputs in a run; 1 for a convolution, whose inputs are channels.
     """
 
     transfer: Matrix
     kept: NDArray[np.int32]
-    inputs: int
+    runs: int
+    length: int
 
     @property
     def width(self) -> int:
-        """Columns of the weight per input: entries of a convolution's kernel."""
+        """Columns of the weight per run: its inputs, or the entries of a convolution's kernel."""
         return int(self.transfer.shape[1]) // len(self.kept)
 
     def dense(self) -> Matrix:
         """Return the weight with zeros for the inputs that are not read."""
-        whole = np.zeros((len(self.transfer), self.inputs * self.width))
+        whole = np.zeros((len(self.transfer), self.runs * self.width))
         whole[:, unit_columns(whole.shape[1], self.width)[self.kept].ravel()] = self.transfer
         return whole
 
@@ -58,18 +62,33 @@ class Interpolative(Form):
 
     def describe(self) -> str:
         """How many inputs are read."""
-        return f"reads {len(self.kept)} of {self.inputs} inputs"
+        return f"reads {len(self.kept) * self.length} of {self.runs * self.length} inputs"
 
     def emit(self, chain: Chain) -> None:
         """Add Gather along the inputs, of a convolution along its channels, and the product with what it gives."""
-        kept, conv = chain.constant(self.kept, "kept"), chain.site.op == "Conv"
-        picked = chain.node("Gather", [chain.source, kept], "pick", {"axis": 1 if conv else -1})
-        if conv:
-            kernel = chain.site.weight_shape[2:]
-            weight = self.transfer.reshape(len(self.transfer), -1, *kernel)
+        if chain.site.op == "Conv":
+            picked = chain.node(
+                "Gather", [chain.source, chain.constant(self.kept, "kept")], "pick", {"axis": 1}
+            )
+            weight = self.transfer.reshape(len(self.transfer), -1, *chain.site.weight_shape[2:])
             chain.finish(chain.conv(picked, weight, "transfer", chain.geometry))
         else:
-            chain.finish(chain.matmul(picked, self.transfer, "transfer"))
+            chain.finish(chain.matmul(self._picked(chain), self.transfer, "transfer"))
+
+    def _picked(self, chain: Chain) -> onnx_ir.Value:
+        """Gather runs of a view ``[..., runs, length]``: onnxruntime copies a run at a time."""
+        shape = chain.source.shape
+        if self.length == 1 or shape is None:
+            inputs = unit_columns(self.runs * self.length, self.length)[self.kept].ravel().astype(np.int32)
+            return chain.node("Gather", [chain.source, chain.constant(inputs, "kept")], "pick", {"axis": -1})
+        leading = [0] * (len(shape) - 1)  # as they are
+        cut = chain.constant(np.array([*leading, self.runs, self.length], np.int64), "runs")
+        flat = chain.constant(np.array([*leading, len(self.kept) * self.length], np.int64), "flat")
+        view = chain.node("Reshape", [chain.source, cut], "cut")
+        picked = chain.node(
+            "Gather", [view, chain.constant(self.kept, "kept")], "pick", {"axis": len(leading)}
+        )
+        return chain.node("Reshape", [picked, flat], "join")
 
 
 @dataclass(frozen=True)
@@ -81,8 +100,9 @@ class FactorInterpolative(CalibratedFactorPass):
     produces the inputs can be made narrower itself, ``prune-structured`` saves that too and needs no Gather: this
     pass is for inputs that others read as well, such as the stream of a residual network.
 
-    Changes: ``y = MatMul(Gather(x, J), T)``; of a convolution whole input channels are picked. Standard operators
-    only; the product is a site of its own.
+    Changes: ``y = MatMul(Gather(x, J), T)``; of a convolution whole input channels are picked. Picking single numbers
+    costs about what it saves, so that runs of neighbours are picked (through Reshape, which copies nothing). Standard
+    operators only; the product is a site of its own.
     Skips with the reason: sites whose bytes or measured time would not fall, weights shared by nodes, quantised,
     grouped, recurrent or tiny ones, NaN or infinite weights or statistics, sites that calibration does not reach.
 
@@ -102,36 +122,43 @@ class FactorInterpolative(CalibratedFactorPass):
         bias: fit the bias of a site that has one together with its weight.
         selection: ``greedy``: remove the inputs whose loss, made up for by the others, costs the outputs least;
             ``deim`` and ``leverage``: as for ``factor-cur``, quicker and a little worse.
+        run_length: how many neighbouring inputs are picked together, not of convolutions; where that does not divide
+            the inputs, what both can be divided by. 1 loses least and gains least time.
         steps: in how many steps ``greedy`` would remove all inputs; several leave per step where there are more.
     """
 
     name: ClassVar[str] = "factor-interpolative"
 
     selection: UnitSelection = "greedy"
+    run_length: int = 8
     steps: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise SpecError(f"{self.name}: steps must be 1 or more, got {self.steps}")
+        for option, value in (("run-length", self.run_length), ("steps", self.steps)):
+            if value < 1:
+                raise SpecError(f"{self.name}: {option} must be 1 or more, got {value}")
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Interpolative | str:
         """Return random inputs and weights, as many as ``numbers`` allow."""
         rows, columns = site.shape
-        width = site.kernel_size
-        count = numbers // (rows * width + 1) // self.multiple * self.multiple
+        length = 1 if site.op == "Conv" else math.gcd(self.run_length, columns)
+        width = length * site.kernel_size
+        multiple = max(1, self.multiple // length)
+        count = numbers // (rows * width + 1) // multiple * multiple
         if not count:
-            return f"{numbers} numbers do not hold {self.multiple} inputs of {rows} x {columns} weights"
-        inputs = columns // width
-        kept = np.sort(rng.choice(inputs, count, replace=False)).astype(np.int32)
-        return Interpolative(rng.standard_normal((rows, len(kept) * width)), kept, inputs)
+            return f"{numbers} numbers do not hold {multiple * length} inputs of {rows} x {columns} weights"
+        runs = columns // width
+        kept = np.sort(rng.choice(runs, count, replace=False)).astype(np.int32)
+        return Interpolative(rng.standard_normal((rows, count * width)), kept, runs, length)
 
     def fit(self, problem: Quadratic, outline: Form, rng: np.random.Generator) -> Interpolative:
-        """Choose as many inputs as ``outline`` has, then solve for the weights on them."""
+        """Choose as many runs of inputs as ``outline`` has, then solve for the weights on them."""
         assert isinstance(outline, Interpolative), "made by outline"
         target, gram, width = problem.target, problem.gram, outline.width
         kept = kept_units(
             target, gram, problem.energy, len(outline.kept), self.selection, width=width, steps=self.steps
         )
-        weights = transfer(target, gram, kept, width=width)
-        return Interpolative(weights, kept.astype(np.int32), outline.inputs)
+        return replace(
+            outline, transfer=transfer(target, gram, kept, width=width), kept=kept.astype(np.int32)
+        )

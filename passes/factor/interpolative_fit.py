@@ -29,7 +29,7 @@ UnitSelection = Literal["greedy", "deim", "leverage"]
 
 
 def unit_columns(columns: int, width: int) -> NDArray[np.int64]:
-    """Return which columns ``[K / width, width]`` read each input: ``width`` in a row, one per entry of a kernel."""
+    """Return the columns ``[K / width, width]`` of each unit: entries of a kernel, or inputs picked together."""
     return np.arange(columns, dtype=np.int64).reshape(-1, width)
 
 
@@ -43,12 +43,12 @@ def kept_units(
     width: int = 1,
     steps: int = 64,
 ) -> Index:
-    """Return the ``count`` inputs to read, ascending.
+    """Return the ``count`` units of inputs to read, ascending.
 
-    ``greedy`` removes inputs by what their removal costs exactly, with the others making up for it, in at most
+    ``greedy`` removes units by what their removal costs exactly, with the others making up for it, in at most
     ``steps`` steps (group optimal brain surgeon). ``deim`` and ``leverage`` look at the columns behind the sizes of
-    their inputs and at the whitened weight; both see at most ``min(N, K)`` directions, so that of more inputs the rest
-    is those with the longest columns.
+    their inputs and at the whitened weight; both see at most ``min(N, K)`` directions, so that of more units ``deim``
+    takes those with the longest columns.
 
     Args:
         weight: ``[N, K]``.
@@ -56,7 +56,7 @@ def kept_units(
         energy: ``[K]``, mean square of each input.
         count: at most ``K / width``.
         selection: how.
-        width: columns of the weight per input.
+        width: columns of the weight per unit.
         steps: of ``greedy``.
     """
     columns = unit_columns(weight.shape[1], width)
@@ -80,8 +80,8 @@ def transfer(weight: Matrix, gram: Matrix, kept: Index, *, width: int = 1) -> Ma
     Args:
         weight: ``[N, K]``.
         gram: ``[K, K]``, positive definite.
-        kept: inputs that are read, ascending.
-        width: columns of the weight per input.
+        kept: units that are read, ascending.
+        width: columns of the weight per unit.
     """
     reads = np.zeros(weight.shape[1], bool)
     reads[unit_columns(len(reads), width)[kept].ravel()] = True

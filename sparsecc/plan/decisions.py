@@ -127,6 +127,6 @@ def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
             elif report.pass_name != "lower-sparse":
                 chosen[change.site] = change.detail
     return {
-        site: unpruned.get(site, "") + wider.get(site, "") + chosen.get(site, "")
+        site: (unpruned.get(site, "") + wider.get(site, "") + chosen.get(site, "")).removesuffix("; ")
         for site in {**unpruned, **wider, **chosen}
     }

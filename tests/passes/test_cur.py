@@ -11,7 +11,9 @@ import pytest
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model
+from sparsecc.passes.factor.base import rewrite
 from sparsecc.passes.factor.cur_fit import affordable_link_rank, link
+from sparsecc.passes.factor.interpolative import Interpolative
 from sparsecc.passes.factor.interpolative_fit import kept_units, transfer, unit_columns
 from sparsecc.passes.factor.skeleton_selection import (
     column_shares,
@@ -192,7 +194,8 @@ SPECS = [
     "factor-cur{correction=0",
     "factor-cur{merge=true link=frobenius absolute=true",
     "factor-cur{selection=leverage",
-    "factor-interpolative{steps=8",
+    "factor-interpolative{steps=8 run-length=6",
+    "factor-interpolative{run-length=1",
     "factor-interpolative{selection=deim",
     "factor-interpolative{selection=leverage",
 ]
@@ -264,7 +267,11 @@ def test_inputs_that_follow_from_others_are_not_read():
     x = np.concatenate([free, follow], axis=1)[:, order].astype(np.float32)
     dense = build(graph("[s] y = MatMul(x, w)", ("N", 24)), w=normal(24, 30))
     model = dense.copy()
-    run(model, x, "factor-interpolative{param-ratio=0.55 multiple=12 min-elements=1 damping=1e-8}")
+    run(
+        model,
+        x,
+        "factor-interpolative{param-ratio=0.55 multiple=12 run-length=1 min-elements=1 damping=1e-8}",
+    )
     (pick,) = [node for node in model.onnx.graph if node.op_type == "Gather"]
     assert len(pick.inputs[1].const_value.numpy()) == 12
     np.testing.assert_allclose(outputs(model, x), outputs(dense, x), atol=1e-2)
@@ -275,5 +282,28 @@ def test_what_cannot_be_is_refused():
     for name in ("factor-cur", "factor-interpolative"):
         report = run(model, normal(60, 24), f"{name}{{param-ratio=0.1 min-elements=1}}")
         assert report.skipped[0].reason.startswith("72 numbers do not hold 8 ")
-    with pytest.raises(SpecError, match="steps must be 1"):
-        Pipeline.parse("factor-interpolative{steps=0}")
+    for option in ("steps", "run-length"):
+        with pytest.raises(SpecError, match=f"{option} must be 1"):
+            Pipeline.parse(f"factor-interpolative{{{option}=0}}")
+
+
+def test_runs_are_picked_through_a_view_and_one_by_one_where_the_rank_is_not_known():
+    rng, x = np.random.default_rng(3), normal(5, 3, 24)
+    kept = np.array([0, 2, 5], np.int32)
+    form = Interpolative(rng.standard_normal((30, 12)), kept, runs=6, length=4).astype(np.dtype(np.float32))
+    assert form.numbers == 363
+    assert form.bytes(4, custom_ops=False) == 4 * 363
+    sizes = np.array([5, 3, 24])
+    for text, operators in (
+        (graph("[s] y = MatMul(x, w)", ("N", 3, 24)), ["Reshape", "Gather", "Reshape", "MatMul"]),
+        (
+            "g (float[N,3,24] x, int64[R] n) => (float y) { z = Reshape(x, n) [s] y = MatMul(z, w) }",
+            ["Reshape", "Gather", "MatMul"],
+        ),
+    ):
+        model = build(text, w=normal(24, 30))
+        (site,) = model.sites()
+        rewrite(model, site, form)
+        assert [node.op_type for node in model.onnx.graph] == operators
+        feed = {"x": x, "n": sizes} if "n)" in text else {"x": x}
+        np.testing.assert_allclose(open_session(model).run(feed)["y"], x @ form.dense().T, atol=1e-4)
