@@ -15,6 +15,8 @@ from sparsecc.passes.lower.head_patterns import (
     HEADS_BEFORE_ROWS,
     HeadView,
     Rotary,
+    Turn,
+    fits,
     keeps_rows,
     keys_of,
     permutation,
@@ -26,7 +28,7 @@ from sparsecc.passes.lower.linear_form import Refusal
 from sparsecc.passes.lower.transformer_patterns import dims, made_by, only_reader, same, standard, unscaled
 from sparsecc.passes.tidy.graph import int_attribute
 
-__all__ = ["AttentionMatch", "match_attention"]
+__all__ = ["AttentionMatch", "find_attention", "match_attention"]
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,85 @@ class AttentionMatch:
     """``output = softmax(scale q k^T + mask) v`` of every head.
 
     Attributes:
-        inputs: q ``[B, S, heads * size]``, k and v ``[B, T, kv_heads * size]``.
+        q: ``[B, S, heads * size]``, with how its heads are seen.
+        k: ``[B, T, kv_heads * size]``.
+        v: ``[B, T, kv_heads * value size]``.
         mask: added to the scores, or ``None``.
-        heads: of q.
-        kv_heads: of k and v.
         scale: factor of the scores.
-        rotary: cosines and sines by which q and k are turned first, or ``None``.
-        output: ``[B, S, heads * size]``.
+        output: ``[B, S, heads * value size]``.
     """
 
-    inputs: tuple[ir.Value, ir.Value, ir.Value]
+    q: HeadView
+    k: HeadView
+    v: HeadView
     mask: ir.Value | None
-    heads: int
-    kv_heads: int
     scale: float
-    rotary: Rotary | None
     output: ir.Value
+
+    @property
+    def inputs(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Rows of q, k and v."""
+        return self.q.rows, self.k.rows, self.v.rows
+
+    @property
+    def heads(self) -> int:
+        """How many q has."""
+        return self.q.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """How many k and v have."""
+        return self.k.heads
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """Cosines and sines by which q and k are turned first, or ``None``."""
+        return None if self.q.turn is None else self.q.turn.tables
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How wide heads of q and k, and those of v, are."""
+        q, v = (dims(view.rows) for view in (self.q, self.v))
+        assert q is not None, "find_attention looked"
+        assert v is not None, "find_attention looked"
+        return int(q[2] or 0) // self.heads, int(v[2] or 0) // self.kv_heads
 
 
 def match_attention(node: ir.Node) -> AttentionMatch | None:
-    """Attention, found at its Softmax; ``None`` for other nodes.
+    """Attention that the operators of this package compute too, found at its Softmax; ``None`` for other nodes.
+
+    Raises:
+        Refusal: it is a Softmax of something else, or one that those operators may compute differently.
+    """
+    found = find_attention(node)
+    if found is None:
+        return None
+    q, k, v = found.q, found.k, found.v
+    shape, k_shape = dims(q.rows), dims(k.rows)
+    if dims(v.rows) != k_shape:
+        raise Refusal("queries, keys and values have different heads")
+    if shape is None or k_shape is None or not same(shape[0], k_shape[0]):
+        raise Refusal("queries, keys and values do not fit together")
+    for turn in (q.turn, k.turn):
+        if turn is not None and turn.partners is not None:
+            raise Refusal("its queries are turned in pairs that are not the halves of their heads")
+        fit = turn is None or all(fits(table, turn.x) for table in turn.tables)
+        if turn is not None and not (fit and dims(turn.tables[0]) == dims(turn.tables[1])):
+            raise Refusal(
+                "its cosines or sines are not known to be one row for each row, the same for all heads"
+            )
+    if q.turn is not None and not same(shape[1], k_shape[1]):
+        raise Refusal("queries and keys are not turned by the same positions")
+    if found.mask is not None:
+        _check_mask(found.mask, [shape[0], q.heads, shape[1], k_shape[1]], by_axis=q.by_axis)
+    return found
+
+
+def find_attention(node: ir.Node) -> AttentionMatch | None:
+    """Attention, found at its Softmax, also where the shapes of mask and tables are not known; else ``None``.
+
+    The same standard operators on four axes compute the same with the same mask, whatever its shape; one of scores on
+    five axes is known to be the same for all heads.
 
     Raises:
         Refusal: it is a Softmax of something else.
@@ -71,22 +132,19 @@ def match_attention(node: ir.Node) -> AttentionMatch | None:
     assert left is not None, "checked with the product"
     assert right is not None, "checked with the product"
     q, k, v = queries_of(left), keys_of(right), values_of(weigh.inputs[1])
-    shape, k_shape = dims(q.rows), dims(k.rows)
-    if k.heads != v.heads or dims(v.rows) != k_shape or (k.shared, k.by_axis) != (v.shared, v.by_axis):
+    if k.heads != v.heads or (k.shared, k.by_axis) != (v.shared, v.by_axis) or not _share_heads(q, k):
         raise Refusal("queries, keys and values have different heads")
-    if not _share_heads(q, k) or shape is None or k_shape is None:
-        raise Refusal("queries, keys and values have different heads")
-    width, k_width = shape[2], k_shape[2]
+    shape, k_shape, v_shape = (dims(view.rows) or [None] * 3 for view in (q, k, v))
+    width, k_width, v_width = shape[2], k_shape[2], v_shape[2]
     fit = isinstance(width, int) and isinstance(k_width, int) and width * k.heads == k_width * q.heads
-    if not (same(shape[0], k_shape[0]) and fit) or v.factor != 1:
+    if not fit or not isinstance(v_width, int) or v.factor != 1:
         raise Refusal("queries, keys and values do not fit together")
-    if not _equally_turned(q.rotary, k.rotary) or (q.rotary and not same(shape[1], k_shape[1])):
+    if not _equally_turned(q.turn, k.turn):
         raise Refusal("queries and keys are not turned by the same positions")
-    if mask is not None:
-        _check_mask(mask, [shape[0], q.heads, shape[1], k_shape[1]], by_axis=q.by_axis)
-    output = _joined_rows(weigh.outputs[0], shape, q)
-    factor = scale * q.factor * k.factor
-    return AttentionMatch((q.rows, k.rows, v.rows), mask, q.heads, k.heads, factor, q.rotary, output)
+    if mask is not None and q.by_axis and any(dim != 1 for dim in (dims(mask) or [None] * 3)[:-2]):
+        raise Refusal(f"its mask {dims(mask)} may be another one for each head")
+    output = _joined_rows(weigh.outputs[0], [*shape[:2], v_width // k.heads * q.heads], q)
+    return AttentionMatch(q, k, v, mask, scale * q.factor * k.factor, output)
 
 
 def _share_heads(q: HeadView, k: HeadView) -> bool:
@@ -96,9 +154,10 @@ def _share_heads(q: HeadView, k: HeadView) -> bool:
     return q.heads == k.heads * (q.shared if q.by_axis else k.shared)
 
 
-def _equally_turned(a: Rotary | None, b: Rotary | None) -> bool:
-    if a is None or b is None:
-        return a is b
+def _equally_turned(one: Turn | None, other: Turn | None) -> bool:
+    if one is None or other is None or one.partners != other.partners:
+        return one is other
+    a, b = one.tables, other.tables
     arrays = [(constant_array(x), constant_array(y)) for x, y in zip(a, b, strict=True)]
     return all(
         x is y or (p is not None and q is not None and np.array_equal(p, q))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsecc.passes.lower.activations import constant_array
@@ -19,6 +20,8 @@ __all__ = [
     "HEADS_BEFORE_ROWS",
     "HeadView",
     "Rotary",
+    "Turn",
+    "fits",
     "keeps_rows",
     "keys_of",
     "permutation",
@@ -37,6 +40,22 @@ Rotary = tuple[ir.Value, ir.Value]
 
 
 @dataclass(frozen=True)
+class Turn:
+    """``x * cosines + y * sines``: positions turn the dimensions of each head in pairs.
+
+    Attributes:
+        x: ``[B, heads, S, size]``, what is turned.
+        tables: cosines and sines.
+        partners: the other dimension of each one's pair, where y is ``x`` in that order and the sines have the signs;
+            ``None``: y is the second half of x, negated, and behind it the first.
+    """
+
+    x: ir.Value
+    tables: Rotary
+    partners: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class HeadView:
     """Rows seen head by head.
 
@@ -44,7 +63,7 @@ class HeadView:
         rows: ``[B, S, heads * size]``.
         heads: how many.
         factor: by which they are multiplied on the way.
-        rotary: by which they are turned, or ``None``.
+        turn: how they are turned, or ``None``.
         shared: how many heads of q read each of these: 1 for plain ones.
         by_axis: whether the heads of q that share one stand along an axis of their own.
     """
@@ -52,7 +71,7 @@ class HeadView:
     rows: ir.Value
     heads: int
     factor: float = 1.0
-    rotary: Rotary | None = None
+    turn: Turn | None = None
     shared: int = 1
     by_axis: bool = False
 
@@ -81,26 +100,26 @@ def queries_of(value: ir.Value) -> HeadView:
         shared = int(shape[2])  # type: ignore[arg-type]  # _joins has seen that it is a number
         value, more = unscaled(inner)
         factor *= more
-    source, rotary = _unturned(value)
-    return _view(source, factor, rotary, shared, by_axis)
+    source, turn = _unturned(value)
+    return _view(source, factor, turn, shared, by_axis)
 
 
 def keys_of(value: ir.Value) -> HeadView:
     """What ``value``, the right side of the scores ``[..., size, keys]``, shows; raises as ``queries_of``."""
     value, factor = unscaled(value)
-    turn = made_by(value, "Transpose")
-    inner = None if turn is None else turn.inputs[0]
+    exchange = made_by(value, "Transpose")
+    inner = None if exchange is None else exchange.inputs[0]
     if inner is None:
         raise _no_heads(value)
-    if permutation(turn) == _KEYS_TURNED_AT_ONCE:
+    if permutation(exchange) == _KEYS_TURNED_AT_ONCE:
         return _cut(inner, factor, None, 1, by_axis=False)
-    if permutation(turn) not in ([0, 1, 3, 2], [0, 1, 2, 4, 3]):
+    if permutation(exchange) not in ([0, 1, 3, 2], [0, 1, 2, 4, 3]):
         raise _no_heads(value)
     inner, more = unscaled(inner)
     source, shared, by_axis = _unrepeated(inner)
     source, last = unscaled(source)
-    source, rotary = _unturned(source)
-    return _view(source, factor * more * last, rotary, shared, by_axis)
+    source, turn = _unturned(source)
+    return _view(source, factor * more * last, turn, shared, by_axis)
 
 
 def values_of(value: ir.Value) -> HeadView:
@@ -115,15 +134,15 @@ def _no_heads(value: ir.Value) -> Refusal:
     return Refusal("it is not made of heads that are columns of rows")
 
 
-def _view(value: ir.Value, factor: float, rotary: Rotary | None, shared: int, by_axis: bool) -> HeadView:
+def _view(value: ir.Value, factor: float, turn: Turn | None, shared: int, by_axis: bool) -> HeadView:
     value, more = unscaled(value)
-    turn = made_by(value, "Transpose")
-    if turn is None or turn.inputs[0] is None or permutation(turn) != HEADS_BEFORE_ROWS:
+    exchange = made_by(value, "Transpose")
+    if exchange is None or exchange.inputs[0] is None or permutation(exchange) != HEADS_BEFORE_ROWS:
         raise _no_heads(value)
-    return _cut(turn.inputs[0], factor * more, rotary, shared, by_axis=by_axis)
+    return _cut(exchange.inputs[0], factor * more, turn, shared, by_axis=by_axis)
 
 
-def _cut(value: ir.Value, factor: float, rotary: Rotary | None, shared: int, *, by_axis: bool) -> HeadView:
+def _cut(value: ir.Value, factor: float, turn: Turn | None, shared: int, *, by_axis: bool) -> HeadView:
     rows, more = unscaled(value)
     cut = made_by(rows, "Reshape")
     source = None if cut is None else cut.inputs[0]
@@ -131,7 +150,7 @@ def _cut(value: ir.Value, factor: float, rotary: Rotary | None, shared: int, *, 
         raise _no_heads(rows)
     heads = _cut_in_heads(source, rows, cut)
     source, last = unscaled(source)
-    return HeadView(source, heads, factor * more * last, rotary, shared, by_axis)
+    return HeadView(source, heads, factor * more * last, turn, shared, by_axis)
 
 
 def target_of(reshape: ir.Node, before: Dims) -> list[int] | None:
@@ -198,6 +217,9 @@ def _unrepeated(value: ir.Value) -> tuple[ir.Value, int, bool]:
     axis = made_by(value, "Unsqueeze")
     if axis is not None and _at_heads(axis):
         return _input(axis), 1, True
+    copies = made_by(value, "Gather")
+    if copies is not None and copies.inputs[0] is not None:
+        return copies.inputs[0], _copies(copies), False
     join = made_by(value, "Reshape")
     expand = None if join is None else made_by(join.inputs[0], "Expand")
     if join is None or expand is None:
@@ -219,6 +241,18 @@ def _unrepeated(value: ir.Value) -> tuple[ir.Value, int, bool]:
     return _input(axis), int(apart[2]), False  # type: ignore[arg-type]  # _joins has seen that it is a number
 
 
+def _copies(gather: ir.Node) -> int:
+    """How often a Gather on the axis of heads takes each of them, one after the other."""
+    source, picked = dims(gather.inputs[0]), constant_array(gather.inputs[1])
+    axis = int_attribute(gather, "axis", 0)
+    heads = source[1] if source is not None and len(source) == _RANK and axis in (1, 1 - _RANK) else None
+    if isinstance(heads, int) and heads > 0 and picked is not None and picked.ndim == 1:
+        often, rest = divmod(len(picked), heads)
+        if often and not rest and np.array_equal(picked % heads, np.arange(heads).repeat(often)):
+            return often
+    raise Refusal("how its keys and values are repeated is not known")
+
+
 def _input(node: ir.Node) -> ir.Value:
     value = node.inputs[0]
     assert value is not None, "the operator needs it"
@@ -238,12 +272,8 @@ def _at_heads(node: ir.Node) -> bool:
 # ---- rotary positions -------------------------------------------------------------------------------
 
 
-def _unturned(value: ir.Value) -> tuple[ir.Value, Rotary | None]:
-    """``x`` and its tables, if ``value`` is ``x * cos + concat(-second half of x, first half of x) * sin``.
-
-    Raises:
-        Refusal: it is, but with tables that are not the same for all heads.
-    """
+def _unturned(value: ir.Value) -> tuple[ir.Value, Turn | None]:
+    """``x`` and how it is turned, if ``value`` is ``x * cos + y * sin`` with y the partners of x."""
     add = made_by(value, "Add")
     if add is None:
         return value, None
@@ -252,19 +282,32 @@ def _unturned(value: ir.Value) -> tuple[ir.Value, Rotary | None]:
         if by_cosine is None or by_sine is None:
             continue
         for i in (0, 1):
-            x = _halves_of(by_sine.inputs[i])
+            x, partners = _halves_of(by_sine.inputs[i]), None
+            if x is None:
+                x, partners = _exchanged(by_sine.inputs[i])
             if x is None or x not in by_cosine.inputs:
                 continue
             cosines = by_cosine.inputs[1 if by_cosine.inputs[0] is x else 0]
             sines = by_sine.inputs[1 - i]
             assert cosines is not None, "Mul needs it"
             assert sines is not None, "Mul needs it"
-            if not (_fits(cosines, x) and _fits(sines, x) and dims(cosines) == dims(sines)):
-                raise Refusal(
-                    "its cosines or sines are not known to be one row for each row, the same for all heads"
-                )
-            return x, (cosines, sines)
+            return x, Turn(x, (cosines, sines), partners)
     return value, None
+
+
+def _exchanged(value: ir.Value | None) -> tuple[ir.Value | None, tuple[int, ...] | None]:
+    """``x`` and its order, if ``value`` is x with the dimensions of its heads exchanged in pairs."""
+    pick = made_by(value, "Gather")
+    x = None if pick is None else pick.inputs[0]
+    order = None if pick is None else constant_array(pick.inputs[1])
+    size = _size(x)
+    if pick is None or order is None or order.shape != (size,) or not size:
+        return None, None
+    own, order = np.arange(size), order % size
+    pairs = np.array_equal(order[order], own) and (order != own).all()
+    if int_attribute(pick, "axis", 0) not in (-1, _RANK - 1) or not pairs:
+        return None, None
+    return x, tuple(int(partner) for partner in order)
 
 
 def _halves_of(value: ir.Value | None) -> ir.Value | None:
@@ -323,7 +366,7 @@ def _sliced_halves(first: ir.Value, second: ir.Value) -> ir.Value | None:
     return x if half else None
 
 
-def _fits(table: ir.Value, x: ir.Value) -> bool:
+def fits(table: ir.Value, x: ir.Value) -> bool:
     """Whether ``table`` is ``[S, D]`` for heads ``x`` ``[B, H, S, D]``, before it ones or, at the batch, as many."""
     shape, whole = dims(table), dims(x)
     if shape is None or whole is None or table.dtype != ir.DataType.FLOAT or not 2 <= len(shape) <= _RANK:

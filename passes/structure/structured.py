@@ -22,7 +22,7 @@ from sparsecc.passes.tidy.linear import Linear
 from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport
 from sparsecc.pm.sites import refuse_unmatched
 
-__all__ = ["PruneStructured"]
+__all__ = ["PruneStructured", "cut_lineage", "unit_columns"]
 
 Index = NDArray[np.int64]
 
@@ -129,7 +129,7 @@ class PruneStructured(Pass):
             return report
         if self.compensation != "none":
             axes, gone = self._refit(model, axes, gone, ctx, report)
-        ctx.lineage = _cut(ctx.lineage or Lineage(), model, axes, gone)
+        ctx.lineage = cut_lineage(ctx.lineage or Lineage(), model, axes, gone)
         remove(model, axes, gone)
         keep_ratio(model, ratio)
         return report
@@ -226,7 +226,7 @@ class PruneStructured(Pass):
         for part in orbit.consumers():
             site = sites[part.value]
             atoms = part.atoms[0] if part.atoms.ndim > 1 else part.atoms
-            places = _columns(axes.units(atoms, "removal"), orbit.units, site.shape[1])
+            places = unit_columns(axes.units(atoms, "removal"), orbit.units, site.shape[1])
             gram = grams[site.name].reshape(site.groups, *grams[site.name].shape[-2:])
             weights = np.split(site.numpy().astype(np.float64), site.groups)
             consumers += [
@@ -378,7 +378,7 @@ def _found_again(model: Model, axes: AxisGraph, gone: Index) -> tuple[AxisGraph,
     return now, np.unique(np.concatenate(found))
 
 
-def _cut(lineage: Lineage, model: Model, axes: AxisGraph, gone: Index) -> Lineage:
+def cut_lineage(lineage: Lineage, model: Model, axes: AxisGraph, gone: Index) -> Lineage:
     """The lineage after these units are removed, site by site."""
     parts = {(part.value, part.role): part for part in axes.parts}
     for site in model.sites():
@@ -400,7 +400,7 @@ def _alive(axes: AxisGraph, part: Part | None, gone: Index, size: int) -> NDArra
     return np.repeat(alive, size // len(alive))
 
 
-def _columns(units: Index, wanted: Index, size: int) -> Index:
+def unit_columns(units: Index, wanted: Index, size: int) -> Index:
     """Columns ``[units, width]`` of a weight that read each unit, all places and kernel entries of it."""
     kernel = size // len(units)
     where = np.flatnonzero(np.isin(units, wanted))

@@ -44,6 +44,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "blast": ("factor-blast", {}),
     "blockdiag-lowrank": ("factor-blockdiag-lowrank", {}),
     "kronecker": ("factor-kronecker", {}),
+    "modegpt": ("factor-modegpt", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.

@@ -60,3 +60,7 @@ class Lineage:
     def standing_in(self, site: str) -> Lineage:
         """Return the lineage once ``site`` does what a removed block did."""
         return dataclasses.replace(self, stand_ins=self.stand_ins | {site})
+
+    def with_added(self, names: Collection[str]) -> Lineage:
+        """Return the lineage once there are tensors of these names that the dense model has not."""
+        return dataclasses.replace(self, added=self.added | {*names})
