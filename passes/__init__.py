@@ -42,6 +42,7 @@ LOADERS: dict[str, str] = {
     "factor-spatial-svd": "sparsecc.passes.factor.conv:FactorSpatialSvd",
     "factor-tucker": "sparsecc.passes.factor.conv:FactorTucker",
     "factor-cp": "sparsecc.passes.factor.conv:FactorCp",
+    "factor-best": "sparsecc.passes.factor.best:FactorBest",
     "factor-separable": "sparsecc.passes.factor.conv:FactorSeparable",
     "factor-monarch": "sparsecc.passes.factor.btt:FactorMonarch",
     "factor-btt": "sparsecc.passes.factor.btt:FactorBtt",

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.conv_forms import Canonical, KernelForm, Separable, Spatial, Tucker
@@ -201,9 +202,17 @@ class FactorCp(ConvFactorPass):
         correction: with ``sequential``, the share of the difference between the inputs now and then that weights
             make up for, in [0, 1]; none means 1.
         bias: fit the bias of a site that has one together with its weight.
+        rounds: of alternating least squares at most, 1 or more: they gain slowly, but for long.
     """
 
     name: ClassVar[str] = "factor-cp"
+
+    rounds: int = 60
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise SpecError(f"{self.name}: rounds must be 1 or more, got {self.rounds}")
 
     def kernel_outline(
         self, site: Site, kernel: tuple[int, ...], numbers: int, rng: np.random.Generator
@@ -226,7 +235,8 @@ class FactorCp(ConvFactorPass):
         """Return the components."""
         assert isinstance(outline, Canonical), "made by outline"
         rank, places = outline.kernels.shape
-        left, right, kernels = canonical(problem.target, problem.gram, (places,), rank, rng).factors
+        found = canonical(problem.target, problem.gram, (places,), rank, rng, self.rounds)
+        left, right, kernels = found.factors
         return Canonical(outline.strides, left, right, kernels, outline.kernel)
 
 
@@ -248,7 +258,7 @@ class FactorSeparable(ConvFactorPass):
     Attributes:
         match: which sites: a glob on the name, or ``re:`` and a regular expression.
         param_ratio: share of the numbers of each weight that its factors may hold, in (0, 1].
-        multiple: kernels per channel are multiples of it.
+        multiple: the channels in front of the 1x1 are a multiple of it.
         min_elements: smaller weights stay dense.
         keep_slower: rewrite also where bytes or the measured time do not fall.
         damping: added to the diagonal of the inputs' second moments, as a share of its mean.
@@ -261,17 +271,15 @@ class FactorSeparable(ConvFactorPass):
 
     name: ClassVar[str] = "factor-separable"
 
-    multiple: int = 1
-
     def kernel_outline(
         self, site: Site, kernel: tuple[int, ...], numbers: int, rng: np.random.Generator
     ) -> Separable | str:
         """Return as many random kernels per channel as fit."""
         outputs, channels, places = site.shape[0], site.weight_shape[1], math.prod(kernel)
-        rank = min(numbers // (channels * (outputs + places)), outputs, places)
-        rank = rank // self.multiple * self.multiple
+        step = self.multiple // math.gcd(self.multiple, channels)
+        rank = min(numbers // (channels * (outputs + places)), outputs, places) // step * step
         if not rank:
-            return self._too_small(numbers, f"{self.multiple} kernels per channel")
+            return self._too_small(numbers, f"{step} kernels per channel")
         assert site.conv is not None, "refused before"
         return Separable(
             site.conv.strides,

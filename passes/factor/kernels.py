@@ -173,7 +173,12 @@ def tucker(target: Matrix, gram: Matrix, kernel: Sequence[int], ranks: tuple[int
 
 
 def canonical(
-    target: Matrix, gram: Matrix, kernel: Sequence[int], rank: int, rng: np.random.Generator
+    target: Matrix,
+    gram: Matrix,
+    kernel: Sequence[int],
+    rank: int,
+    rng: np.random.Generator,
+    rounds: int = _ROUNDS,
 ) -> Refined:
     """Return ``[N, r]``, ``[r, C]`` and ``[r, side]`` for each axis: a sum of products of vectors (CP).
 
@@ -186,6 +191,7 @@ def canonical(
         kernel: entries per axis, up to four axes.
         rank: ``r``.
         rng: for the starts.
+        rounds: at most, for each ridge.
     """
     axes = _AXES[: len(kernel)]
     channels = target.shape[1] // math.prod(kernel)
@@ -199,7 +205,7 @@ def canonical(
         return Refined(tuple(factors), first.objectives)
     ridge = _RIDGE * energy / max(sum(float(np.square(part).sum()) for part in factors), 1e-300)
     while True:
-        found = refine(form, factors[1:], target, gram, _ROUNDS, ridge=ridge, balance=_balanced)
+        found = refine(form, factors[1:], target, gram, rounds, ridge=ridge, balance=_balanced)
         factors = _balanced(found.factors)
         if _longest(factors) <= longest or ridge > energy:
             return _polished(form, found, target, gram, longest)

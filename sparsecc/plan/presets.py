@@ -35,6 +35,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "tucker": ("factor-tucker", {}),
     "cp": ("factor-cp", {}),
     "separable": ("factor-separable", {}),
+    "best": ("factor-best", {}),
     "monarch": ("factor-monarch", {}),
     "btt": ("factor-btt", {}),
     "slab": ("factor-slab", {}),

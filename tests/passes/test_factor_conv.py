@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 
 from sparsecc.calib import Calibration, open_session
+from sparsecc.errors import SpecError
 from sparsecc.ir import Model
 from sparsecc.passes.factor.base import rewrite
 from sparsecc.passes.factor.conv_forms import Canonical, Separable, Spatial, Tucker
 from sparsecc.passes.hybrid.rewriting import PART_KEY
 from sparsecc.plan import preset
-from sparsecc.pm import PassContext, Pipeline
+from sparsecc.pm import PassContext, Pipeline, RewriteCost, get_pass
 from sparsecc.pm.checks import graph_fault
 
 RNG = np.random.default_rng(7)
@@ -174,7 +177,7 @@ REFUSED = [
     ("[s] y = Conv (x, w)", {"w": (8, 6, 3)}, ("N", 6, 9), PASSES[:1], "along one axis only"),
     ("[s] y = Conv (x, w)", {"w": (8, 6, 1, 3)}, ("N", 6, 9, 8), PASSES[:1], "along one axis only"),
     ("[s] y = Conv (x, w)", {"w": (2, 2, 3, 3)}, ("N", 2, 9, 8), PASSES[:3], "18 numbers do not hold"),
-    ("[s] y = Conv (x, w)", {"w": (2, 2, 2, 2)}, ("N", 2, 9, 8), PASSES[3:], "8 numbers do not hold 1 kernels"),
+    ("[s] y = Conv (x, w)", {"w": (2, 2, 2, 2)}, ("N", 2, 9, 8), PASSES[3:], "8 numbers do not hold 4 kernels"),
 ]  # fmt: skip
 
 
@@ -212,3 +215,73 @@ def test_presets():
     for name in ("spatial-svd", "tucker", "cp", "separable"):
         passes = preset(method=name, param_ratio=0.6, calibrated=True).passes
         assert str(passes[1]) == f"factor-{name}{{param-ratio=0.6}}"
+
+
+class Costs:
+    """Times by the kind of a form; dense takes 1 ms."""
+
+    def __init__(self, **times: float) -> None:
+        self.times = times
+
+    def rewritten(self, model, site, rewrite, key, *, custom_ops):
+        copy = model.copy()
+        rewrite(copy, next(item for item in copy.sites() if item.name == site.name))
+        assert graph_fault(copy) is None
+        return RewriteCost(1.0, self.times[key.split()[0]], 2, 1)
+
+
+def test_the_best_form_is_the_one_with_the_least_error_of_those_that_pay():
+    dense, x = network()
+    options = "param-ratio=0.6 min-elements=1 multiple=1"
+    errors = {}
+    kinds = {
+        "factor-rrr": "LowRank", "factor-spatial-svd": "Spatial",
+        "factor-tucker": "Tucker", "factor-separable": "Separable",
+    }  # fmt: skip
+    best_of = f'factor-best{{match=a {options} forms="rrr,spatial-svd,tucker,separable"}}'
+    for name in kinds:
+        model = dense.copy()
+        (report,) = Pipeline.parse(f"{name}{{match=a {options}}}").run(model, context(model, x))
+        errors[name] = report.changed[0].numbers["output_error"]
+    model = dense.copy()
+    (report,) = Pipeline.parse(best_of).run(model, context(model, x))
+    assert report.changed[0].numbers["output_error"] == pytest.approx(min(errors.values()), rel=1e-6)
+    # the one that loses least takes longer than dense, and one more is out
+    best, second, *_ = sorted(errors, key=errors.__getitem__)
+    times = dict.fromkeys(kinds.values(), 0.5) | {kinds[best]: 1.5, kinds[second]: 0.25}
+    model = dense.copy()
+    ctx = replace(context(model, x), costs=Costs(**times))
+    (report,) = Pipeline.parse(best_of).run(model, ctx)
+    (change,) = report.changed
+    assert change.numbers["output_error"] == pytest.approx(errors[second], rel=1e-6)
+    assert change.numbers["gain"] == 4
+    assert graph_fault(model) is None
+
+
+def test_where_no_form_pays_or_suits_all_reasons_are_told():
+    model, x = network()
+    ctx = replace(context(model, x), costs=Costs(LowRank=2, Canonical=3))
+    spec = 'factor-best{match=a multiple=1 min-elements=1 forms="rrr,cp"}'
+    (report,) = Pipeline.parse(spec).run(model, ctx)
+    reason = report.skipped[0].reason
+    assert reason.startswith("no form pays: rrr: not faster: rank ")
+    assert "; cp: not faster: CP rank " in reason
+    (report,) = Pipeline.parse("factor-best{match=a multiple=64 min-elements=1}").run(
+        model, context(model, x)
+    )
+    assert report.skipped[0].reason.startswith("no form suits: rrr: 806 numbers do not hold")
+    assert get_pass("factor-best")(forms=("cp",)).forms == ("cp",)
+    for wrong, message in (
+        ("slab", "forms cannot hold slab"),
+        ("cur", "forms cannot hold cur"),
+        ("x", "unknown pass"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            Pipeline.parse(f"factor-best{{forms={wrong}}}")
+
+
+def test_linear_layers_get_the_forms_that_suit_them():
+    model = build("[s] y = MatMul(x, w)", ("N", 24), w=normal(24, 40))
+    x = normal(200, 24) @ normal(24, 24)
+    (report,) = Pipeline.parse("factor-best{min-elements=1 multiple=1}").run(model, context(model, x))
+    assert report.changed[0].detail.startswith("rank ")
