@@ -247,7 +247,9 @@ def _unfolded(tensor: Matrix, axis: int) -> Matrix:
 
 
 def _largest(matrix: Matrix, rank: int) -> Matrix:
-    """Return the left singular vectors of the ``rank`` largest values: the outputs' basis for inputs that are alike."""
+    """Return the left singular vectors of the ``rank`` largest values, as columns."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return np.asarray(np.linalg.svd(matrix, full_matrices=False)[0][:, :rank], np.float64)
     return best_factors(matrix, np.eye(matrix.shape[1]), rank).left
 
 
