@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import OptimizeResult, load, optimize, save
+    from sparsecc.api import OptimizeResult, ResizeResult, load, optimize, resize, save
     from sparsecc.ir import Model
     from sparsecc.pm import Pipeline
     from sparsecc.runtime import get_library_path, register
@@ -22,11 +22,13 @@ __all__ = [
     "OptimizeResult",
     "Pattern",
     "Pipeline",
+    "ResizeResult",
     "__version__",
     "get_library_path",
     "load",
     "optimize",
     "register",
+    "resize",
     "save",
 ]
 
@@ -41,10 +43,12 @@ _HOMES = {
     "OptimizeResult": "sparsecc.api",
     "Pattern": "sparsecc.sparse",
     "Pipeline": "sparsecc.pm",
+    "ResizeResult": "sparsecc.api",
     "get_library_path": "sparsecc.runtime",
     "load": "sparsecc.api",
     "optimize": "sparsecc.api",
     "register": "sparsecc.runtime",
+    "resize": "sparsecc.api",
     "save": "sparsecc.api",
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import sparsecc
 from sparsecc import calib, emit, ir, plan, runtime, verify
-from sparsecc.errors import RuntimeMissingError, UsageError
+from sparsecc.errors import BudgetError, RuntimeMissingError, UnsupportedModelError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
 from sparsecc.pm import (
     DumpInstrument,
@@ -31,7 +31,7 @@ from sparsecc.target import Target
 #: More threads than this only stand in each other's way while models are timed.
 _MOST_THREADS = 256
 
-__all__ = ["OptimizeResult", "load", "optimize", "save"]
+__all__ = ["OptimizeResult", "ResizeResult", "load", "optimize", "resize", "save"]
 
 
 @dataclass
@@ -82,6 +82,79 @@ class OptimizeResult:
             "not_sites": [{"name": name, "reason": reason} for name, reason in self.not_sites],
             "operator_library": self.library,
         }
+
+
+@dataclass
+class ResizeResult:
+    """What :func:`resize` did.
+
+    Attributes:
+        model: the smaller model; ``model.to_proto()`` is what a session takes.
+        output: the file written, or None.
+        planes, planes_before: of the smaller model and of the one it was taken from.
+        bytes_before, bytes_after: size of the model files, external data included; ``bytes_after`` is an upper bound
+            where nothing was written.
+    """
+
+    model: ir.Model
+    output: Path | None
+    planes: int
+    planes_before: int
+    bytes_before: int
+    bytes_after: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``--json``."""
+        numbers = ("planes", "planes_before", "bytes_before", "bytes_after")
+        return {
+            "output": None if self.output is None else str(self.output),
+            **{name: getattr(self, name) for name in numbers},
+        }
+
+
+def resize(
+    model: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, *, nbytes: int
+) -> ResizeResult:
+    """Take the best model of at most ``nbytes`` from one whose weights are stacks of planes (``factor-bitstack``).
+
+    Of a model with a data file only what stays is read.
+
+    Args:
+        model: ONNX file.
+        output: where to write it; nothing is written by default.
+        nbytes: most bytes of the model file and its data file.
+
+    Raises:
+        UnsupportedModelError: it has no planes.
+        BudgetError: the fewest planes take more.
+        SparseccError: the model is unreadable, or the output cannot be written.
+    """
+    source = Path(model)
+    destination = source if output is None else Path(output)
+    if output is not None:
+        _check_paths(destination)
+        _refuse_to_overwrite(destination, [source])
+    whole = ir.Model.load(source)
+    planes = ir.Planes.of(whole)
+    if planes is None:
+        raise UnsupportedModelError(
+            f"{source} has no planes to leave out: make it by 'sparsecc optimize --method bitstack'"
+        )
+    count = planes.largest(whole, nbytes, destination)
+    if count is None:
+        least = planes.first(whole, len(planes.sites)).written_nbytes(destination)
+        raise BudgetError(f"{source} takes {least} bytes with one plane per site: ask for that or more")
+    smaller = planes.first(whole, count)
+    if output is not None:
+        smaller.save(destination)
+    return ResizeResult(
+        model=smaller,
+        output=None if output is None else destination,
+        planes=count,
+        planes_before=len(planes.order),
+        bytes_before=file_bytes(source),
+        bytes_after=smaller.written_nbytes(destination) if output is None else file_bytes(destination),
+    )
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:

@@ -32,6 +32,12 @@ def command(model: str, as_json: bool) -> None:
     print_table(("site", "op", "NxK", "layout", "pattern", ">density", ">bytes"), rows)
     for entry in document["unsupported"]:
         click.echo(f"not a site: {entry['name']}: {entry['reason']}")
+    if document["resizable"] is not None:
+        sizes = document["resizable"]
+        click.echo(
+            f"\nresizable: {sizes['planes']} planes of {sizes['sites']} sites; sparsecc resize --bytes takes "
+            f"{sizes['smallest_nbytes']} to {sizes['nbytes']}"
+        )
     totals = document["totals"]
     click.echo(
         f"\n{totals['sites']} sites, {totals['weights']} weights at density {totals['density']:.4f}, "
@@ -81,6 +87,7 @@ def inspect_model(path: str) -> dict[str, Any]:
         )
         kept += packed.tensor.nnz
         weights += size
+    planes = ir.Planes.of(model)
     return {
         "path": path,
         "opset": model.opset,
@@ -92,6 +99,14 @@ def inspect_model(path: str) -> dict[str, Any]:
             key: value for key, value in sorted(model.metadata.items()) if key.startswith("sparsecc.")
         },
         "sites": sites,
+        "resizable": None
+        if planes is None
+        else {
+            "sites": len(planes.sites),
+            "planes": len(planes.order),
+            "smallest_nbytes": planes.first(model, len(planes.sites)).written_nbytes(path),
+            "nbytes": file_bytes(path),
+        },
         "unsupported": [{"name": name, "reason": reason} for name, reason in model.unsupported_sites()],
         "totals": {
             "sites": len(sites),

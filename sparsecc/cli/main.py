@@ -33,6 +33,7 @@ EXIT_CODES = {
 #: Verb -> module:function, imported when the verb is used, so that ``--help`` stays quick.
 _VERBS = {
     "optimize": ("optimize", "Prune if asked, and make a model faster where that is measured."),
+    "resize": ("resize", "Take a smaller model from one made with --method bitstack."),
     "inspect": ("inspect", "Show a model's linear sites: shape, density, pattern, bytes."),
     "verify": ("verify", "Compare the outputs of two models."),
     "benchmark": ("benchmark", "Time models against each other, interleaved."),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sparsecc.ir.geometry import ConvGeometry, conv_geometry
 from sparsecc.ir.model import Model
+from sparsecc.ir.planes import Planes
 from sparsecc.ir.shapes import TensorSpec
 from sparsecc.ir.sites import Site, name_matches
 
-__all__ = ["ConvGeometry", "Model", "Site", "TensorSpec", "conv_geometry", "name_matches"]
+__all__ = ["ConvGeometry", "Model", "Planes", "Site", "TensorSpec", "conv_geometry", "name_matches"]

@@ -93,8 +93,17 @@ class Model:
             UsageError: not writable, disk full, or too large for one file.
         """
         if external_data is None:
-            external_data = self._had_external_data or self.nbytes > write.INLINE_LIMIT
+            external_data = self.external_data
         write.write_model(self.onnx, Path(path), external_data)
+
+    @property
+    def external_data(self) -> bool:
+        """Whether ``save`` puts weights into a data file unless it is told otherwise."""
+        return self._had_external_data or self.nbytes > write.INLINE_LIMIT
+
+    def written_nbytes(self, path: str | os.PathLike[str]) -> int:
+        """Return the bytes of the files that ``save(path)`` would write; at most a few per tensor too many."""
+        return write.written_nbytes(self.onnx, Path(path), self.external_data)
 
     @property
     def opset(self) -> int:

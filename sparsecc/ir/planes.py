@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import onnx_ir
 
 from sparsecc.errors import ModelError
-from sparsecc.ir import write
 
 if TYPE_CHECKING:
     from sparsecc.ir.model import Model
@@ -99,9 +98,16 @@ class Planes:
         Planes(self.sites, self.order[:count]).describe(smaller)
         return smaller
 
-    def nbytes(self, model: Model, count: int, path: Path, *, external_data: bool) -> int:
-        """Return the bytes of the files of ``first(model, count)``; at most a few per tensor too many."""
-        return write.written_nbytes(self.first(model, count).onnx, path, external_data)
+    def largest(self, model: Model, nbytes: int, path: Path) -> int | None:
+        """Return the most planes with which the files at ``path`` take ``nbytes``, or None if the fewest take more."""
+        low, high = len(self.sites) - 1, len(self.order)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.first(model, middle).written_nbytes(path) <= nbytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low if low >= len(self.sites) else None
 
 
 def _reader(model: Model, place: int, part: str) -> tuple[onnx_ir.Value, onnx_ir.Node]:

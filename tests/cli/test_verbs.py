@@ -17,7 +17,7 @@ from sparsecc.cli.main import EXIT_CODES
 from sparsecc.ir import Model
 
 Run = Callable[..., "object"]
-VERBS = ("optimize", "inspect", "verify", "benchmark", "passes", "targets", "ops", "doctor")
+VERBS = ("optimize", "resize", "inspect", "verify", "benchmark", "passes", "targets", "ops", "doctor")
 
 
 @pytest.mark.parametrize("verb", VERBS)

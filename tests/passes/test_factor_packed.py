@@ -12,8 +12,9 @@ import pytest
 
 from sparsecc.calib import Calibration, open_session
 from sparsecc.errors import ModelError, SpecError
-from sparsecc.ir import Model
-from sparsecc.ir.planes import Planes, plane_name
+from sparsecc.ir import Model, Planes
+from sparsecc.ir.planes import plane_name
+from sparsecc.ir.write import written_nbytes
 from sparsecc.passes.factor import seeds, signs
 from sparsecc.passes.factor.bitstack import stack_planes
 from sparsecc.passes.hybrid.lowrank import Factors
@@ -319,12 +320,17 @@ def test_models_of_every_size_are_valid_and_better_the_larger_they_are(stacked, 
         errors.append(np.square(outputs(smaller, x) - dense).sum())
         for external in (False, True):
             path = tmp_path / f"m{external:d}.onnx"
-            said = planes.nbytes(model, count, path, external_data=external)
+            said = written_nbytes(smaller.onnx, path, external)
             smaller.save(path, external_data=external)
             written = sum(item.stat().st_size for item in tmp_path.glob(f"m{external:d}.onnx*"))
             assert written <= said <= written + 2000
         sizes.append(said)
     assert (np.diff(sizes) > 0).all()
+    model.save(tmp_path / "whole.onnx", external_data=True)
+    loaded = Model.load(tmp_path / "whole.onnx")
+    assert planes.largest(loaded, sizes[3], tmp_path / "m1.onnx") == 5
+    assert planes.largest(loaded, sizes[3] - 1, tmp_path / "m1.onnx") == 4
+    assert planes.largest(loaded, sizes[0] - 1, tmp_path / "m1.onnx") is None
     assert errors[-1] < 0.05 * errors[0]
     assert Planes.of(model) == planes
     assert (np.diff(errors) < 0).mean() > 0.8  # of the whole model; of each layer it falls always
