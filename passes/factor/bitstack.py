@@ -158,14 +158,15 @@ class FactorBitstack(PackedPass, CalibratedFactorPass):
         bias: fit the bias of a site that has one together with its weight.
         rank: of the magnitudes of a plane.
         planes: of a weight, at most.
-        steps: of the fit of each factor of a plane; 0 only makes it as long as suits the outputs.
+        steps: of the fit of each factor of a plane to the outputs; 0 only makes a plane as long as suits them. Some
+            help the first two planes and cost the later ones, which find less order in what is left.
     """
 
     name: ClassVar[str] = "factor-bitstack"
 
     rank: int = 1
     planes: int = 16
-    steps: int = 2
+    steps: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

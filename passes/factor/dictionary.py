@@ -126,7 +126,9 @@ def fit_atoms(codes: Matrix, samples: Matrix) -> Matrix:
     """
     lengths = np.linalg.norm(codes, axis=0)
     scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    scaled = codes * scale  # of equal length: the normal equations are well conditioned but for dependent atoms
+    scaled = (
+        codes * scale
+    )  # of equal length: the normal equations are well conditioned but for dependent atoms
     values, vectors = np.linalg.eigh(scaled.T @ scaled)
     usable = values > _DEPENDENT * max(values[-1], 0.0)
     inverse = np.divide(1.0, values, out=np.zeros_like(values), where=usable)

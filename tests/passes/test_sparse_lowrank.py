@@ -256,7 +256,9 @@ def test_later_layers_are_fitted_to_what_the_rewritten_ones_give():
     assert errors["correction=1.0"] < errors["sequential=false"]
 
 
-@pytest.mark.parametrize("name", ["sparse-lowrank{sparsity=0.6 multiple=1 BIAS}", "prune-armor{block=8 BIAS}"])
+@pytest.mark.parametrize(
+    "name", ["sparse-lowrank{sparsity=0.6 multiple=1 BIAS}", "prune-armor{block=8 BIAS}"]
+)
 @pytest.mark.parametrize(
     ("text", "weights", "given"),
     [
