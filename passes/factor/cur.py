@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
 
 from sparsecc.ir import Site
@@ -72,9 +73,10 @@ class MergedCur(LowRank):
 
 @dataclass(frozen=True)
 class _OfWeight(Quadratic):
-    """A problem with the weight ``[N, K]`` that rows and columns are taken from."""
+    """A problem with the weight ``[N, K]`` that rows and columns are taken from, and the rounding of its type."""
 
     weight: Matrix
+    precision: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class FactorCur(CalibratedFactorPass):
     def fitted(self, task: Task, problem: Quadratic, ctx: PassContext) -> Fitted | str:
         """Fit one site, or say why not."""
         weight = np.asarray(task.site.numpy(), np.float64)
-        return super().fitted(task, _OfWeight(**vars(problem), weight=weight), ctx)
+        precision = float(ml_dtypes.finfo(task.site.dtype).eps)  # type: ignore[no-untyped-call]
+        return super().fitted(task, _OfWeight(**vars(problem), weight=weight, precision=precision), ctx)
 
     def fit(self, problem: Quadratic, outline: Form, rng: np.random.Generator) -> Cur | MergedCur:
         """Pick as many rows and columns as ``outline`` has, then link them."""
@@ -146,5 +149,5 @@ class FactorCur(CalibratedFactorPass):
         )
         right = weight[pick_rows(seen, count, self.selection)]
         left = weight[:, pick_columns(weight, seen, energy, count, self.selection)]
-        middle = link(problem.target, left, right, root if self.link == "output" else None)
+        middle = link(problem.target, left, right, root if self.link == "output" else None, problem.precision)
         return MergedCur(left @ middle, right) if self.merge else Cur(left, middle, right)

@@ -13,8 +13,9 @@ __all__ = ["Link", "affordable_link_rank", "link"]
 
 Link = Literal["output", "frobenius"]
 
-#: Singular values of C and of R below this share of the largest count as zero: columns that repeat each other.
-_REPEATED = 1e-10
+#: Singular values of C and of R below this many times what rounding leaves of the largest count as zero: columns that
+#: repeat each other. A link that tells them apart has huge entries, and products in the weight's type lose all digits.
+_REPEATED = 32
 
 
 def affordable_link_rank(rows: int, columns: int, numbers: int, multiple: int = 1) -> int:
@@ -27,7 +28,9 @@ def affordable_link_rank(rows: int, columns: int, numbers: int, multiple: int = 
     return min(rank, rows, columns) // multiple * multiple
 
 
-def link(weight: Matrix, left: Matrix, right: Matrix, root: Matrix | None) -> Matrix:
+def link(
+    weight: Matrix, left: Matrix, right: Matrix, root: Matrix | None, precision: float = 1e-12
+) -> Matrix:
     """Return the ``U [r, r]`` with which ``C U R`` comes closest to ``weight [N, K]``.
 
     With ``root``, ``U = C^+ (W L) (R L)^+`` has the smallest output error ``||(W - C U R) L||``; without, the smallest
@@ -38,7 +41,9 @@ def link(weight: Matrix, left: Matrix, right: Matrix, root: Matrix | None) -> Ma
         left: C, ``[N, r]``.
         right: R, ``[r, K]``.
         root: L, ``[K, K]`` with ``L L^T`` the Gram matrix of the inputs; None for the identity.
+        precision: relative rounding of what the three are stored in.
     """
+    least = _REPEATED * precision
     seen, rows = (weight, right) if root is None else (weight @ root, right @ root)
-    first = np.linalg.pinv(left, rcond=_REPEATED) @ seen
-    return np.asarray(first @ np.linalg.pinv(rows, rcond=_REPEATED), np.float64)
+    first = np.linalg.pinv(left, rcond=least) @ seen
+    return np.asarray(first @ np.linalg.pinv(rows, rcond=least), np.float64)

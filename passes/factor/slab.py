@@ -145,7 +145,7 @@ class FactorSlab(PackedPass, CalibratedFactorPass):
         kept = whole // 16
         if kept < 0:
             return f"{numbers} numbers do not hold signs, a bitmap and factors of rank {rank} of {rows} x {columns}"
-        share = min(1.0, kept / (rows * columns))
+        share = min(columns, kept // rows) / columns
         pattern = Pattern.parse("unstructured")
         mask = Selection(pattern, 1 - share, "row").mask(rng.random((rows, columns)))
         factors = Factors(rng.random((rows, rank)), rng.random((rank, columns)))
