@@ -36,6 +36,9 @@ __all__ = ["CalibratedFactorPass", "FactorPass", "Fitted", "Task", "rewrite"]
 #: How many times the dense one's the measured time of an equal product may be.
 _NOISE = 1.15
 
+#: Share by which the constants of a chain may be larger than what its outline says: shapes, places, tables.
+_PADDING = 1.1
+
 
 @dataclass(frozen=True)
 class Task:
@@ -251,6 +254,12 @@ class FactorPass(Pass):
             return f"not faster: {said}"
         if cost.bytes >= cost.dense_bytes:
             return f"not smaller: {cost.bytes} bytes, dense {cost.dense_bytes}; {said}"
+        written = dense + cost.bytes - cost.dense_bytes
+        if written > size * _PADDING:
+            return (
+                f"its sparse part is faster dense here and would take its zeros along, {written} bytes instead of "
+                f"{size}: low rank of that size loses less (factor-rrr); {said}"
+            )
         return cost
 
     def _task(self, model: Model, site: Site, shaped: Site, scratch: Scratch, ctx: PassContext) -> Task | str:

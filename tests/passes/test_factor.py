@@ -169,10 +169,15 @@ class Costs:
 @pytest.mark.parametrize(
     ("cost", "reason"),
     [
-        (RewriteCost(1.0, 1.1, 100, 50), "not faster: rank 3 takes 1.1 ms, dense 1 ms"),
+        (RewriteCost(1.0, 1.1, 960, 384), "not faster: rank 3 takes 1.1 ms, dense 1 ms"),
         (
-            RewriteCost(1.0, 0.9, 100, 100),
-            "not smaller: 100 bytes, dense 100; rank 3 takes 0.9 ms, dense 1 ms",
+            RewriteCost(1.0, 0.9, 960, 960),
+            "not smaller: 960 bytes, dense 960; rank 3 takes 0.9 ms, dense 1 ms",
+        ),
+        (
+            RewriteCost(1.0, 0.9, 960, 600),
+            "its sparse part is faster dense here and would take its zeros along, 600 bytes instead of 384: low rank "
+            "of that size loses less (factor-rrr); rank 3 takes 0.9 ms, dense 1 ms",
         ),
         (None, "not timed: no inputs reach it"),
     ],
@@ -193,7 +198,7 @@ def test_what_does_not_pay_stays_dense_and_says_why(cost, reason):
 
 def test_what_pays_is_rewritten_and_the_report_has_both_times():
     model = build(graph("[s] y = MatMul(x, w)", ("N", 20)), w=normal(20, 12))
-    costs = Costs(RewriteCost(1.0, 0.5, 100, 50))
+    costs = Costs(RewriteCost(1.0, 0.5, 960, 384))
     (report,) = Pipeline.parse("factor-svd{param-ratio=0.5 multiple=1 min-elements=1}").run(
         model, PassContext(costs=costs)
     )
