@@ -11,6 +11,7 @@ LOADERS: dict[str, str] = {
     "prune-depth": "sparsecc.passes.structure.depth:PruneDepth",
     "share-weights": "sparsecc.passes.structure.sharing:ShareWeights",
     "prune-experts": "sparsecc.passes.structure.experts:PruneExperts",
+    "factor-mobe": "sparsecc.passes.factor.mobe:FactorMobe",
     "factor-modegpt": "sparsecc.passes.structure.modegpt:FactorModegpt",
     "prune-magnitude": "sparsecc.passes.prune.magnitude:PruneMagnitude",
     "prune-wanda": "sparsecc.passes.prune.wanda:PruneWanda",

@@ -21,7 +21,7 @@ from sparsecc.passes.tidy.graph import add_constant, bypass, only_consumer, remo
 from sparsecc.pm import Pass, PassContext, PassReport
 from sparsecc.pm.sites import refuse_unmatched
 
-__all__ = ["PruneExperts"]
+__all__ = ["Mixture", "PruneExperts", "mixture_of"]
 
 #: Key of the metadata, before the router's name, under which the number of experts before the first run is kept.
 _BEFORE = "sparsecc.experts"
@@ -33,7 +33,7 @@ _HANDS_ON = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
-class _Mixture:
+class Mixture:
     """A router, what has an entry for each of its experts, their router rows, and how many there once were."""
 
     site: Site
@@ -113,7 +113,7 @@ class PruneExperts(Pass):
         sites = model.sites()
         refuse_unmatched(self.match, [site.name for site in sites], "match")
         for site in (site for site in sites if name_matches(self.match, site.name)):
-            found = _mixture(site, count_before(model, f"{_BEFORE}.{site.name}"))
+            found = mixture_of(site, count_before(model, f"{_BEFORE}.{site.name}"))
             if isinstance(found, str):
                 report.skip(site.name, found)
             else:
@@ -145,7 +145,7 @@ class PruneExperts(Pass):
             report.note("no mixture of experts was cut")
         return report
 
-    def _merges(self, model: Model, mixture: _Mixture, ctx: PassContext, report: PassReport) -> list[Merge]:
+    def _merges(self, model: Model, mixture: Mixture, ctx: PassContext, report: PassReport) -> list[Merge]:
         """Return all merges of a mixture, closest first."""
         together = None
         if ctx.calibration is not None and self.coactivation and mixture.axes.most > 1:
@@ -163,7 +163,7 @@ class PruneExperts(Pass):
                 together += coactivation(rows, mixture.axes.most)
         return merges(distances(mixture.rows, together, self.coactivation))
 
-    def _chosen(self, mixtures: Sequence[_Mixture], found: Sequence[list[Merge]]) -> list[list[Merge]]:
+    def _chosen(self, mixtures: Sequence[Mixture], found: Sequence[list[Merge]]) -> list[list[Merge]]:
         """Return the merges to make in each mixture, so many that the number of experts is reached."""
         room = [item.count - max(1, item.axes.most) for item in mixtures]
         if self.scope == "layer" or self.experts is not None:
@@ -181,7 +181,7 @@ class PruneExperts(Pass):
         return [merged[: taken.count(layer)] for layer, merged in enumerate(found)]
 
 
-def _mixture(site: Site, before: int) -> _Mixture | str:
+def mixture_of(site: Site, before: int) -> Mixture | str:
     """Return the mixture that ``site`` is the router of, once of ``before`` experts, or why none can be cut."""
     count, node = site.shape[0], site.node
     if site.op not in ("MatMul", "Gemm") or not site.in_main_graph or count < 2:
@@ -203,7 +203,7 @@ def _mixture(site: Site, before: int) -> _Mixture | str:
         return "no mixture that is understood: its shapes contradict one another"
     if not axes.columns and not any(-cut.axis > 1 for cut in axes.cuts):
         return "no router of experts: no constant has a weight for each of its outputs"
-    return _Mixture(site, axes, rows, max(before, count))
+    return Mixture(site, axes, rows, max(before, count))
 
 
 def _chooses(value: onnx_ir.Value) -> bool:
@@ -239,7 +239,7 @@ def _contributions(columns: Sequence[Column], count: int) -> dict[int, onnx_ir.N
 class _Cutter:
     """Leaves one expert per cluster."""
 
-    def __init__(self, model: Model, mixture: _Mixture, clusters: Sequence[list[int]], average: bool) -> None:
+    def __init__(self, model: Model, mixture: Mixture, clusters: Sequence[list[int]], average: bool) -> None:
         self._mixture = mixture
         self._clusters = clusters
         self._average = average and not mixture.axes.columns

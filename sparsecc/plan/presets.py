@@ -46,6 +46,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "blockdiag-lowrank": ("factor-blockdiag-lowrank", {}),
     "kronecker": ("factor-kronecker", {}),
     "modegpt": ("factor-modegpt", {}),
+    "mobe": ("factor-mobe", {}),
 }
 
 #: Methods that remove whole units or blocks, so that shapes shrink, by the name given to ``--method``.

@@ -352,6 +352,7 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         "prune-depth": residual,
         "share-weights": residuals,
         "prune-experts": mixture,
+        "factor-mobe": mixture,
         "factor-faust": transform,
         "factor-embedding": tokens,
     }
