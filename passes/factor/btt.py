@@ -245,6 +245,8 @@ class FactorMonarch(GridPass):
 
     name: ClassVar[str] = "factor-monarch"
 
+    sweeps: int = 4
+
     def shapes(self, shape: tuple[int, int], numbers: int) -> tuple[Grid, int] | str:
         """Return the grid of divisors with the most numbers allowed; of equal ones, that of the most equal sides."""
         rows, columns = shape

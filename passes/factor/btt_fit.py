@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.passes.hybrid.lowrank import best_factors
+from sparsecc.passes.hybrid.lowrank import Factors, best_factors
 from sparsecc.passes.prune.gram import Matrix, quadratic_error
 
 __all__ = ["BlockFactors", "blocks_of", "fit", "project", "refit_left", "solve_stack"]
@@ -24,6 +24,9 @@ _LEAST_GAIN = 1e-3
 
 #: Added to the diagonal of the normal equations, as a share of its mean.
 _RIDGE = 1e-12
+
+#: Numbers that least squares for left factors hold at a time.
+_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,8 @@ class BlockFactors:
 
     def balanced(self) -> BlockFactors:
         """Return the same matrix with columns of ``left`` as long as the rows of ``right``: what narrow types want."""
-        lengths = np.linalg.norm(self.left, axis=2), np.linalg.norm(self.right, axis=3)
-        usable = (lengths[0] > 0) & (lengths[1] > 0)
-        scale = np.sqrt(np.divide(lengths[1], lengths[0], out=np.ones(usable.shape), where=usable))
-        return BlockFactors(self.left * scale[:, :, None], self.right / scale[..., None])
+        even = Factors(self.left, self.right).balanced()
+        return BlockFactors(even.left, even.right)
 
 
 def blocks_of(weight: Matrix, grid: tuple[int, int]) -> Stack:
@@ -113,16 +114,23 @@ def fit(
 
 def refit_left(target: Matrix, gram: Matrix, found: BlockFactors) -> BlockFactors:
     """Return ``found`` with the left factors of the smallest ``Q(target - total)``: least squares per row of blocks."""
-    down, across, rows, rank = found.left.shape
+    down, across, height, rank = found.left.shape
+    rows = target.reshape(down, height, -1)
+    step = max(1, _AT_ONCE // (across * rank * len(gram)))
+    parts = [_left_of(rows[at : at + step], gram, found.right[at : at + step]) for at in range(0, down, step)]
+    return BlockFactors(np.concatenate(parts), found.right)
+
+
+def _left_of(rows: Stack, gram: Matrix, right: Stack) -> Stack:
+    """Return the left factors ``[k, r, p, t]`` of some rows of blocks ``[k, p, K]`` beside ``right [k, r, t, s]``."""
+    down, across, rank, width = right.shape
     size, inputs = across * rank, len(gram)
-    features = np.zeros((down, across, rank, across, inputs // across))
-    for at in range(across):
-        features[:, at, :, at] = found.right[:, at]
-    features = features.reshape(down, size, inputs)
-    spread = (features.reshape(-1, inputs) @ gram).reshape(features.shape)
-    wanted = spread @ target.reshape(down, rows, inputs).transpose(0, 2, 1)
-    left = solve_stack(spread @ features.transpose(0, 2, 1), wanted)
-    return BlockFactors(left.reshape(down, across, rank, rows).transpose(0, 1, 3, 2), found.right)
+    panels = right.transpose(1, 0, 2, 3).reshape(across, -1, width) @ gram.reshape(across, width, inputs)
+    spread = panels.reshape(across, down, rank, inputs).transpose(1, 0, 2, 3).reshape(down, size, inputs)
+    seen = spread.reshape(down, size, across, width).transpose(0, 2, 1, 3) @ right.swapaxes(-1, -2)
+    normal = seen.transpose(0, 2, 1, 3).reshape(down, size, size)
+    left = solve_stack(normal, spread @ rows.swapaxes(-1, -2))
+    return np.asarray(left.reshape(down, across, rank, -1).swapaxes(-1, -2))
 
 
 def solve_stack(normal: Stack, wanted: Stack) -> Stack:
@@ -135,10 +143,7 @@ def solve_stack(normal: Stack, wanted: Stack) -> Stack:
 
 def _set_panel(found: BlockFactors, at: int, wanted: Matrix, gram: Matrix) -> Matrix:
     """Write the best factors of the blocks of a panel ``[N, s]`` into ``found``; return what they stand for."""
-    down, _, rows, rank = found.left.shape
-    products = []
-    for row, block in enumerate(wanted.reshape(down, rows, -1)):
-        factors = best_factors(block, gram, rank)
-        found.left[row, at], found.right[row, at] = factors.left, factors.right
-        products.append(factors.product())
-    return np.concatenate(products)
+    down, _, height, rank = found.left.shape
+    factors = best_factors(wanted.reshape(down, height, -1), gram, rank)
+    found.left[:, at], found.right[:, at] = factors.left, factors.right
+    return factors.product().reshape(wanted.shape)

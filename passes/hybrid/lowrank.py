@@ -18,11 +18,11 @@ __all__ = ["Factors", "affordable_rank", "best_factors", "leading", "subspace_st
 
 @dataclass(frozen=True)
 class Factors:
-    """A matrix of low rank as a product.
+    """A matrix of low rank as a product, or a stack of them.
 
     Attributes:
-        left: ``[N, r]``.
-        right: ``[r, K]``.
+        left: ``[..., N, r]``.
+        right: ``[..., r, K]``.
     """
 
     left: Matrix
@@ -31,7 +31,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """Inner size."""
-        return int(self.left.shape[1])
+        return int(self.left.shape[-1])
 
     @property
     def size(self) -> int:
@@ -39,16 +39,15 @@ class Factors:
         return self.left.size + self.right.size
 
     def product(self) -> Matrix:
-        """Return the matrix ``[N, K]``."""
+        """Return the matrix ``[..., N, K]``."""
         return np.asarray(self.left @ self.right)
 
     def balanced(self) -> Factors:
         """Return the same matrix with columns of ``left`` as long as the rows of ``right``: what narrow types want."""
-        lengths = np.linalg.norm(self.left, axis=0), np.linalg.norm(self.right, axis=1)
+        lengths = np.linalg.norm(self.left, axis=-2), np.linalg.norm(self.right, axis=-1)
         usable = (lengths[0] > 0) & (lengths[1] > 0)
-        ratio = np.divide(lengths[1], lengths[0], out=np.ones(self.rank), where=usable)
-        scale = np.sqrt(ratio)
-        return Factors(self.left * scale, self.right / scale[:, None])
+        scale = np.sqrt(np.divide(lengths[1], lengths[0], out=np.ones(usable.shape), where=usable))
+        return Factors(self.left * scale[..., None, :], self.right / scale[..., None])
 
 
 def affordable_rank(rows: int, columns: int, share: float, multiple: int = 1) -> int:
@@ -65,30 +64,31 @@ def best_factors(weight: Matrix, gram: Matrix, rank: int) -> Factors:
     same matrix.
 
     Args:
-        weight: ``[N, K]``.
+        weight: ``[N, K]``, or a stack ``[..., N, K]`` of them, each with factors of its own.
         gram: ``[K, K]``, positive semi-definite; definite where ``N > K``.
         rank: at most ``min(N, K)``; 0 gives empty factors.
 
     Raises:
         numpy.linalg.LinAlgError: ``gram`` is not definite where it must be.
     """
-    rows, columns = weight.shape
+    rows, columns = weight.shape[-2:]
     if rows <= columns:
-        basis = leading(weight @ gram @ weight.T, rank)
-        return Factors(basis, basis.T @ weight)
+        basis = leading(weight @ gram @ weight.swapaxes(-1, -2), rank)
+        return Factors(basis, basis.swapaxes(-1, -2) @ weight)
     root = np.linalg.cholesky(gram)
     found = truncated(weight @ root, rank)
-    return Factors(found.left, np.linalg.solve(root.T, found.right.T).T)
+    return Factors(found.left, np.linalg.solve(root.T, found.right.swapaxes(-1, -2)).swapaxes(-1, -2))
 
 
 def truncated(matrix: Matrix, rank: int) -> Factors:
-    """Return the factors of ``rank`` nearest to ``matrix [N, K]`` in Frobenius norm, those of its truncated SVD."""
-    rows, columns = matrix.shape
+    """Return the factors of ``rank`` nearest to ``matrix [..., N, K]`` in Frobenius norm, of its truncated SVD."""
+    rows, columns = matrix.shape[-2:]
+    turned = matrix.swapaxes(-1, -2)
     if rows <= columns:
-        basis = leading(matrix @ matrix.T, rank)
-        return Factors(basis, basis.T @ matrix)
-    basis = leading(matrix.T @ matrix, rank)
-    return Factors(matrix @ basis, basis.T)
+        basis = leading(matrix @ turned, rank)
+        return Factors(basis, basis.swapaxes(-1, -2) @ matrix)
+    basis = leading(turned @ matrix, rank)
+    return Factors(matrix @ basis, basis.swapaxes(-1, -2))
 
 
 def subspace_step(matrix: Matrix, start: Matrix, rank: int) -> tuple[Factors, Matrix]:
@@ -108,6 +108,6 @@ def subspace_step(matrix: Matrix, start: Matrix, rank: int) -> tuple[Factors, Ma
 
 
 def leading(matrix: Matrix, rank: int) -> Matrix:
-    """Return the eigenvectors of a symmetric matrix with the ``rank`` largest eigenvalues, as columns."""
-    vectors = np.linalg.eigh((matrix + matrix.T) / 2)[1]
-    return np.asarray(vectors[:, vectors.shape[1] - rank :])
+    """Return the eigenvectors of symmetric matrices with the ``rank`` largest eigenvalues, as columns."""
+    vectors = np.linalg.eigh((matrix + matrix.swapaxes(-1, -2)) / 2)[1]
+    return np.asarray(vectors[..., vectors.shape[-1] - rank :])
