@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import onnxruntime
 from accuracy import save
 from accuracy_tasks import ROOT, load_evaluation, minilm
-from factorisation import layer
+from factorisation import _Measured, layer
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
@@ -59,7 +58,7 @@ TIMED_RATIOS = (0.3, 0.5, 0.7)
 
 #: Shares of the numbers that stay, and the layers of MiniLM.
 RATIOS = (0.8, 0.7, 0.6)
-SITES = "re:layer.[25].(attention.self.query|attention.output.dense|intermediate.dense|output.dense)$"
+SITES = "re:layer.2.(attention.self.query|attention.output.dense|intermediate.dense|output.dense)$"
 
 #: Operators that multiply; the others move numbers.
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
@@ -85,7 +84,7 @@ def chain(dense: ir.Model, spec: str, ratio: float) -> ir.Model | None:
 
 
 def moving_share(model: ir.Model, x: dict[str, Any], folder: Path) -> float:
-    """Share of the time of all nodes that is not spent in products, by onnxruntime's own profile."""
+    """Share of the time of all nodes that is not spent in products, by onnxruntime's own profile (in whole us)."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.enable_profiling = 1, True
     options.profile_file_prefix = str(folder / "profile")
@@ -94,11 +93,14 @@ def moving_share(model: ir.Model, x: dict[str, Any], folder: Path) -> float:
     )
     for _ in range(30):
         session.run(None, x)
-    times: Counter[str] = Counter()
+    least: dict[str, tuple[str, int]] = {}  # of a node: other work on the machine only adds to it
     for event in json.loads(Path(session.end_profiling()).read_text()):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["args"]["op_name"]] += event["dur"]
-    return 1 - sum(times[op] for op in PRODUCTS) / max(1, sum(times.values()))
+            known = least.get(event["name"])
+            if known is None or event["dur"] < known[1]:
+                least[event["name"]] = event["args"]["op_name"], event["dur"]
+    products = sum(micros for op, micros in least.values() if op in PRODUCTS)
+    return 1 - products / max(1, sum(micros for _, micros in least.values()))
 
 
 def timed(outputs: int, inputs: int, seconds: float, folder: Path) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def errors_command(data: Path, output: Path) -> None:
         task = minilm(data, load_evaluation(data), Path(folder), 256)
         model = ir.Model.load(task.path)
         Pipeline.parse("tidy").run(model, PassContext())
-        calibration = Calibration.from_batches(task.calibration, model, threads=1)
+        calibration = _Measured(Calibration.from_batches(task.calibration, model, threads=1))
         specs = {**FORMS, **{f"{name}, not fitted": form for name, form in STARTS.items()}}
         for name, form in specs.items():
             rows: dict[str, Any] = {}
@@ -166,7 +168,7 @@ def errors_command(data: Path, output: Path) -> None:
                 options = (
                     f'param-ratio={ratio:g} keep-slower=true sequential=false bias=false match="{SITES}"'
                 )
-                context = PassContext(calibration=calibration, threads=1)
+                context = PassContext(calibration=calibration, threads=1)  # type: ignore[arg-type]
                 (report,) = Pipeline.parse(spec_of(form, options)).run(model.copy(), context)
                 for change in report.changed:
                     rows.setdefault(change.site, {})[f"{ratio:g}"] = {
