@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsecc.algebra.levels import Compressed, Dense, Level, Singleton, Tensor, format_levels
+from sparsecc.algebra.readers import read_matrix_market, read_tensor, read_tns
 from sparsecc.algebra.splitter import SplitTable, Walk, even_targets, find_splits, split, weighted_targets
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "even_targets",
     "find_splits",
     "format_levels",
+    "read_matrix_market",
+    "read_tensor",
+    "read_tns",
     "split",
     "weighted_targets",
 ]

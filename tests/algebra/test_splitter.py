@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.algebra import Compressed, Dense, Tensor, Walk, find_splits, split
+from sparsecc.algebra import Compressed, Dense, Tensor, Walk, find_splits, read_tensor, split
 from sparsecc.algebra.splitter import even_targets, search_windows, weighted_targets
 from sparsecc.errors import SpecError
 
@@ -295,3 +295,18 @@ def test_all_pairs_of_formats_agree_on_the_cuts_of_leaves():
     cuts = [split([Walk.of(tensor, (0, 1))], 8).cursors[0][1] for tensor in tensors]
     for one, other in itertools.pairwise(cuts):
         np.testing.assert_array_equal(one, other)
+
+
+FILES = ("bcsstk13.mtx", "cryg2500.mtx", "jagmesh7.mtx", "lp_afiro.mtx", "mbeacxc.mtx", "3D_12031.tns", "med.tns")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_matrices_and_tensors_are_cut_within_the_bound(data_dir, name):
+    tensor = read_tensor(data_dir / "matrices" / name)
+    walk = Walk.of(tensor)
+    for parts in (2, 64, 65_536):
+        table = split([walk], parts)
+        check_table(table, [walk])
+        assert table.balance <= (-(-table.work // parts) + table.header - 1) / (table.work / parts) + 1e-9
+    shifted = [Walk(walk.levels, walk.costs), walk, walk]
+    check_table(split(shifted, 64), shifted)

@@ -1,0 +1,95 @@
+"""Matrix Market and FROSTT files, against scipy and by hand; wrong files are refused with the line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.io
+import scipy.sparse
+
+from sparsecc.algebra import read_tensor, readers
+from sparsecc.errors import UsageError
+
+RNG = np.random.default_rng(2)
+
+
+@pytest.mark.parametrize("symmetry", ["general", "symmetric", "skew-symmetric"])
+@pytest.mark.parametrize("field", ["real", "integer", "pattern"])
+def test_matrices_are_those_of_scipy(tmp_path, symmetry, field, monkeypatch):
+    if (field, symmetry) == ("pattern", "skew-symmetric"):
+        pytest.skip("a pattern has no signs")
+    dense = RNG.integers(-9, 9, (12, 12)) * (RNG.random((12, 12)) < 0.3)
+    dense = (
+        dense + dense.T if symmetry == "symmetric" else dense - dense.T if symmetry != "general" else dense
+    )
+    path = tmp_path / "a.mtx"
+    matrix = scipy.sparse.coo_array(dense.astype(float if field == "real" else int))
+    scipy.io.mmwrite(path, matrix, field=field, symmetry=symmetry, comment="two\nlines")
+    expected = scipy.io.mmread(path).toarray()
+    for piece in (7, 1 << 20):
+        monkeypatch.setattr(readers, "_PIECE", piece)
+        np.testing.assert_array_equal(read_tensor(path).to_dense(), expected)
+    np.testing.assert_array_equal(read_tensor(path, "dcsr").to_dense(), expected)
+
+
+def test_tensors_with_and_without_sizes(tmp_path):
+    plain = tmp_path / "plain.tns"
+    plain.write_text("# a comment\n\n1 2 3 1.5\n4 1 1 -2\n1 2 3 1e0\n")
+    tensor = read_tensor(plain)
+    assert tensor.shape == (4, 2, 3)
+    expected = np.zeros((4, 2, 3))
+    expected[0, 1, 2], expected[3, 0, 0] = 2.5, -2
+    np.testing.assert_array_equal(tensor.to_dense(), expected)
+    sized = tmp_path / "sized.tns"
+    sized.write_text("3\n4 5 6\n1 2 3 1.5\n4 1 1 -2")
+    assert read_tensor(sized).shape == (4, 5, 6)
+    assert len(read_tensor(sized).values) == 2
+    empty = tmp_path / "empty.tns"
+    empty.write_text("2\n3 4\n")
+    assert read_tensor(empty).shape == (3, 4)
+    assert len(read_tensor(empty).values) == 0
+
+
+BANNER = "%%MatrixMarket matrix coordinate real general\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.mtx", "hello", "line 1 is no Matrix Market banner"),
+        ("a.mtx", BANNER.replace("coordinate", "array") + "2 2\n", "array real general is not read"),
+        ("a.mtx", BANNER.replace("real", "complex"), "complex general is not read"),
+        ("a.mtx", BANNER + "% c\n2 2\n", "line 3: expected 3 sizes, got '2 2'"),
+        ("a.mtx", BANNER + "2 2 2\n1 1 1\n", "1 entries, the header says 2"),
+        ("a.mtx", BANNER + "2 2 1\n1 1 x\n", "line 3: expected 3 numbers, got '1 1 x'"),
+        ("a.mtx", BANNER + "2 2 2\n1 1 1\n1 2\n", "line 4: expected 3 numbers, got '1 2'"),
+        ("a.mtx", BANNER + "2 2 1\n3 1 1\n", "mode 0: coordinate 2 is outside of 0..1"),
+        ("a.mtx", BANNER + "2 2 1\n0 1 1\n", "coordinates must be whole numbers from 1 on"),
+        ("a.mtx", BANNER + "2 2 1\n1.5 1 1\n", "coordinates must be whole numbers from 1 on"),
+        ("a.mtx", BANNER + "2 2 2\n1 1 1\n1 1 2\n", r"coordinate \(0, 0\) is there twice"),
+        ("a.mtx", BANNER.replace("general", "symmetric") + "2 3 0\n", "a symmetric matrix of 2 x 3"),
+        ("a.tns", "1 1 1\n1 2\n", "line 2: expected 3 numbers, got '1 2'"),
+        ("a.tns", "3\n4 5\n1 1 1 1\n", "line 2: expected 3 sizes"),
+        ("a.tns", "2\n4 5\n1 1 1 1\n", "line 3: expected 3 numbers, got '1 1 1 1'"),
+        ("a.tns", "2\n4 5\n5 1 1\n", "mode 0: coordinate 4 is outside of 0..3"),
+        ("a.csv", "1,2\n", "unknown kind of tensor file"),
+    ],
+)
+def test_wrong_files_are_refused_in_one_line(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read_tensor(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_tensor(tmp_path / "missing.tns")
+
+
+def test_progress_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "a.tns"
+    path.write_text("".join(f"{i} 1 1.0\n" for i in range(1, 200)))
+    monkeypatch.setattr(readers, "_PIECE", 100)
+    seen = []
+    read_tensor(path, progress=lambda text, done, total: seen.append((text, done, total)))
+    assert seen[-1] == ("reading a.tns", path.stat().st_size, path.stat().st_size)
+    assert len(seen) > 10
