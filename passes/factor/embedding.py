@@ -84,7 +84,7 @@ class FactorEmbedding(Pass):
         refuse_unmatched(self.match, [*names, *(name for name, _ in refused)], "match")
         for name, reason in refused:
             if name_matches(self.match, name):
-                report.skip(name, reason)
+                _leave(name, reason, report)
         if not names and not refused:
             report.note("no Gather of the model reads rows of a constant table")
         for done, table in enumerate(tables):
@@ -99,11 +99,11 @@ class FactorEmbedding(Pass):
         ratio = ctx.settings_for(table.name, self).param_ratio or 1.0
         rank = self._rank(table, ratio)
         if reason := self._refusal(table, ratio, rank, ctx):
-            report.skip(table.name, reason)
+            _leave(table.name, reason, report)
         elif ratio * _stored(table) >= table.numpy().size:
             self._share(model, table, report)
         elif reason := self._too_slow(model, table, rank, ctx):
-            report.skip(table.name, reason)
+            _leave(table.name, reason, report)
         else:
             self._split(model, table, rank, ctx, report)
 
@@ -111,9 +111,10 @@ class FactorEmbedding(Pass):
         """Let copies go: the table alone is within what may be stored."""
         weight, whole = table.numpy(), density(table.numpy())
         held = weight.size / _stored(table)
+        detail = f"{_counted(len(table.copies), 'copy', 'copies')} of it gone: {held:.3g} of the numbers"
+        report.note(f"{table.name}: {detail}")  # which no site tells
         report.change(
-            table.name, f"{_counted(len(table.copies), 'copy', 'copies')} of it gone: {held:.3g} of the numbers",
-            parameters=held, density_before=whole, density_after=whole,
+            table.name, detail, parameters=held, density_before=whole, density_after=whole,
             relative_error=0.0, output_error=0.0,
         )  # fmt: skip
         share(model, table)
@@ -126,7 +127,7 @@ class FactorEmbedding(Pass):
         into, back = subspace(moment, column_metric(moment, heads), rank)
         factors = TableFactors(project(weight, into, table.dtype), back.astype(table.dtype))
         if not np.isfinite(factors.near).all():
-            report.skip(table.name, f"its factors do not fit into {table.dtype.name}")
+            _leave(table.name, f"its factors do not fit into {table.dtype.name}", report)
             return
         held = _numbers(table, rank) / _stored(table)
         form = f"rank {rank} of {weight.shape[1]}"
@@ -184,6 +185,12 @@ def _numbers(table: Table, rank: int) -> int:
     """Numbers of the factors: A, B for the rows that are read, and its transpose for heads."""
     rows, columns = table.shape
     return rank * (rows + columns * (2 if table.heads else 1))
+
+
+def _leave(name: str, reason: str, report: PassReport) -> None:
+    """Say why a table stays, also where only sites are listed."""
+    report.skip(name, reason)
+    report.note(f"{name} stays: {reason}")
 
 
 def _counted(count: int, one: str, many: str) -> str:

@@ -112,6 +112,8 @@ def _table(name: str, weight: onnx_ir.Value, main: onnx_ir.Graph, sites: list[Si
         raise RefusedError("its table is the output of a Constant node: fold constants first (pass tidy)")
     if main.initializers.get(str(weight.name)) is not weight:
         raise RefusedError("its table is inside a body of If, Loop or Scan")
+    if weight.dtype == onnx_ir.DataType.BFLOAT16:
+        raise RefusedError("its table is bfloat16, which onnxruntime does not multiply: store it as float16")
     gathers: list[onnx_ir.Node] = []
     heads: list[onnx_ir.Node] = []
     for node, index in all_readers(weight):

@@ -336,9 +336,8 @@ def _site(weight: onnx_ir.Value, readers: list[_Use]) -> Site:
     known = {(use.node, use.index) for use in readers}
     for node, index in all_readers(weight):
         if (node, index) not in known:
-            raise RefusedError(
-                f"weight {weight.name!r} is also read by {node.op_type} {node.name!r}".rstrip(" '")
-            )
+            named = f" {node.name!r}" if node.name else ""
+            raise RefusedError(f"weight {weight.name!r} is also read by {node.op_type}{named}")
     traced = [_constant_behind(use) for use in readers]
     scales = [_scale_of(use, tensor, found) for use, found in zip(readers, traced, strict=True)]
     views = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -236,6 +237,9 @@ def test_tables_in_bodies_and_in_numbers_of_few_bits_stay():
     text = graph("f = DequantizeLinear(q, s) [embed] e = Gather(f, ids) y = Identity(e)", "N, T, 16")
     model = build(text, q=(table_of() * 30).astype(np.int8), s=np.float32(0.1).reshape(()))
     assert "quantised" in find_tables(model)[1][0][1]
+    text = graph("[embed] e = Gather(table, ids) y = Cast <to = 1> (e)", "N, T, 16")
+    model = build(text, table=table_of().astype(ml_dtypes.bfloat16))
+    assert "bfloat16" in find_tables(model)[1][0][1]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +256,7 @@ def test_tables_in_bodies_and_in_numbers_of_few_bits_stay():
 def test_refusals_have_a_reason(spec, reason):
     (report,) = Pipeline.parse(spec).run(model_of(PLAIN, table_of()), PassContext())
     assert (report.skipped[0].site, report.skipped[0].reason) == ("embed", reason)
+    assert report.notes == [f"embed stays: {reason}"]
 
 
 def test_bad_numbers_overrides_and_names():
