@@ -30,6 +30,7 @@ LOADERS: dict[str, str] = {
     "prune-armor": "sparsecc.passes.hybrid.armor:PruneArmor",
     "sparse-lowrank": "sparsecc.passes.hybrid.sparse_lowrank:SparseLowRank",
     "factor-svd": "sparsecc.passes.factor.low_rank:FactorSvd",
+    "allocate-parameters": "sparsecc.passes.factor.allocate:AllocateParameters",
     "factor-asvd": "sparsecc.passes.factor.weighted_low_rank:FactorAsvd",
     "factor-fwsvd": "sparsecc.passes.factor.weighted_low_rank:FactorFwsvd",
     "factor-rrr": "sparsecc.passes.factor.low_rank:FactorRrr",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sparsecc.passes.prune.gram import Matrix
 
-__all__ = ["candidate_ranks", "spread", "tail_errors", "threshold_ranks", "whitened_spectrum"]
+__all__ = ["parameters", "spread", "tail_errors", "threshold_ranks", "whitened_spectrum"]
 
 Vector = NDArray[np.float64]
 
@@ -48,7 +48,11 @@ def spread(spectrum: Vector) -> Vector:
 
 
 def threshold_ranks(
-    levels: Sequence[Vector], shapes: Sequence[tuple[int, int]], budget: float, multiple: int = 1
+    levels: Sequence[Vector],
+    shapes: Sequence[tuple[int, int]],
+    budget: float,
+    multiple: int = 1,
+    limits: Sequence[int] | None = None,
 ) -> list[int | None]:
     """Return the ranks that the values above one threshold give, which is as low as ``budget`` allows.
 
@@ -60,16 +64,19 @@ def threshold_ranks(
         shapes: (N, K) per layer.
         budget: parameters of all layers together, those of dense ones counted.
         multiple: ranks are rounded down to multiples of it; it is the least rank too.
+        limits: per layer a rank beyond which it stays dense, below the one that makes it no smaller; None for that one.
 
     Returns:
         Per layer the rank, or None where it stays dense. Where even the least ranks exceed the budget, these.
     """
+    smaller = [(rows * columns - 1) // (rows + columns) for rows, columns in shapes]
+    beyond = smaller if limits is None else [min(pair) for pair in zip(smaller, limits, strict=True)]
     candidates = np.unique(np.concatenate([[np.inf], *levels]))
 
     def at(threshold: float) -> list[int | None]:
         return [
-            _rank(int(np.count_nonzero(own >= threshold)), shape, multiple)
-            for own, shape in zip(levels, shapes, strict=True)
+            _rank(int(np.count_nonzero(own >= threshold)), most, multiple)
+            for own, most in zip(levels, beyond, strict=True)
         ]
 
     low, high = 0, len(candidates) - 1  # what is kept falls with the threshold
@@ -88,21 +95,6 @@ def parameters(ranks: Sequence[int | None], shapes: Sequence[tuple[int, int]]) -
     )
 
 
-def candidate_ranks(shape: tuple[int, int], multiple: int, most: int) -> list[int]:
-    """Return ranks worth considering, rising multiples of ``multiple`` with fewer parameters than a dense layer.
-
-    Args:
-        shape: (N, K).
-        multiple: what ranks are multiples of.
-        most: of them; where there are more, they are spread evenly, the largest among them.
-    """
-    rows, columns = shape
-    last = (rows * columns - 1) // (rows + columns) // multiple
-    steps = np.round(np.linspace(1, last, min(last, most))) if last else np.empty(0)
-    return [int(step) * multiple for step in np.unique(steps)]
-
-
-def _rank(kept: int, shape: tuple[int, int], multiple: int) -> int | None:
-    rows, columns = shape
+def _rank(kept: int, most: int, multiple: int) -> int | None:
     rank = max(kept // multiple, 1) * multiple
-    return rank if rank * (rows + columns) < rows * columns else None
+    return rank if rank <= most else None

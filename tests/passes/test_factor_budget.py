@@ -9,7 +9,6 @@ import pytest
 
 from sparsecc.passes.factor.knapsack import allowed, capped, dual_bound, knapsack, lagrangian, total
 from sparsecc.passes.factor.spectra import (
-    candidate_ranks,
     parameters,
     spread,
     tail_errors,
@@ -141,16 +140,9 @@ def test_one_threshold_keeps_the_budget():
     assert threshold_ranks(levels, shapes, whole) == [None] * 5
     least = threshold_ranks(levels, shapes, 0, 4)
     assert least == [4, 4, 4, 4, None]  # the last has no smaller form of that rank
+    limited = threshold_ranks(levels, shapes, 0.7 * whole, 1, [99, 3, 0, 99, 99])
+    assert limited[2] is None
+    assert limited[1] is None or limited[1] <= 3
+    assert parameters(limited, shapes) <= 0.7 * whole
     flat, steep = threshold_ranks(levels[:1] + levels[2:3], [(40, 60), (30, 30)], 2000)
     assert flat is None or flat > steep
-
-
-def test_candidates_are_below_break_even():
-    assert candidate_ranks((12, 12), 2, 99) == [2, 4]
-    assert candidate_ranks((4, 4), 8, 9) == []
-    many = candidate_ranks((768, 3072), 8, 20)
-    assert len(many) <= 20
-    assert many[-1] == 608
-    assert all(rank % 8 == 0 and rank * (768 + 3072) < 768 * 3072 for rank in many)
-    for shape in [(1, 7), (7, 1), (13, 31)]:
-        assert all(rank * sum(shape) < np.prod(shape) for rank in candidate_ranks(shape, 1, 99))
