@@ -198,6 +198,7 @@ def optimize(
     blocks: int | None = None,
     param_ratio: float | None = None,
     fisher: str | None = None,
+    allocate: bool = False,
     values: str = "fp32",
     keep_slower: bool = False,
     standard_ops_only: bool = False,
@@ -246,6 +247,7 @@ def optimize(
         blocks: with the method ``depth``: how many residual blocks to remove; 1 if neither is given.
         param_ratio: with methods that factorise: share of the numbers of each weight that its factors may hold.
         fisher: with the method ``fwsvd``: ``.npz`` with squared gradients by the names of sites.
+        allocate: with methods that factorise: deal the numbers to sites by their spectra instead of all alike.
         values: ``fp16`` or ``bf16``: round the weights of sparse sites to 16 bits and store them so wherever that is
             measured at least as fast as float32, which is the arithmetic all the same.
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
@@ -278,7 +280,8 @@ def optimize(
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
         "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
-        "param_ratio": param_ratio, "fisher": fisher, "values": None if values == "fp32" else values,
+        "param_ratio": param_ratio, "fisher": fisher,
+        "allocate": allocate or None, "values": None if values == "fp32" else values,
     }  # fmt: skip
     _refuse_contradiction(pipeline, recipe, flags)
     if recipe is not None:
@@ -303,6 +306,7 @@ def optimize(
             blocks=blocks,
             param_ratio=param_ratio,
             fisher=fisher,
+            allocate=allocate,
             values=values,
         )
     original = ir.Model.load(source)

@@ -68,6 +68,11 @@ _MOST_NOTES = 12
     "--fisher", metavar="NPZ", type=click.Path(), help="With --method fwsvd: squared gradients by site."
 )
 @click.option(
+    "--allocate",
+    is_flag=True,
+    help="With methods that factorise: deal the numbers to sites by their spectra instead of all alike.",
+)
+@click.option(
     "--permute", is_flag=True, help="Reorder channels before pruning, so that the pattern costs less."
 )
 @click.option(
@@ -134,6 +139,7 @@ def command(
     blocks: int | None,
     param_ratio: float | None,
     fisher: str | None,
+    allocate: bool,
     permute: bool,
     recover: str | None,
     reference: str | None,
@@ -179,6 +185,7 @@ def command(
             blocks=blocks,
             param_ratio=param_ratio,
             fisher=fisher,
+            allocate=allocate,
             permute=permute,
             recover=recover,
             reference=reference,

@@ -60,6 +60,9 @@ RECOVERY = {
 #: How the range of quantised activations is found, by the name given to ``--activations``.
 ACTIVATIONS = ("dynamic", "static")
 
+#: Options that ``allocate-parameters`` takes over from the factor pass after it.
+_DEALT = ("match", "param_ratio", "multiple", "min_elements")
+
 #: Options that ``permute`` takes over from the prune pass after it.
 _SHARED = ("pattern", "match", "scope", "min_elements", "min_reduction", "by_channel")
 
@@ -80,6 +83,7 @@ def preset(
     blocks: int | None = None,
     param_ratio: float | None = None,
     fisher: str | None = None,
+    allocate: bool = False,
     values: str = "fp32",
     recover: str | None = None,
     pruned_before: bool = False,
@@ -104,6 +108,7 @@ def preset(
         param_ratio: with the methods of ``FACTOR``: share of the numbers of each weight that its factors may hold;
             1 - ``sparsity`` of ``sparse-lowrank``.
         fisher: with the method ``fwsvd``, which needs it: file of squared gradients.
+        allocate: with the methods of ``FACTOR``: deal the numbers to sites by their spectra instead of all alike.
         values: type of the values of sparse float weights, one of ``FLOATS``.
         recover: names of ``RECOVERY`` with commas between them: what runs after pruning, in the order that suits
             them, whichever they are given in.
@@ -130,8 +135,11 @@ def preset(
             raise UsageError(
                 f"--method {method} factorises: give --param-ratio, no --pattern, --sparsity or --permute"
             )
-        steps.append(_factor_step(method, match, param_ratio, fisher, keep_slower, standard_ops_only))
+        factors = _factor_step(method, match, param_ratio, fisher, keep_slower, standard_ops_only)
+        steps += [*([_allocate_step(method, factors)] if allocate else []), factors]
         method, match = None, "*"
+    elif allocate:
+        raise UsageError("--allocate is an option of methods that factorise: give --method rrr or another")
     elif fisher is not None:
         raise UsageError("--fisher is an option of --method fwsvd")
     elif param_ratio is not None:
@@ -215,6 +223,15 @@ def _factor_step(
     if "custom-ops" in known:
         amount["custom_ops"] = not standard_ops_only
     return _pass(name, match=match, keep_slower=keep_slower, **amount, **options)
+
+
+def _allocate_step(method: str, factors: Pass) -> Pass:
+    """What deals the numbers to the sites before ``factors``, with the options that both have."""
+    shared = {key: vars(factors)[key] for key in _DEALT if key in vars(factors)}
+    if len(shared) < len(_DEALT):
+        raise UsageError(f"--method {method} works on several weights together: leave out --allocate")
+    rest = {key: value for key, value in vars(factors).items() if key not in _DEALT}
+    return _pass("allocate-parameters", form=str(_pass(factors.name, **rest)), **shared)
 
 
 def _round_step(values: str, match: str, standard_ops_only: bool) -> Pass:
