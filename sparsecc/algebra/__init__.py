@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from sparsecc.algebra.joins import evaluate
 from sparsecc.algebra.levels import Compressed, Dense, Level, Singleton, Tensor, format_levels
+from sparsecc.algebra.notation import Assignment, parse
 from sparsecc.algebra.readers import read_matrix_market, read_tensor, read_tns
 from sparsecc.algebra.splitter import SplitTable, Walk, even_targets, find_splits, split, weighted_targets
 
 __all__ = [
+    "Assignment",
     "Compressed",
     "Dense",
     "Level",
@@ -14,9 +17,11 @@ __all__ = [
     "SplitTable",
     "Tensor",
     "Walk",
+    "evaluate",
     "even_targets",
     "find_splits",
     "format_levels",
+    "parse",
     "read_matrix_market",
     "read_tensor",
     "read_tns",

@@ -297,7 +297,15 @@ def test_all_pairs_of_formats_agree_on_the_cuts_of_leaves():
         np.testing.assert_array_equal(one, other)
 
 
-FILES = ("bcsstk13.mtx", "cryg2500.mtx", "jagmesh7.mtx", "lp_afiro.mtx", "mbeacxc.mtx", "3D_12031.tns", "med.tns")
+FILES = (
+    "bcsstk13.mtx",
+    "cryg2500.mtx",
+    "jagmesh7.mtx",
+    "lp_afiro.mtx",
+    "mbeacxc.mtx",
+    "3D_12031.tns",
+    "med.tns",
+)
 
 
 @pytest.mark.parametrize("name", FILES)
