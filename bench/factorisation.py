@@ -36,16 +36,19 @@ OUTPUT = ROOT / "bench" / "results" / "factorisation.json"
 #: Passes by the name that the page uses; OPTIONS gives the budget.
 METHODS = {
     "SVD": "factor-svd{OPTIONS}",
-    "ASVD": "factor-asvd{OPTIONS}",
+    "ASVD": "factor-asvd{OPTIONS sequential=false}",
     "whitened SVD": "factor-rrr{OPTIONS sequential=false}",
     "RRR": "factor-rrr{OPTIONS}",
     "CUR": "factor-cur{OPTIONS}",
-    "CoSpaDi": "factor-cospadi{OPTIONS}",
-    "COMPOT": "factor-compot{OPTIONS}",
-    "ROCKET": "factor-rocket{OPTIONS}",
+    "CoSpaDi": "factor-cospadi{OPTIONS pattern=unstructured}",
+    "COMPOT": "factor-compot{OPTIONS pattern=unstructured}",
+    "COMPOT 4x1": "factor-compot{OPTIONS}",
+    "ROCKET": "factor-rocket{OPTIONS pattern=unstructured}",
     "Monarch": "factor-monarch{OPTIONS}",
     "BTT": "factor-btt{OPTIONS}",
     "BLAST": "factor-blast{OPTIONS}",
+    "block-diagonal + low rank": "factor-blockdiag-lowrank{OPTIONS}",
+    "Kronecker sum": "factor-kronecker{OPTIONS}",
     "tensor train": "factor-tensor-train{OPTIONS}",
     "sparse + low rank": "sparse-lowrank{sparsity=SPARSITY}",
 }

@@ -62,7 +62,8 @@ _MOST_NOTES = 12
 @click.option(
     "--param-ratio",
     type=click.FloatRange(0, 1, min_open=True),
-    help="With methods that factorise: share of the numbers of each weight that its factors may hold.  [default: 0.7]",
+    help="With methods that factorise (without --method rrr, or svd where there is no calibration data): share of the "
+    "numbers of each weight that its factors may hold.  [default: 0.7]",
 )
 @click.option(
     "--fisher", metavar="NPZ", type=click.Path(), help="With --method fwsvd: squared gradients by site."

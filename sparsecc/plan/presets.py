@@ -94,7 +94,8 @@ def preset(
         pattern: what to prune to; ``unstructured`` when only a sparsity or a method is given, ``2:4`` for ``tiles`` and
             ``armor``.
         sparsity: fraction of weights to remove; the method's default when not given. N:M has its own.
-        method: one of ``METHODS``, ``FACTOR`` or ``REMOVAL``; ``wanda`` with calibration data, else ``magnitude``.
+        method: one of ``METHODS``, ``FACTOR`` or ``REMOVAL``; ``wanda`` with calibration data, else ``magnitude``; with
+            ``param_ratio`` or ``allocate`` alone ``rrr`` with calibration data, else ``svd``.
         match: which sites to prune and lower.
         keep_slower: lower every site that has zeros (to ``pattern``, if given), also where dense is faster.
         standard_ops_only: emit no custom operators.
@@ -129,6 +130,8 @@ def preset(
     elif flops_ratio is not None or blocks is not None:
         flag, methods = ("blocks", "depth") if blocks is not None else ("flops-ratio", " or ".join(REMOVAL))
         raise UsageError(f"--{flag} is an option of --method {methods}")
+    if (method, pattern, sparsity) == (None, None, None) and (param_ratio is not None or allocate):
+        method = "rrr" if calibrated else "svd"
     factorises = method in FACTOR
     if method is not None and factorises:
         if pattern is not None or sparsity is not None or permute:

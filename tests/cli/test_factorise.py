@@ -35,7 +35,7 @@ def test_flags_of_other_methods_are_refused_in_one_line(sparsecc, mlp):
     for more, text in (
         (("--method", "svd", "--sparsity", "0.5"), "--method svd factorises: give --param-ratio"),
         (("--method", "wanda", "--param-ratio", "0.5"), "--param-ratio is an option of --method"),
-        (("--param-ratio", "0.5"), "--param-ratio is an option of --method"),
+        (("--param-ratio", "0.5", "--sparsity", "0.5"), "--param-ratio is an option of --method"),
         (
             ("--method", "sparse-lowrank", "--param-ratio", "0.5", "--sparsity", "0.5"),
             "in the place of --sparsity",

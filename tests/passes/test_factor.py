@@ -286,5 +286,7 @@ def test_presets_and_their_contradictions():
             preset(method="svd", **flags)
     with pytest.raises(UsageError, match="--param-ratio is an option of --method"):
         preset(method="wanda", param_ratio=0.5)
+    for calibrated, name in ((True, "factor-rrr{param-ratio=0.6}"), (False, "factor-svd{param-ratio=0.6}")):
+        assert str(preset(param_ratio=0.6, calibrated=calibrated).passes[1]) == name
     kept = preset(method="svd", keep_slower=True, standard_ops_only=True, match="a*").passes
     assert [str(item) for item in kept] == ["tidy", "factor-svd{match=a* keep-slower=true}"]
