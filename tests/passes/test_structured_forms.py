@@ -15,9 +15,9 @@ from sparsecc.pm import PassContext, Pipeline
 from sparsecc.pm.checks import graph_fault
 
 
-def build(body: str, given: str, **weights: np.ndarray) -> Model:
+def build(body: str, given: str, opset: int = 17, **weights: np.ndarray) -> Model:
     text = f"g (float[{given}] x) => (float[{', '.join('abcd'[: given.count(',') + 1])}] y) {{ {body} }}"
-    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]>{text}')
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]>{text}')
     for name, array in weights.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return Model.from_proto(proto)
@@ -80,6 +80,20 @@ def test_the_chain_computes_the_weight_that_was_reported(body, given, shape, spe
     assert np.linalg.norm(lost) / np.linalg.norm(old) == pytest.approx(
         change.numbers["relative_error"], rel=1e-3
     )
+
+
+@pytest.mark.parametrize("opset", [9, 12, 13])
+@pytest.mark.parametrize("spec", ["factor-btt multiple=1 down=2", "factor-blockdiag-lowrank multiple=1"])
+def test_parts_are_cut_in_every_opset(spec, opset):
+    rng = np.random.default_rng(opset)
+    weight = rng.standard_normal((24, 40)).astype(np.float32)
+    model = build("[s] y = MatMul(x, w)", "N,T,24", opset, w=weight)
+    x = rng.standard_normal((8, 9, 24)).astype(np.float32)
+    (change,) = factorised(model, x, spec).changed
+    assert graph_fault(model) is None
+    y, dense = open_session(model).run({"x": x})["y"], x @ weight
+    error = np.linalg.norm(y - dense) / np.linalg.norm(dense)
+    assert error == pytest.approx(math.sqrt(change.numbers["output_error"]), rel=0.05)
 
 
 def test_one_panel_is_reduced_rank_regression_and_four_beat_it_on_wide_weights():
