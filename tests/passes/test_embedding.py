@@ -307,3 +307,26 @@ def test_time_must_fall_where_a_head_is_tied_and_may_not_rise_elsewhere(text, ti
         assert report.skipped[0].reason.startswith(reason)
         kept = Pipeline.parse(SPEC.replace("}", " keep-slower=true}"))
         assert kept.run(model, PassContext(costs=Costs(time)))[-1].changed
+
+
+def test_real_language_model_drops_its_copy_then_fits_what_is_read(data_dir):
+    dense = Model.load(data_dir / "models" / "stories260K.onnx")
+    ids = np.load(data_dir / "text" / "tinystories_part1_tok512.npz")["tokens"][:12, :64].astype(np.int64)
+    batches = [{"tokens": part} for part in np.array_split(ids[:8], 2)]
+    ctx = PassContext(calibration=Calibration.from_batches(batches, dense, threads=1), threads=1)
+    logits = open_session(dense).run({"tokens": ids[8:]})["logits"]
+    errors = []
+    for spec in (
+        "{min-elements=1}",
+        "{min-elements=1 param-ratio=0.45}",
+        "{min-elements=1 param-ratio=0.45 floor=1}",
+    ):
+        model = dense.copy()
+        (report,) = Pipeline.parse(f"factor-embedding{spec}").run(model, ctx)
+        assert report.changed[0].numbers["parameters"] <= 0.7
+        assert graph_fault(model) is None
+        found = open_session(model).run({"tokens": ids[8:]})["logits"]
+        errors.append(np.linalg.norm(found - logits) / np.linalg.norm(logits))
+    shared, weighted, alike = errors
+    assert shared < 1e-6
+    assert weighted < alike
