@@ -2,11 +2,12 @@
 
     python bench/factor_conv.py models --data FOLDER    accuracy and output error, 20, 30 and 40 % fewer numbers
     python bench/factor_conv.py times --data FOLDER     time of the dense model / time of those
+    python bench/factor_conv.py layers                  time of dense layers / time of each form
 
 Every convolution with a kernel of more than one entry (of MobileNets, which have none worth it: the 1x1 ones) is
-factorised alike, without labels, training or allocation, whether or
-not it gains time; ``what pays`` leaves layers dense that do not. Calibration samples are never among those measured
-on. What is in the file already is not measured again.
+factorised alike, without labels, training or allocation, whether or not it gains time; with ``--paying`` layers that
+do not gain any stay dense. Calibration samples are never among those measured on. What is in the file already is not
+measured again.
 Speeds are ratios of medians of interleaved runs of one process, one thread, on plain onnxruntime without our library.
 """
 
@@ -23,11 +24,13 @@ from typing import Any
 
 import click
 import numpy as np
+import onnx
 from accuracy import save
 from accuracy_tasks import ROOT, Batch, Task, tasks
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
+from sparsecc.passes.factor.base import rewrite
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.timing import MeasuredCosts
 from sparsecc.pm import PassContext, Pipeline, get_pass
@@ -58,6 +61,9 @@ MODELS = {
     "mobilenet_v1_0.25_128": (tuple(METHODS)[:2], 8),
     "mobilenet_v2_1.0_224": (tuple(METHODS)[:2], 8),
 }
+
+#: Outputs, inputs and side of the picture of 3x3 layers that are timed alone.
+LAYERS = ((64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (256, 64, 13))
 
 
 def layers_of(model: ir.Model) -> list[str]:
@@ -151,6 +157,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command("models")
 @options
 @click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only this form.")
+@click.option(
+    "--ratio", "ratios", multiple=True, type=float, default=RATIOS, help="Share of numbers that stay."
+)
 @click.option("--paying", is_flag=True, help="Leave layers dense that gain no time.")
 @click.option("--again", is_flag=True, help="Repeat runs that are in the file.")
 def models_command(
@@ -159,6 +168,7 @@ def models_command(
     models: Path,
     output: Path,
     methods: tuple[str, ...],
+    ratios: tuple[float, ...],
     paying: bool,
     again: bool,
 ) -> None:
@@ -171,7 +181,7 @@ def models_command(
             dense, batch = dense_model(known[name])
             costs = MeasuredCosts(CostTable.open(), batch, 1)
             for method in suited if not methods else [item for item in suited if item in methods]:
-                for ratio in RATIOS:
+                for ratio in ratios:
                     results = read(output)
                     held = results.setdefault(name, {"metric": known[name].metric, "variants": {}})
                     if "dense" not in held:
@@ -196,9 +206,8 @@ def times_command(data: Path, only: tuple[str, ...], models: Path, output: Path,
     with tempfile.TemporaryDirectory() as folder:
         known = tasks(data, Path(folder))
         for name in [item for item in MODELS if not only or item in only]:
-            results = read(output)
-            rows = results.get(name, {"variants": {}})["variants"]
-            found = {key: models / f"{name}, {key}.onnx" for key in rows}
+            known_rows = read(output).get(name, {"variants": {}})["variants"]
+            found = {key: models / f"{name}, {key}.onnx" for key in known_rows}
             found = {key: path for key, path in found.items() if path.exists()}
             dense, batch = dense_model(known[name])
             timed = verify.benchmark(
@@ -209,11 +218,61 @@ def times_command(data: Path, only: tuple[str, ...], models: Path, output: Path,
                 rounds=101,
                 max_seconds=seconds * (1 + len(found)),
             )
+            results = read(output)  # another run may have added rows meanwhile
+            rows = results[name]["variants"]
             for key, speed in zip(found, timed.ratio_to_first[1:], strict=True):
                 rows[key]["speed"] = round(float(speed), 3)
                 click.echo(f"{name}: {key} {speed:.3f}", err=True)
             results[name]["dense_ms"] = round(timed.models[0].median_ms, 4)
             save(output, results, COMMAND, 1)
+
+
+@main.command("layers")
+@click.option("--output", type=click.Path(path_type=Path), default=OUTPUT, help="JSON file.")
+@click.option("--seconds", default=0.3, show_default=True, help="Time spent on each form.")
+def layers_command(output: Path, seconds: float) -> None:
+    """Times of 3x3 layers with random weights: values do not matter to them."""
+    found: dict[str, Any] = {}
+    for outputs, channels, side in LAYERS:
+        rng = np.random.default_rng(0)
+        dense = layer(outputs, channels, side)
+        forms, models = [], []
+        for method, name in METHODS.items():
+            for ratio in RATIOS if method != "channel, SVD" and method != "best" else ():
+                chain = dense.copy()
+                (site,) = chain.sites()
+                outline = get_pass(name)().outline(site, int(ratio * site.shape[0] * site.shape[1]), rng)  # type: ignore[attr-defined]
+                rewrite(chain, site, outline.astype(site.dtype))
+                forms.append(f"{method} {ratio:g}")
+                models.append(chain)
+        batch = {"x": rng.standard_normal((1, channels, side, side)).astype(np.float32)}
+        timed = verify.benchmark(
+            [dense, *models], batch, threads=1, library=False, max_seconds=seconds * (1 + len(models))
+        )
+        speeds = [round(float(item), 3) for item in timed.ratio_to_first[1:]]
+        key = f"{outputs}x{channels}x3x3 on {side}x{side}"
+        found[key] = {
+            "dense_ms": round(timed.models[0].median_ms, 4),
+            **dict(zip(forms, speeds, strict=True)),
+        }
+        click.echo(f"{key}: {found[key]}", err=True)
+    save(output, read(output) | {"layers": found}, COMMAND, 1)
+
+
+def layer(outputs: int, channels: int, side: int) -> ir.Model:
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["": 17]>
+        g (float[N,{channels},{side},{side}] x) => (float[N,{outputs},{side},{side}] y) {{
+            [layer] h = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+            y = Relu(h)
+        }}"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("w", (outputs, channels, 3, 3)), ("b", (outputs,))):
+        proto.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+        )
+    return ir.Model.from_proto(proto)
 
 
 if __name__ == "__main__":

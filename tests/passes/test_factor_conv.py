@@ -285,3 +285,23 @@ def test_linear_layers_get_the_forms_that_suit_them():
     x = normal(200, 24) @ normal(24, 24)
     (report,) = Pipeline.parse("factor-best{min-elements=1 multiple=1}").run(model, context(model, x))
     assert report.changed[0].detail.startswith("rank ")
+
+
+def test_on_a_real_layer_kernels_of_their_own_lose_least_and_channels_most(data_dir):
+    model = Model.load(data_dir / "models" / "resnet20_cifar10.onnx")
+    archive = np.load(data_dir / "images" / "cifar10_test_2500.npz")
+    pictures = np.moveaxis(archive["images"][::50], -1, 1).astype(np.float32) / 255
+    x = (pictures - np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)) / 0.225
+    batches = [{"input": part.astype(np.float32)} for part in np.array_split(x, 2)]
+    errors = {}
+    for name in ("factor-rrr", "factor-tucker", "factor-spatial-svd", "factor-cp"):
+        copy = model.copy()
+        ctx = PassContext(calibration=Calibration.from_batches(batches, copy, threads=1), threads=1)
+        spec = f"tidy,{name}{{match=layer1.1.conv1 param-ratio=0.7 min-elements=1 sequential=false}}"
+        (change,) = Pipeline.parse(spec).run(copy, ctx)[-1].changed
+        assert change.numbers["parameters"] <= 0.7
+        errors[name] = change.numbers["output_error"]
+    assert sorted(errors, key=errors.__getitem__) == [
+        "factor-cp", "factor-spatial-svd", "factor-tucker", "factor-rrr",
+    ]  # fmt: skip
+    assert errors["factor-cp"] < 0.1 * errors["factor-rrr"]
