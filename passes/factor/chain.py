@@ -78,6 +78,13 @@ class Chain:
         self._made.append(made)
         return made.outputs[0]
 
+    def shorten(self, value: onnx_ir.Value) -> None:
+        """Give a result of ``node`` a name of a few letters and its node none: of many nodes names weigh."""
+        made = value.producer()
+        assert made is not None, "just made"
+        made.name = None
+        value.name = self._rewriter.short_name()
+
     def matmul(self, x: onnx_ir.Value, weight: NDArray[Any], name: str) -> onnx_ir.Value:
         """Add ``x @ weight.T`` for a constant ``weight [N, K]``."""
         return self.node("MatMul", [x, self.constant(weight.T, f"{name}.weight")], name)

@@ -7,10 +7,11 @@ before. Without its optimisations (``ORT_DISABLE_ALL``) the weight is made anew 
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import onnx_ir
@@ -70,8 +71,14 @@ class Unpacking:
         made = value.producer()
         assert made is not None, "just made"
         made.metadata_props.clear()  # it is no part of what computes the site
-        made.metadata_props[UNPACKS_KEY] = "1"
+        made.metadata_props[UNPACKS_KEY] = ""
+        self.chain.shorten(value)
         return value
+
+    def small(self, array: NDArray[Any]) -> onnx_ir.Value:
+        """Return a constant that all layers share which need the same."""
+        digest = hashlib.sha256(array.tobytes() + f"{array.dtype}{array.shape}".encode()).hexdigest()
+        return self.chain.shared(array, f"sparsecc.{digest[:8]}")
 
     def floats(self, value: onnx_ir.Value, name: str) -> onnx_ir.Value:
         """Return ``value`` as float32."""
@@ -100,13 +107,12 @@ class Unpacking:
         dtype: onnx_ir.DataType = onnx_ir.DataType.FLOAT,
     ) -> onnx_ir.Value:
         """Return ``value`` in another shape."""
-        wanted = self.chain.constant(np.array(shape, np.int64), f"{name}.shape")
+        wanted = self.small(np.array(shape, np.int64))
         return self.node("Reshape", [value, wanted], name, dtype)
 
     def head(self, value: onnx_ir.Value, length: int, axis: int, name: str) -> onnx_ir.Value:
         """Return the first entries along an axis."""
-        ends = [self.chain.constant(np.array([item], np.int64), f"{name}.{word}")
-                for word, item in (("start", 0), ("end", length), ("axis", axis))]  # fmt: skip
+        ends = [self.small(np.array([item], np.int64)) for item in (0, length, axis)]
         return self.node("Slice", [value, *ends], name)
 
     def by_bytes(self, right: Matrix) -> NDArray[np.float16]:

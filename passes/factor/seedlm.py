@@ -75,19 +75,19 @@ class SeedBlocks(PackedForm):
         parts = self._parts(unpacking)
 
         def columns(start: int, stop: int, name: str) -> onnx_ir.Value:
-            chosen = chain.constant(np.arange(start, stop, dtype=np.int64), f"{name}.columns")
+            chosen = unpacking.small(np.arange(start, stop, dtype=np.int64))
             return unpacking.node("Gather", [parts, chosen], name, axis=1)
 
-        powers = chain.constant(16.0 ** np.arange(places, dtype=np.float32)[:, None], "seed.powers")
+        powers = unpacking.small(16 ** np.arange(places, dtype=np.float32)[:, None])
         seed = unpacking.node("MatMul", [columns(0, places, "seed.nibbles"), powers], "seed")
-        steps = chain.constant(form.places.astype(np.int32)[None], "seed.steps")
+        steps = unpacking.small(form.places.astype(np.int32)[None])
         at = [unpacking.integers(seed, "seed.integer"), steps]
         at_states = unpacking.node("Add", at, "seed.states", onnx_ir.DataType.INT32)
         table = unpacking.floats(
             chain.shared(states(form), f"sparsecc.seeds.{form.bits}.{form.block * form.rank}"), "states.float"
         )
-        middle = chain.constant(np.array(1 << (form.bits - 1), np.float32), "states.middle")
-        span = chain.constant(np.array((1 << (form.bits - 1)) - 1, np.float32), "states.span")
+        middle = unpacking.small(np.array(1 << (form.bits - 1), np.float32))
+        span = unpacking.small(np.array((1 << (form.bits - 1)) - 1, np.float32))
         centred = unpacking.node("Sub", [table, middle], "states.centred")
         scaled = unpacking.node("Div", [centred, span], "states.scaled")
         basis = unpacking.node("Gather", [scaled, at_states], "basis", axis=0)
@@ -114,7 +114,7 @@ class SeedBlocks(PackedForm):
         steps = chain.constant((self.code.scale * np.exp2(-np.arange(16.0))).astype(np.float32), "steps")
         exponents = unpacking.integers(columns(places, places + 1, "exponents.nibbles"), "exponents")
         step = unpacking.node("Gather", [steps, exponents], "step", axis=0)
-        middle = chain.constant(np.array(8, np.float32), "factors.middle")
+        middle = unpacking.small(np.array(8, np.float32))
         raw = columns(places + 1, self.form.nibbles, "factors.nibbles")
         signed = unpacking.node("Sub", [raw, middle], "factors.signed")
         return unpacking.node("Mul", [signed, step], "factors")

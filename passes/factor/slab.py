@@ -87,7 +87,7 @@ class SparseBesideSigns(PackedForm):
         values = unpacking.floats(chain.constant(held, "values"), "values.float")
         ones = unpacking.ones(chain.constant(packed_rows(mask), "mask"), "mask.bits")
         line = unpacking.reshape(ones, [-1], "mask.line", integer)
-        first = chain.constant(np.array(0, np.int64), "mask.axis")
+        first = unpacking.small(np.array(0, np.int64))
         counted = unpacking.node("CumSum", [line, first], "mask.counted", integer)
         place = unpacking.node("Mul", [counted, line], "mask.place", integer)
         found = unpacking.node("Gather", [values, place], "values.placed", axis=0)

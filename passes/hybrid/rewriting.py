@@ -55,6 +55,10 @@ class Rewriter:
         self._values = value_names(model.onnx)
         self._nodes = {node.name for graph in all_graphs(model.onnx) for node in graph if node.name}
 
+    def short_name(self) -> str:
+        """Return a name for a value, of a few letters."""
+        return free_name(f"u{len(self._values)}", self._values)
+
     def part(self, site: Site) -> onnx_ir.Node:
         """Return the node of ``site``, named as the site and marked as part of a rewritten layer."""
         site.node.name = site.node.name or site.name

@@ -11,6 +11,7 @@ from sparsecc.emit.operator import Dim, Operator
 from sparsecc.emit.schema import operators
 from sparsecc.errors import ModelError
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
+from sparsecc.ir.trace import UNPACKS_KEY
 
 if TYPE_CHECKING:
     from sparsecc.ir import Model
@@ -26,13 +27,18 @@ def finalize(model: Model) -> None:
     Afterwards: every operator used has its model-local function, of the model's own opset; no other function
     of the domain is left; the domain is imported where it is used and nowhere else; the IR version knows
     functions; outputs carry type and shape. Doing it twice changes nothing more. A model without sparse
-    operators only loses left-overs of the domain.
+    operators only loses left-overs of the domain, and the types of what unpacks weights.
 
     Raises:
         ModelError: a node of the domain is none of our operators, or is not what such a node must be.
         UnsupportedModelError: the model's opset is older than the function bodies need.
     """
     onnx = model.onnx
+    for graph in model.graphs():
+        for node in graph:
+            for value in node.outputs if UNPACKS_KEY in node.metadata_props else ():
+                if not value.is_graph_output():  # its type follows, and would take room in the file
+                    value.type = value.shape = None
     others = {key: function for key, function in onnx.functions.items() if key[0] != DOMAIN}
     onnx.functions.clear()
     onnx.functions.update(others)

@@ -31,7 +31,7 @@ PARTS = ("signs", "left", "right")
 
 def plane_name(place: int, part: str) -> str:
     """Return the name of the initialiser with a part of the plane at ``place``; names sort as places do."""
-    return f"sparsecc.plane.{place:06d}.{part}"
+    return f"plane.{place:06d}.{part}"
 
 
 @dataclass(frozen=True)
