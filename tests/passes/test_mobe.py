@@ -228,7 +228,7 @@ def test_calibration_lowers_the_error_of_the_outputs() -> None:
         ),
         (
             DENSE.replace("[up] u = MatMul(x, w1)", "xe = Expand(x, shape) [up] u = MatMul(xe, w1)"),
-            "rows of its own",
+            "is not understood",
         ),
         (DENSE.replace("h = Relu(u)", "h = Relu(u) z = Sigmoid(u)"), None),
         (
