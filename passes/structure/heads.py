@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_ir
 from numpy.typing import NDArray
 
 from sparsecc.ir import Model, Site
+from sparsecc.ir.trace import captured_inputs
 from sparsecc.passes.lower.activations import constant_array
 from sparsecc.passes.lower.attention_patterns import AttentionMatch, find_attention
 from sparsecc.passes.lower.head_patterns import Turn
@@ -149,12 +150,46 @@ def _with_layers(node: onnx_ir.Node, match: AttentionMatch, sites: dict[onnx_ir.
     for view in (match.q, match.k):
         if view.turn is not None:
             table_rank(view.turn, match.sizes[0])
+    _check_inside(match)
     reader = only_consumer(match.output)
     out = None if reader is None else sites.get(reader)
     if out is None or reader is None or reader.inputs[0] is not match.output:
         raise Refusal("its result is not read by one linear layer alone")
     _check_site(out)
     return Attention(node, match, q, k, v, out)
+
+
+def _check_inside(match: AttentionMatch) -> None:
+    """Refuse an attention of which something else is read: what is between rows and result is written anew."""
+    tables = [table for view in (match.q, match.k) if view.turn is not None for table in view.turn.tables]
+    kept = _before([value for value in (match.mask, *tables) if value is not None])
+    inside, result = _before([match.output]), match.output.producer()
+    waiting = [*match.inputs]
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_output():
+            raise Refusal(f"{value.name!r} inside it is an output of the model")
+        for node in {use.node for use in value.uses()}:
+            if node not in inside:
+                raise Refusal(f"{value.name!r} inside it is read by others too")
+            if node in kept:
+                raise Refusal(
+                    "its mask or its cosines and sines are computed from its queries, keys or values"
+                )
+            if node is not result:
+                waiting += node.outputs
+
+
+def _before(values: Sequence[onnx_ir.Value]) -> set[onnx_ir.Node]:
+    """The nodes that compute ``values``."""
+    found: set[onnx_ir.Node] = set()
+    waiting = [*values]
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += captured_inputs(node)
+    return found
 
 
 def _projection(rows: onnx_ir.Value, sites: dict[onnx_ir.Node, Site]) -> Projection:

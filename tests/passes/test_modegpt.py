@@ -430,6 +430,9 @@ def test_without_a_bias_the_layer_behind_gets_one() -> None:
         ("c = Reshape(t, join)", "c = Reshape(t, join) e = Relu(c)", "not read by one linear layer"),
         ("Softmax<axis=-1>", "Softmax<axis=2>", "not over the keys"),
         ("wv)", "wk)", "shared"),
+        ("f = Mul(s, factor)", "f = Mul(s, factor)  seen = Relu(f)  e1 = ReduceSum(seen)", "read by others"),
+        ("m = Add(f, mask)", "own = Mul(f, factor)  m = Add(f, own)", "computed from its queries"),
+        ("c = Reshape(t, join)", "c = Reshape(t, join)  kept = Identity(vh)", "read by others"),
     ],
 )
 def test_other_attention_is_left_alone(
