@@ -11,5 +11,15 @@ from sparsecc.ir.model import Model
 from sparsecc.ir.planes import Planes
 from sparsecc.ir.shapes import TensorSpec
 from sparsecc.ir.sites import Site, name_matches
+from sparsecc.ir.sparse_tensors import sparse_tensors
 
-__all__ = ["ConvGeometry", "Model", "Planes", "Site", "TensorSpec", "conv_geometry", "name_matches"]
+__all__ = [
+    "ConvGeometry",
+    "Model",
+    "Planes",
+    "Site",
+    "TensorSpec",
+    "conv_geometry",
+    "name_matches",
+    "sparse_tensors",
+]

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, UnsupportedModelError
 from sparsecc.ir.external import ExternalFiles
+from sparsecc.ir.slots import Tensor as SlotTensor
 
-__all__ = ["densify_sparse_constants", "graph_protos", "node_protos"]
+__all__ = ["densify_sparse_constants", "graph_protos", "node_protos", "sparse_entries"]
 
 _MAX_NBYTES = 1 << 30
 
@@ -72,7 +73,15 @@ def node_protos(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 pending += [graph.node for graph in (attr.g, *attr.graphs)]
 
 
-def _dense(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> onnx.TensorProto:
+def sparse_entries(
+    sparse: onnx.SparseTensorProto, files: ExternalFiles
+) -> tuple[tuple[int, ...], SlotTensor, NDArray[np.int64]]:
+    """Return shape, values ``[nnz]`` and rising linear positions ``[nnz]`` of a sparse constant, checked.
+
+    Raises:
+        ModelError: as ``densify_sparse_constants``.
+        UnsupportedModelError: strings, or positions beyond 64 bits.
+    """
     name = sparse.values.name
     values = files.load(sparse.values)
     if values.dtype == onnx_ir.DataType.STRING:
@@ -80,20 +89,31 @@ def _dense(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> onnx.TensorP
     dims = tuple(sparse.dims)
     if min(dims, default=0) < 0:
         raise ModelError(f"sparse constant {name!r} has the shape {list(dims)}: the file is damaged")
+    if math.prod(dims) >= 1 << 63:
+        raise UnsupportedModelError(
+            f"sparse constant {name!r} has the shape {list(dims)}, whose positions take more than 64 bits"
+        )
+    positions = _positions(files.load(sparse.indices).numpy(), dims, name)
+    if tuple(values.shape.numpy()) != positions.shape:
+        raise ModelError(
+            f"sparse constant {name!r}: {positions.size} indices for values {list(values.shape.numpy())}"
+        )
+    return dims, values, positions
+
+
+def _dense(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> onnx.TensorProto:
+    dims, values, positions = sparse_entries(sparse, files)
+    name = sparse.values.name
     if math.prod(dims) * values.dtype.itemsize > _MAX_NBYTES:
         raise UnsupportedModelError(
             f"sparse constant {name!r} of shape {list(dims)} is larger than 1 GiB when dense: export it dense"
         )
     array = values.numpy()
-    positions = _positions(files.load(sparse.indices).numpy(), dims, name)
-    if array.shape != positions.shape:
-        raise ModelError(f"sparse constant {name!r}: {positions.size} indices for values {list(array.shape)}")
     dense = np.zeros(math.prod(dims), array.dtype)
     dense[positions] = array
-    result = onnx_ir.serde.serialize_tensor(
+    return onnx_ir.serde.serialize_tensor(
         onnx_ir.Tensor(dense.reshape(dims), dtype=values.dtype, name=name, doc_string=values.doc_string)
     )
-    return result
 
 
 def _positions(indices: NDArray[np.int64], dims: tuple[int, ...], name: str) -> NDArray[np.int64]:
