@@ -379,3 +379,15 @@ def test_thin_and_prime_shapes_are_rewritten_or_refused(shape):
         else:
             assert report.changed[0].numbers["output_error"] < 0.2
             assert np.linalg.norm(outputs(own, x) - whole) < 0.3 * np.linalg.norm(whole)
+
+
+@pytest.mark.parametrize("weight", [np.zeros((12, 9)), np.outer(np.arange(12), np.ones(9)), np.ones((12, 9))])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_weights_of_rank_one_and_none_are_exact(weight, pattern):
+    gram = np.eye(9) + np.ones((9, 9))
+    samples = principal_samples(weight, gram)
+    for name, found in methods(samples, weight, 6, support(pattern, 3)).items():
+        whole = refit(samples, found, 2)
+        assert np.isfinite(whole.atoms).all(), name
+        product = whole.codes @ fit_atoms(whole.codes, weight)
+        np.testing.assert_allclose(product, weight, atol=1e-6 * (1 + np.abs(weight).max()), err_msg=name)
