@@ -115,7 +115,7 @@ def speeds(outputs: int, inputs: int) -> dict[str, Any]:
     }
     for rows in ROWS:
         batch = {"x": np.random.default_rng(2).standard_normal((1, rows, inputs)).astype(np.float32)}
-        timed = verify.benchmark([dense, *models.values()], batch, threads=1, max_seconds=10)
+        timed = verify.benchmark([dense, *models.values()], batch, threads=1, max_seconds=8)
         ratios = [round(float(item), 3) for item in timed.ratio_to_first[1:]]
         found[str(rows)] = dict(zip(models, ratios, strict=True))
     return found
@@ -137,7 +137,8 @@ def _constants(model: ir.Model) -> int:
 @click.option(
     "--output", type=click.Path(path_type=Path), default=OUTPUT, help="JSON file; the rest of it stays."
 )
-def main(part: str, data: Path, output: Path) -> None:
+@click.option("--layer", "only", multiple=True, help="Only layers of OUTPUTSxINPUTS.")
+def main(part: str, data: Path, output: Path, only: tuple[str, ...]) -> None:
     """Measure PART and write OUTPUT."""
     document: dict[str, Any] = json.loads(output.read_text()) if output.exists() else {}
     document.update(command="python bench/dictionaries.py", machine=platform.machine())
@@ -150,6 +151,8 @@ def main(part: str, data: Path, output: Path) -> None:
             errors(data, Path(folder), document.setdefault("errors", {}), write)
         return
     for outputs, inputs in LAYERS:
+        if only and f"{outputs}x{inputs}" not in only:
+            continue
         document.setdefault("layers", {})[f"{outputs}x{inputs}"] = speeds(outputs, inputs)
         write()
 

@@ -353,7 +353,7 @@ def optimize(
     promises = [*snapshots.promises, (snapshots.start or work, work)] if kept else [(original, work)]
     distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
-    sites = plan.decisions(dense, work, outcome)
+    sites = plan.decisions(dense, work, outcome, kept=kept)
     _record_provenance(work, source, reference, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(

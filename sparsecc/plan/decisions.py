@@ -45,7 +45,7 @@ class SiteDecision:
         return asdict(self)
 
 
-def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecision]:
+def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> list[SiteDecision]:
     """Return one line per site of the dense model: the layout it got in ``result`` and the last reason given for it.
 
     Sites that were factorised are one line, and one for each part of them that became sparse or narrow.
@@ -54,6 +54,7 @@ def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecisio
         dense: the model before its sites were lowered.
         result: the model that is written.
         outcome: the run of the pipeline that made it.
+        kept: whether ``result`` is what that run made, not what stands in for it because it was slower.
     """
     lowered = {
         name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
@@ -62,6 +63,9 @@ def decisions(dense: Model, result: Model, outcome: Outcome) -> list[SiteDecisio
     for name, reports in outcome.left_out.items():
         if name not in lowered:
             reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
+    changes = [] if kept else [change for report in outcome.reports for change in report.changed]
+    told = {change.site for change in changes if reasons.get(change.site, "").endswith(change.detail)}
+    reasons |= {name: f"not used, the model was slower with it: {reasons[name]}" for name in told}
     found: list[SiteDecision] = []
     rewritten = _rewritten(outcome.reports)
     for site in dense.sites():

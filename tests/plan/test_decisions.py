@@ -1,0 +1,40 @@
+"""What became of each site: a result that was thrown away is not told as if it were there."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from sparsecc.ir import Model
+from sparsecc.plan.decisions import decisions
+from sparsecc.plan.rounds import Outcome
+from sparsecc.pm import PassContext, Pipeline
+
+PIPELINE = "factor-svd{param-ratio=0.5 min-elements=1},choose-layout"
+
+
+def two_layers() -> Model:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]>
+        g (float[4,32] x) => (float[4,9] y) { [first] h = MatMul(x, a) [second] y = MatMul(h, b) }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (32, 32)), ("b", (32, 9))):
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return Model.from_proto(proto)
+
+
+def test_forms_of_a_result_that_was_slower_are_not_told_as_used():
+    model = two_layers()
+    factorised = model.copy()
+    outcome = Outcome(factorised, Pipeline.parse(PIPELINE).run(factorised, PassContext()), {})
+
+    used = {item.site: item for item in decisions(factorised, factorised, outcome, kept=True)}
+    left = {item.site: item for item in decisions(model, model, outcome, kept=False)}
+
+    assert (used["first"].layout, used["first"].density) == ("rank 8", 0.5)
+    assert left["first"].layout == "dense"
+    assert left["first"].reason == f"not used, the model was slower with it: rank 8: {used['first'].reason}"
+    assert left["second"].reason == used["second"].reason  # what was refused stays refused
+    assert left["second"].reason.startswith("not factorised: ")
