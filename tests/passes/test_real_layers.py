@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.prune.obs import sweep
 from sparsecc.passes.prune.selection import Cap, Selection
 from sparsecc.passes.structure.obs import compensate
-from sparsecc.pm import Pipeline
 from sparsecc.sparse import Pattern
 
 Array = NDArray[np.float64]
@@ -63,37 +62,13 @@ def layers_of(model: Model, batches: list[dict[str, NDArray]], match: str) -> li
     return found
 
 
-def resnet(data: Path, folder: Path) -> list[Layer]:
-    model = Model.load(data / "models" / "resnet20_cifar10.onnx")
-    Pipeline.parse("tidy").run(model)
-    pictures = np.load(data / "images" / "cifar10_test_2500.npz")["images"][::50]
-    x = (pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255 - 0.45) / 0.225
-    return layers_of(model, [{"input": x}], "*")
+#: Which layers of each model.
+MATCHES = {"resnet": "*", "minilm": r"re:layer[./](1[./]|4[./]attention)"}
 
 
-def minilm(data: Path, folder: Path) -> list[Layer]:
-    """One of the six encoder layers, and the attention of another."""
-    spec = importlib.util.spec_from_file_location("eval_dense", data / "eval_dense.py")
-    assert spec is not None
-    assert spec.loader is not None
-    evaluation = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evaluation)
-    model = Model.load(evaluation.expand_minilm(str(data / "models" / "minilm_l6_v2"), str(folder)))
-    tokens = np.load(data / "text" / "stsb_dev_minilm_tokens.npz")
-    batches = []
-    for length in (8, 11, 14, 17):
-        ids = tokens["ids_a"][tokens["len_a"] == length][:12, :length].astype(np.int64)
-        batches.append(
-            {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        )
-    return layers_of(model, batches, r"re:layer[./](1[./]|4[./]attention)")
-
-
-@pytest.fixture(scope="module", params=[resnet, minilm], ids=lambda make: make.__name__)
-def layers(
-    request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> list[Layer]:
-    found = request.param(data_dir, tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=MATCHES)
+def layers(request: pytest.FixtureRequest, trained: Callable[[str], Any]) -> list[Layer]:
+    found = layers_of(*trained(request.param), MATCHES[request.param])
     assert len(found) >= 10
     return found
 
