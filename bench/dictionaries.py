@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 from accuracy_tasks import ROOT, load_evaluation, minilm
-from factorisation import layer
+from factorisation import layer, output_errors
 
 from sparsecc import emit, ir, verify
 from sparsecc.calib import Calibration
@@ -77,12 +77,13 @@ def errors(data: Path, folder: Path, found: dict[str, Any], write: Callable[[], 
             text = spec.replace("OPTIONS", options).replace("FIT", "sequential=false bias=false")
             (report,) = Pipeline.parse(text).run(model, PassContext(calibration=sources[0], threads=1))
             parts = {site.name: site.numpy().astype(np.float64) for site in model.sites()}
-            for change in report.changed:
+            seen = output_errors(report, dense, model, sources[0])
+            for change, error in zip(report.changed, seen, strict=True):
                 first, second = [parts[name] for name in parts if name.startswith(f"{change.site}.")]
                 weight = sites[change.site].numpy().astype(np.float64)
                 lost = quadratic_error(second @ first - weight, other[change.site])
                 found.setdefault(method, {}).setdefault(f"{ratio:g}", {})[change.site.removeprefix(BLOCK)] = {
-                    "output_error": round(float(change.numbers["output_error"] or 0), 6),
+                    "output_error": round(error, 6),
                     "other_sentences": round(lost / quadratic_error(weight, other[change.site]), 6),
                     "parameters": round(float(change.numbers["parameters"] or 0), 4),
                 }

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 from accuracy import save
 from accuracy_tasks import ROOT, Batch, Task, tasks
+from factorisation import output_errors
 
 from sparsecc import ir, verify
 from sparsecc.calib import Calibration
@@ -104,9 +105,7 @@ def factorised(
         "sites_left": len(left),
         "parameters": round((kept + sum(sizes[name] for name in left)) / whole, 4),
         "numbers_of_model": round(sum(s.numpy().size for s in model.sites()) / sum(sizes.values()), 4),
-        "output_error": round(
-            float(np.mean([float(n["output_error"] or 0) for n in changed.values()] or [0.0])), 5
-        ),
+        "output_error": round(float(np.mean(output_errors(report, dense, model, calibration) or [0.0])), 5),
         "cpu_seconds": round(time.process_time() - started, 1),
     }
     return model, row

@@ -151,7 +151,10 @@ class FactorPass(Pass):
     def solve(
         self, model: Model, tasks: Sequence[Task], ctx: PassContext, report: PassReport
     ) -> Iterator[tuple[Task, Fitted]]:
-        """Yield the forms of the sites, which hold the whole weight meanwhile; without data all inputs count alike."""
+        """Yield the forms of the sites, which hold the whole weight meanwhile; without data all inputs count alike.
+
+        Errors of outputs are not known then: what is reported is ``relative_error``, that of the weight.
+        """
         for done, task in enumerate(tasks):
             ctx.progress(self.name, done, len(tasks))
             weight = np.asarray(task.site.numpy(), np.float64)
@@ -177,7 +180,7 @@ class FactorPass(Pass):
             return f"its factors do not fit into {task.site.dtype.name}"
         energy = quadratic_error(problem.target, problem.gram)
         error = quadratic_error(total - problem.target, problem.gram)
-        numbers = {"output_error": error / energy if energy else 0.0}
+        numbers = {"output_error": error / energy if energy else 0.0} if self.requires_calibration else {}
         if problem.irreducible is not None:
             numbers["irreducible_error"] = problem.irreducible
         return Fitted(form, total.astype(task.site.dtype), None, numbers)

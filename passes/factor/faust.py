@@ -167,7 +167,8 @@ class FactorFaust(FactorPass):
         found = super().fitted(task, problem, ctx)
         if isinstance(found, str):
             return found
-        error = float(np.sqrt(found.numbers["output_error"]))
+        whole = float(np.linalg.norm(problem.target)) or 1.0
+        error = float(np.linalg.norm(found.total - problem.target)) / whole
         if error > self.max_error:
             return (
                 f"its weight is {error:.2g} away from {found.form.describe()} (max-error={self.max_error:g})"

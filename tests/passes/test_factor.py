@@ -122,6 +122,18 @@ def test_fitted_outputs_are_closer_than_those_of_svd_and_full_rank_is_exact():
     assert len(model.sites()) == 2
 
 
+def test_without_data_the_error_of_the_weight_is_told_and_none_of_outputs():
+    weight = normal(20, 30)
+    model = build(graph("[s] y = MatMul(x, w)", ("N", 20)), w=weight)
+    (report,) = Pipeline.parse("factor-svd{param-ratio=0.6 multiple=2 min-elements=1}").run(
+        model, PassContext()
+    )
+    values = np.linalg.svd(weight, compute_uv=False) ** 2
+    numbers = report.changed[0].numbers
+    assert "output_error" not in numbers  # inputs that count alike are no inputs of this site
+    assert numbers["relative_error"] == pytest.approx(np.sqrt(values[6:].sum() / values.sum()), rel=1e-4)
+
+
 def test_reported_output_errors_are_the_tail_of_the_whitened_spectrum():
     x = normal(500, 20) @ normal(20, 20)
     weight = normal(20, 30)
