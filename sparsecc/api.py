@@ -133,7 +133,7 @@ def resize(
     destination = source if output is None else Path(output)
     if output is not None:
         _check_paths(destination)
-        _refuse_to_overwrite(destination, [source])
+        _refuse_to_overwrite(destination, model_files(source))
     whole = ir.Model.load(source)
     planes = ir.Planes.of(whole)
     if planes is None:
@@ -312,7 +312,9 @@ def optimize(
     original = ir.Model.load(source)
     aim = None if reference is None else plan.load_reference(Path(reference), original, chosen)
     theirs = [] if reference is None else model_files(reference)
-    _refuse_to_overwrite(destination, [*model_files(source), *theirs, calibration_data, recipe, costs])
+    _refuse_to_overwrite(
+        destination, [*model_files(source), *theirs, calibration_data, recipe, costs, fisher]
+    )
     data = None
     if calibration_data is not None:
         data = calib.Calibration.from_path(

@@ -8,6 +8,7 @@ same graph with the last planes left out.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,9 +69,8 @@ class Planes:
         if sorted(order[: len(sites)]) != list(range(len(sites))):
             raise ModelError(f"its metadata '{_KEY}' does not begin with a plane of every site: {_AGAIN}")
         found = cls(sites, order)
-        for place in range(len(order)):
-            for part in PARTS:
-                _reader(model, place, part)
+        for part in PARTS:
+            _check_stacks(model, order, part)
         return found
 
     def describe(self, model: Model) -> None:
@@ -110,24 +110,42 @@ class Planes:
         return low if low >= len(self.sites) else None
 
 
+def _check_stacks(model: Model, order: Sequence[int], part: str) -> None:
+    """Check that one Concat per site lists this part of its planes, the most useful first, and nothing else.
+
+    Raises:
+        ModelError: that is not so.
+    """
+    stacks: dict[int, list[onnx_ir.Value]] = {}
+    readers: dict[int, onnx_ir.Node] = {}
+    for place, site in enumerate(order):
+        value, reader = _reader(model, place, part)
+        stacks.setdefault(site, []).append(value)
+        if readers.setdefault(site, reader) is not reader:
+            raise ModelError(f"plane '{value.name}' is not with the others of its site: {_AGAIN}")
+    for site, planes in stacks.items():
+        if list(readers[site].inputs) != planes:
+            raise ModelError(f"'{readers[site].name}' reads other planes than its metadata says: {_AGAIN}")
+
+
 def _reader(model: Model, place: int, part: str) -> tuple[onnx_ir.Value, onnx_ir.Node]:
     """Return the initialiser with a part of a plane and the Concat that reads it.
 
     Raises:
-        ModelError: there is none, or something else reads it.
+        ModelError: there is none, something else reads it, or it is a result of the model.
     """
     name = plane_name(place, part)
     value = next((graph.initializers[name] for graph in model.graphs() if name in graph.initializers), None)
     uses = [] if value is None else list(value.uses())
-    if value is None or len(uses) != 1 or uses[0].node.op_type != "Concat":
+    if value is None or len(uses) != 1 or uses[0].node.op_type != "Concat" or value.is_graph_output():
         raise ModelError(f"plane '{name}' is not where its metadata says: {_AGAIN}")
     return value, uses[0].node
 
 
 def _forget_shapes(node: onnx_ir.Node) -> None:
     """Drop the shapes that count planes: all from ``node`` to the Einsum that adds planes up."""
-    for value in node.outputs:
-        value.shape = None
-        for use in value.uses():
-            if use.node.op_type in ("Cast", "Gather"):
-                _forget_shapes(use.node)
+    behind = [node]
+    while behind:
+        for value in behind.pop().outputs:
+            value.shape = None
+            behind += [use.node for use in value.uses() if use.node.op_type in ("Cast", "Gather")]

@@ -97,3 +97,54 @@ def test_what_cannot_be_resized_is_told_in_one_line(
     refused(sparsecc("inspect", tmp_path / "bad.onnx"), 3, "sparsecc.planes")
     assert json.loads(sparsecc("inspect", mlp, "--json").out)["resizable"] is None
     assert not out.exists()
+
+
+def test_data_files_of_the_model_are_not_replaced(sparsecc: Run, stack: Path, tmp_path: Path) -> None:
+    package.load(stack).save(tmp_path / "ext.onnx", external_data=True)
+    before = (tmp_path / "ext.onnx.data").read_bytes()
+    for name in ("ext.onnx.data", "ext.onnx"):
+        refused(
+            sparsecc("resize", tmp_path / "ext.onnx", "--bytes", 10**6, "-o", tmp_path / name),
+            2,
+            "is the input",
+        )
+    assert (tmp_path / "ext.onnx.data").read_bytes() == before
+
+
+def test_planes_that_something_else_reads_or_in_another_order_are_refused(
+    sparsecc: Run, stack: Path, tmp_path: Path
+) -> None:
+    def check(change: Callable[[onnx.ModelProto], None], *words: str) -> None:
+        proto = onnx.load(stack)
+        change(proto)
+        onnx.save(proto, tmp_path / "bad.onnx")
+        refused(
+            sparsecc("resize", tmp_path / "bad.onnx", "--bytes", 10**6, "-o", tmp_path / "out.onnx"),
+            3,
+            *words,
+        )
+
+    def make_result(proto: onnx.ModelProto) -> None:
+        (plane,) = (item for item in proto.graph.initializer if item.name == "plane.000003.left")
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(plane.name, plane.data_type, plane.dims))
+
+    def turn_round(proto: onnx.ModelProto) -> None:
+        concat = next(node for node in proto.graph.node if node.op_type == "Concat")
+        concat.input[:] = reversed(concat.input)
+
+    def cut(proto: onnx.ModelProto) -> None:
+        (item,) = (item for item in proto.metadata_props if item.key == "sparsecc.planes")
+        planes = json.loads(item.value)
+        item.value = json.dumps(planes | {"order": planes["order"][:-1]})
+
+    def swap(proto: onnx.ModelProto) -> None:
+        (item,) = (item for item in proto.metadata_props if item.key == "sparsecc.planes")
+        planes = json.loads(item.value)
+        order = planes["order"]
+        order[0], order[1] = order[1], order[0]
+        item.value = json.dumps(planes)
+
+    check(make_result, "plane.000003.left", "is not where")
+    check(turn_round, "reads other planes")
+    check(cut, "reads other planes")
+    check(swap, "is not with the others")
