@@ -1,0 +1,425 @@
+"""Sparse tensor algebra of the operator library from Python; see ``sparsecc.runtime.capi``.
+
+A tensor is given by its levels and values, as ``sparsecc.algebra`` has them: anything with ``levels`` and ``values``
+whose levels have ``size``, and ``pos`` and ``crd`` if they are compressed. ``NativeTensor`` checks one and keeps it
+ready for several calls; functions take both. Values are float32 or float64 (others become float64) and positions and
+coordinates int32 or int64, whichever fits both.
+
+Work is cut into a number of parts that depends on the operands only, so results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.errors import ModelError, UsageError
+from sparsecc.runtime.capi import NativeHandle, Signatures, call, declare, encoded, open_library, usable_isas
+from sparsecc.runtime.native import get_library_path
+
+__all__ = [
+    "Level",
+    "NativeTensor",
+    "Threads",
+    "algebra_library",
+    "find_splits",
+    "native_sddmm",
+    "native_spmm",
+    "native_spmv",
+]
+
+
+class Level(NamedTuple):
+    """One level of a tensor.
+
+    Attributes:
+        size: of the mode.
+        pos: where the children of each node above begin and the last ends; None: the level is dense.
+        crd: their coordinates; None: the level is dense.
+    """
+
+    size: int
+    pos: NDArray[Any] | None = None
+    crd: NDArray[Any] | None = None
+
+
+class TensorLike(Protocol):
+    """What ``NativeTensor`` is made from, such as ``sparsecc.algebra.Tensor``."""
+
+    @property
+    def levels(self) -> Sequence[Any]:
+        """With ``size``, and ``pos`` and ``crd`` if they are compressed."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """One per node of the last level."""
+
+
+class WalkLike(Protocol):
+    """``sparsecc.algebra.Walk``."""
+
+    @property
+    def levels(self) -> Sequence[Any]:
+        """As those of a tensor."""
+
+    @property
+    def costs(self) -> Sequence[int]:
+        """Of visiting one coordinate of each level."""
+
+
+class _Level(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_int64),
+        ("pos", ctypes.c_void_p),
+        ("crd", ctypes.c_void_p),
+        ("pos_count", ctypes.c_int64),
+        ("crd_count", ctypes.c_int64),
+        ("pos_bytes", ctypes.c_int32),
+        ("crd_bytes", ctypes.c_int32),
+    )
+
+
+class _Tensor(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("levels", ctypes.c_void_p),
+        ("level_count", ctypes.c_int32),
+        ("value_bytes", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("value_count", ctypes.c_int64),
+    )
+
+
+class _Walk(ctypes.Structure):
+    _fields_ = (
+        ("levels", ctypes.c_void_p),
+        ("costs", ctypes.c_void_p),
+        ("level_count", ctypes.c_int32),
+    )
+
+
+_POINTER, _COUNT, _ERROR = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
+_SIGNATURES: Signatures = {
+    "sparsecc_tensor_check": (ctypes.c_int, (_POINTER, *_ERROR)),
+    "sparsecc_threads_create": (ctypes.c_int, (ctypes.c_int32, _POINTER, *_ERROR)),
+    "sparsecc_threads_executor": (_POINTER, (_POINTER,)),
+    "sparsecc_threads_busy": (None, (_POINTER, _POINTER)),
+    "sparsecc_threads_destroy": (None, (_POINTER,)),
+    "sparsecc_split": (
+        ctypes.c_int,
+        (_POINTER, ctypes.c_int32, _POINTER, _COUNT, _POINTER, _POINTER, _POINTER, *_ERROR),
+    ),
+    "sparsecc_spmv": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR)),
+    "sparsecc_spmm": (
+        ctypes.c_int,
+        (_POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
+    ),
+    "sparsecc_sddmm": (
+        ctypes.c_int,
+        (_POINTER, _POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
+    ),
+}
+
+
+@cache
+def _library(path: str) -> ctypes.CDLL:
+    library = open_library(path)
+    declare(library, _SIGNATURES)
+    return library
+
+
+def algebra_library() -> ctypes.CDLL:
+    """Return the library with its functions for tensor algebra declared; raises ``RuntimeMissingError``."""
+    return _library(get_library_path())
+
+
+class Threads(NativeHandle):
+    """A pool of threads, of which the calling one is the first. Use as a context manager, or call ``close``.
+
+    Args:
+        count: 1 to 1024.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+        UsageError: a wrong count.
+    """
+
+    _family = "threads"
+
+    def __init__(self, count: int) -> None:
+        super().__init__(algebra_library())
+        self.count = count
+        self._call("create", count, ctypes.byref(self._handle))
+
+    def busy(self) -> NDArray[np.float64]:
+        """Return the seconds that each thread has spent on parts since this was last asked, and start again."""
+        seconds = np.zeros(self.count)
+        self._library.sparsecc_threads_busy(self._handle, seconds.ctypes.data)
+        return seconds
+
+    @property
+    def executor(self) -> int:
+        """The ``sparsecc_executor``, for functions of the library."""
+        return int(self._library.sparsecc_threads_executor(self._handle))
+
+
+def _executor(threads: Threads | None) -> int | None:
+    return threads.executor if threads is not None else None
+
+
+def _integers(array: NDArray[Any], dtype: type[np.signedinteger[Any]]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype)
+
+
+def _index_type(levels: Sequence[Any]) -> type[np.signedinteger[Any]]:
+    """int32 where all integers of the levels are that already."""
+    arrays = [array for level in levels if (array := getattr(level, "pos", None)) is not None]
+    arrays += [level.crd for level in levels if getattr(level, "pos", None) is not None]
+    return np.int32 if arrays and all(array.dtype == np.int32 for array in arrays) else np.int64
+
+
+def _describe(levels: Sequence[Level]) -> Any:
+    """An array of ``sparsecc_level``."""
+    described = (_Level * len(levels))()
+    for to, level in zip(described, levels, strict=True):
+        to.size = level.size
+        if level.pos is not None and level.crd is not None:
+            to.pos, to.pos_count, to.pos_bytes = level.pos.ctypes.data, len(level.pos), level.pos.itemsize
+            to.crd, to.crd_count, to.crd_bytes = level.crd.ctypes.data, len(level.crd), level.crd.itemsize
+    return described
+
+
+class NativeTensor:
+    """A tensor as the library reads it.
+
+    Args:
+        levels: from the root on; compressed ones with unique coordinates.
+        values: one per node of the last level.
+        index_type: of positions and coordinates, int32 or int64; by default int32 if they all are.
+        check: look at all positions and coordinates. False only for what the library or ``sparsecc.algebra`` made.
+
+    Attributes:
+        levels: the levels.
+        values: the values.
+
+    Raises:
+        ModelError: positions do not fit, or coordinates are out of range, unsorted or there twice.
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        values: NDArray[Any],
+        *,
+        index_type: type[np.signedinteger[Any]] | None = None,
+        check: bool = True,
+    ) -> None:
+        index = index_type or _index_type(levels)
+        self.levels = tuple(
+            Level(int(level.size))
+            if level.pos is None or level.crd is None
+            else Level(int(level.size), _integers(level.pos, index), _integers(level.crd, index))
+            for level in levels
+        )
+        self.values = np.ascontiguousarray(
+            values, values.dtype if values.dtype in (np.float32, np.float64) else np.float64
+        )
+        self._levels = _describe(self.levels)
+        self._desc = _Tensor(
+            ctypes.sizeof(_Tensor), ctypes.addressof(self._levels), len(self.levels), self.values.itemsize,
+            self.values.ctypes.data, self.values.size,
+        )  # fmt: skip
+        if check:
+            call(algebra_library().sparsecc_tensor_check, self.desc, fault=ModelError)
+
+    @classmethod
+    def of(
+        cls, tensor: TensorLike | NativeTensor, index_type: type[np.signedinteger[Any]] | None = None
+    ) -> NativeTensor:
+        """Return the tensor itself if it is one with such indices, else make it; errors as the constructor."""
+        if isinstance(tensor, NativeTensor) and index_type in (None, tensor.index_type):
+            return tensor
+        levels = [
+            Level(level.size, getattr(level, "pos", None), getattr(level, "crd", None))
+            for level in tensor.levels
+        ]
+        if any(level.crd is not None and level.pos is None for level in levels) or not all(
+            getattr(level, "unique", True) for level in tensor.levels
+        ):
+            raise ModelError("levels must have unique coordinates: use tree() of a COO tensor")
+        return cls(levels, tensor.values, index_type=index_type)
+
+    @property
+    def index_type(self) -> type[np.signedinteger[Any]]:
+        """Of positions and coordinates."""
+        return _index_type(self.levels)
+
+    @property
+    def desc(self) -> Any:
+        """``sparsecc_tensor``, by reference; it lives as long as this object."""
+        return ctypes.byref(self._desc)
+
+    @property
+    def rows(self) -> int:
+        """Nodes of the level above the last."""
+        last = self.levels[-1]
+        return len(last.pos) - 1 if last.pos is not None else len(self.values) // max(last.size, 1)
+
+    @property
+    def result_rows(self) -> int:
+        """How many rows products with dense operands have: for DCSR those of the mode, else those of the tensor."""
+        first = self.levels[0]
+        return first.size if len(self.levels) == 2 and first.pos is not None else self.rows
+
+
+def find_splits(
+    walks: Sequence[WalkLike], targets: NDArray[np.int64], threads: Threads | None = None
+) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+    """Return the cuts at rising targets, as ``sparsecc.algebra.find_splits`` does.
+
+    Args:
+        walks: of the operands.
+        targets: each between 0 and all work.
+        threads: for many targets.
+
+    Returns:
+        Per operand ``[levels, n]`` coordinates before the cut, and paths ``[n, loops]``.
+
+    Raises:
+        UsageError: walks of different sizes, too much work for 64 bits, or targets out of range.
+    """
+    targets = np.ascontiguousarray(targets, np.int64)
+    held, described = [], (_Walk * len(walks))()
+    for to, walk in zip(described, walks, strict=True):
+        levels = [
+            Level(level.size, getattr(level, "pos", None), getattr(level, "crd", None))
+            for level in walk.levels
+        ]
+        arrays = [
+            Level(level.size, *(_native_integers(array) for array in (level.pos, level.crd)))
+            for level in levels
+        ]
+        costs = np.asarray(walk.costs, np.int64)
+        described_levels = _describe(arrays)
+        held.append((arrays, costs, described_levels))
+        to.levels, to.costs, to.level_count = (
+            ctypes.addressof(described_levels),
+            costs.ctypes.data,
+            len(levels),
+        )
+    count = len(targets)
+    cursors = np.zeros((sum(len(walk.levels) for walk in walks), count), np.int64)
+    paths = np.full((count, max((len(walk.levels) for walk in walks), default=0)), -1, np.int64)
+    call(
+        algebra_library().sparsecc_split, described, len(walks), targets.ctypes.data, count, cursors.ctypes.data,
+        paths.ctypes.data, _executor(threads),
+    )  # fmt: skip
+    ends = np.cumsum([len(walk.levels) for walk in walks])
+    return np.split(cursors, ends[:-1]) if len(walks) else [], paths
+
+
+def _native_integers(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    if array is None:
+        return None
+    return np.ascontiguousarray(array, np.int32 if array.dtype == np.int32 else np.int64)
+
+
+def _dense(array: NDArray[Any], tensor: NativeTensor, shape: tuple[int, ...], name: str) -> NDArray[Any]:
+    """The operand as the kernels read it; -1 in the shape is any size."""
+    found = np.ascontiguousarray(array, tensor.values.dtype)
+    if found.ndim != len(shape) or any(
+        want not in (-1, have) for want, have in zip(shape, found.shape, strict=True)
+    ):
+        wanted = ", ".join("any" if size < 0 else str(size) for size in shape)
+        raise UsageError(f"{name} has shape {found.shape}, expected ({wanted})")
+    return found
+
+
+def _isa(isa: str | None) -> bytes | None:
+    if isa is None:
+        usable_isas(get_library_path())
+    return encoded(isa)
+
+
+def native_spmv(
+    a: TensorLike | NativeTensor, x: NDArray[Any], *, threads: Threads | None = None, isa: str | None = None
+) -> NDArray[Any]:
+    """Return ``y(i) = A(i, j) * x(j)`` of a CSR or DCSR matrix, or of each fibre of the last level of a tensor (TTV).
+
+    Args:
+        a: a tensor whose last level is compressed.
+        x: ``[size of the last mode]``.
+        threads: to run on; None is the calling one.
+        isa: one of ``isas()``; None is the best (or ``SPARSECC_ISA``).
+
+    Returns:
+        ``[rows]``, or one number per node of the level above the last if there are more than two levels.
+
+    Raises:
+        ModelError: the tensor is malformed.
+        UsageError: x does not fit.
+    """
+    tensor = NativeTensor.of(a)
+    x = _dense(x, tensor, (tensor.levels[-1].size,), "x")
+    y = np.empty(tensor.result_rows, tensor.values.dtype)
+    call(
+        algebra_library().sparsecc_spmv,
+        tensor.desc,
+        x.ctypes.data,
+        y.ctypes.data,
+        _isa(isa),
+        _executor(threads),
+    )
+    return y
+
+
+def native_spmm(
+    a: TensorLike | NativeTensor, x: NDArray[Any], *, threads: Threads | None = None, isa: str | None = None
+) -> NDArray[Any]:
+    """Return ``y(i, n) = A(i, j) * x(j, n)``, also of each fibre of a tensor (TTM); otherwise as ``native_spmv``."""
+    tensor = NativeTensor.of(a)
+    x = _dense(x, tensor, (tensor.levels[-1].size, -1), "x")
+    y = np.empty((tensor.result_rows, x.shape[1]), tensor.values.dtype)
+    call(
+        algebra_library().sparsecc_spmm, tensor.desc, x.ctypes.data, x.shape[1], y.ctypes.data, _isa(isa),
+        _executor(threads),
+    )  # fmt: skip
+    return y
+
+
+def native_sddmm(
+    s: TensorLike | NativeTensor,
+    u: NDArray[Any],
+    v: NDArray[Any],
+    *,
+    threads: Threads | None = None,
+    isa: str | None = None,
+) -> NDArray[Any]:
+    """Return the values of ``y(i, j) = S(i, j) * u(i, k) * v(j, k)``, one for each of ``s``, a CSR or DCSR matrix.
+
+    Args:
+        s: whose coordinates the result has too.
+        u: ``[rows, inner]``.
+        v: ``[columns, inner]``: both operands have the inner index last.
+        threads: as in ``native_spmv``.
+        isa: as in ``native_spmv``.
+
+    Raises:
+        ModelError: the tensor is malformed.
+        UsageError: u or v do not fit.
+    """
+    tensor = NativeTensor.of(s)
+    u = _dense(u, tensor, (tensor.result_rows, -1), "u")
+    v = _dense(v, tensor, (tensor.levels[-1].size, u.shape[1]), "v")
+    out = np.empty(len(tensor.values), tensor.values.dtype)
+    call(
+        algebra_library().sparsecc_sddmm, tensor.desc, u.ctypes.data, v.ctypes.data, u.shape[1], out.ctypes.data,
+        _isa(isa), _executor(threads),
+    )  # fmt: skip
+    return out

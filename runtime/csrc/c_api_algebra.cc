@@ -1,0 +1,83 @@
+#include <vector>
+
+#include "algebra/rows.h"
+#include "algebra/splitter.h"
+#include "algebra/tensor.h"
+#include "c_guard.h"
+#include "isa.h"
+#include "sparsecc/algebra.h"
+
+using sparsecc::choose_isa;
+using sparsecc::guard;
+using sparsecc::require;
+namespace algebra = sparsecc::algebra;
+
+namespace {
+
+constexpr int32_t kMostOperands = 1 << 16;
+constexpr int64_t kMostColumns = int64_t{1} << 31;
+
+void check_rows(const sparsecc_tensor* tensor) {
+  algebra::check_shape(tensor);
+  require(tensor->level_count > 0 && !algebra::is_dense(tensor->levels[tensor->level_count - 1]),
+          "the last level of the tensor must be compressed");
+}
+
+}  // namespace
+
+int sparsecc_tensor_check(const sparsecc_tensor* tensor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    algebra::check_shape(tensor);
+    algebra::check_numbers(*tensor);
+  });
+}
+
+int sparsecc_split(const sparsecc_walk* walks, int32_t walk_count, const int64_t* targets, int64_t target_count,
+                   int64_t* cursors, int64_t* paths, const sparsecc_executor* executor, char* error,
+                   size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(walk_count >= 0 && walk_count <= kMostOperands && target_count >= 0, "negative numbers or too many walks");
+    require(walk_count == 0 || walks != nullptr, "walks must not be null");
+    require(target_count == 0 || targets != nullptr, "targets must not be null");
+    const int64_t work = algebra::check_walks(walks, walk_count);
+    for (int64_t i = 0; i < target_count; ++i)
+      require(targets[i] >= 0 && targets[i] <= work, "a target is not between 0 and all work");
+    algebra::Cursors out{{}, target_count, paths, 0};
+    for (int32_t i = 0; i < walk_count; ++i) {
+      out.of_walk.push_back(cursors);
+      cursors += walks[i].level_count * target_count;
+      out.loops = std::max(out.loops, walks[i].level_count);
+    }
+    require(target_count == 0 || out.loops == 0 || paths != nullptr, "paths must not be null");
+    algebra::find_splits(walks, walk_count, targets, target_count, out, executor);
+  });
+}
+
+int sparsecc_spmv(const sparsecc_tensor* a, const void* x, void* y, const char* isa,
+                  const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_rows(a);
+    require(x != nullptr && y != nullptr, "x and y must not be null");
+    algebra::spmv(*a, x, y, choose_isa(isa), executor);
+  });
+}
+
+int sparsecc_spmm(const sparsecc_tensor* a, const void* x, int64_t columns, void* y, const char* isa,
+                  const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_rows(a);
+    require(columns >= 0 && columns <= kMostColumns, "columns are negative or too many");
+    require(x != nullptr && y != nullptr, "x and y must not be null");
+    algebra::spmm(*a, x, columns, y, choose_isa(isa), executor);
+  });
+}
+
+int sparsecc_sddmm(const sparsecc_tensor* s, const void* u, const void* v, int64_t inner, void* out,
+                   const char* isa, const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_rows(s);
+    require(inner >= 0 && inner <= kMostColumns, "the inner size is negative or too large");
+    require(u != nullptr && v != nullptr && out != nullptr, "u, v and out must not be null");
+    algebra::sddmm(*s, u, v, inner, out, choose_isa(isa), executor);
+  });
+}
