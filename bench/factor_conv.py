@@ -208,6 +208,8 @@ def times_command(data: Path, only: tuple[str, ...], models: Path, output: Path,
             known_rows = read(output).get(name, {"variants": {}})["variants"]
             found = {key: models / f"{name}, {key}.onnx" for key in known_rows}
             found = {key: path for key, path in found.items() if path.exists()}
+            if not found:
+                continue
             dense, batch = dense_model(known[name])
             timed = verify.benchmark(
                 [dense, *found.values()],

@@ -49,7 +49,7 @@ class OptimizeResult:
             with and without the operator library.
         rel_l2_to_input: the same between the input model and the output: what pruning and quantisation changed.
         notes: what the user should know (synthetic inputs, a fallback to the input model, …).
-        not_sites: linear operators that are no sites, each with the reason.
+        not_sites: linear operators that are no sites, each with the reason; none that the passes made.
         library: whether the operator library was there to time and verify with.
     """
 
@@ -356,6 +356,7 @@ def optimize(
     distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
     sites = plan.decisions(dense, work, outcome, kept=kept)
+    made = tuple(f"{item.site}." for report in outcome.reports for item in report.changed)
     _record_provenance(work, source, reference, chosen, seed, data, sites)
     work.save(destination)
     return OptimizeResult(
@@ -369,7 +370,7 @@ def optimize(
         max_rel_l2=distance,
         rel_l2_to_input=verify.worst_rel_l2(verify.compare(original, work, inputs, library=(False, library))),
         notes=notes,
-        not_sites=dense.unsupported_sites(),
+        not_sites=[item for item in dense.unsupported_sites() if not item[0].startswith(made)],
         library=library,
     )
 

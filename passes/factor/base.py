@@ -255,6 +255,8 @@ class FactorPass(Pass):
         said = f"{outline.describe()} takes {cost.ms:.4g} ms, dense {cost.dense_ms:.4g} ms"
         if cost.ms >= cost.dense_ms * (_NOISE if self.size_bound else 1):
             return f"not faster: {said}"
+        if self.size_bound:
+            return cost  # of its bytes some are tables that all sites share
         if cost.bytes >= cost.dense_bytes:
             return f"not smaller: {cost.bytes} bytes, dense {cost.dense_bytes}; {said}"
         written = dense + cost.bytes - cost.dense_bytes

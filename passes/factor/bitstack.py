@@ -216,6 +216,9 @@ class FactorBitstack(PackedPass, CalibratedFactorPass):
         effects = self._effects(model, stacks, ctx)
         order = _order([form for _, form in stacks], effects)
         rewriter = Rewriter(model)
+        report.note(
+            f"{len(order)} planes: 'sparsecc resize' takes smaller models from the file, 'sparsecc inspect' says which"
+        )
         for index, (site, form) in enumerate(stacks):
             places = tuple(place for place, own in enumerate(order) if own == index)
             replace(form, places=places).emit(Chain(rewriter, site))

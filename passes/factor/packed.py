@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sparsecc.ir import Model
 from sparsecc.ir.trace import UNPACKS_KEY
-from sparsecc.passes.factor.base import FactorPass
+from sparsecc.passes.factor.base import FactorPass, Fitted, Task
 from sparsecc.passes.factor.chain import Chain
 from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.prune.gram import Matrix
@@ -201,3 +201,24 @@ class PackedPass(FactorPass):
         for site in select_sites(model, self.match, report):
             report.skip(site.name, f"the model has opset {model.opset}: convert it to {OPSET} or later first")
         return report
+
+    def solve(
+        self, model: Model, tasks: Sequence[Task], ctx: PassContext, report: PassReport
+    ) -> Iterator[tuple[Task, Fitted]]:
+        """Yield the forms of the sites, or none where all of them save less than the tables that they share take."""
+        saved = shared = 0
+        for task in tasks:
+            if task.cost is None:  # nothing is measured: all are to be packed
+                break
+            dense = task.site.shape[0] * task.site.shape[1] * task.site.dtype.itemsize
+            packed = task.outline.bytes(task.site.dtype.itemsize, custom_ops=False)
+            saved += dense - packed
+            shared = max(shared, task.cost.bytes - (task.cost.dense_bytes - dense) - packed)
+        if saved < shared:
+            for task in tasks:
+                report.skip(
+                    task.site.name,
+                    f"not smaller: all sites together save {saved} bytes, the tables they share take {shared}",
+                )
+            return
+        yield from super().solve(model, tasks, ctx, report)

@@ -20,6 +20,7 @@ from sparsecc.cli.output import format_bytes, json_option, print_json, print_tab
 
 if TYPE_CHECKING:
     from sparsecc.api import OptimizeResult
+    from sparsecc.pm import PassReport
 
 __all__ = ["command"]
 
@@ -221,13 +222,21 @@ def command(
             ("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports]
         )
     for report in result.reports:
-        for line in _first(report.notes):
+        for line in [*_first(report.notes), *_first(_modules(report, result))]:
             click.echo(f"{report.pass_name}: {line}")
     for name, reason in result.not_sites:
         click.echo(f"not a site: {name}: {reason}")
     click.echo("")
     for line in _summary(result):
         click.echo(line)
+
+
+def _modules(report: PassReport, result: OptimizeResult) -> list[str]:
+    """What became smaller without being a site of the table: modules, tables, groups of units."""
+    told = {decision.site for decision in result.sites}
+    if not report.pass_name.startswith(("prune-", "factor-")):
+        return []
+    return [f"{item.site}: {item.detail}" for item in report.changed if item.site not in told]
 
 
 def _first(notes: Sequence[str]) -> list[str]:

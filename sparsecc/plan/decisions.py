@@ -76,6 +76,8 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
         if whole is None or layout != "dense":  # dense parts of a rewritten site are told by what it became
             reason = reasons.get(site.name, "no pass chose otherwise")
             found.append(SiteDecision(site.name, site.op, site.shape, density(site.numpy()), layout, reason))
+    if kept:  # what a session unpacks is no site any more
+        found += [whole for whole in rewritten.values() if whole not in found]
     return found + [
         SiteDecision(
             packed.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import onnxruntime
 
@@ -47,3 +48,18 @@ def test_flags_of_other_methods_are_refused_in_one_line(sparsecc, mlp):
         assert result.code == 2
         assert text in result.err
         assert "Traceback" not in result.err
+
+
+def test_packed_sites_are_rows_of_the_table_and_not_called_unsupported(sparsecc, mlp, tmp_path):
+    data, out = tmp_path / "x.npz", tmp_path / "small.onnx"
+    (given,) = onnx.load(mlp).graph.input
+    columns = given.type.tensor_type.shape.dim[-1].dim_value
+    np.savez(data, **{given.name: np.random.default_rng(0).standard_normal((40, columns), np.float32)})
+    arguments = ("optimize", mlp, "-o", out, "--method", "slab", "--calibration-data", data, "--keep-slower")
+    document = json.loads(sparsecc(*arguments, "--standard-ops-only", "--json").out)
+    assert [(item["site"], item["density"] <= 0.25) for item in document["sites"]] == [
+        ("fc1", True),
+        ("fc2", True),
+    ]
+    assert all("signs" in item["layout"] for item in document["sites"])
+    assert document["not_sites"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.prune.gram import damped, quadratic_error
 from sparsecc.passes.prune.selection import Selection
 from sparsecc.passes.tidy.graph import add_constant
-from sparsecc.pm import PassContext, Pipeline
+from sparsecc.pm import PassContext, Pipeline, RewriteCost
 from sparsecc.pm.checks import graph_fault
 from sparsecc.sparse import Pattern
 
@@ -282,6 +283,28 @@ def test_old_models_and_small_budgets_are_refused_with_a_reason():
         assert words in report.skipped[0].reason
     with pytest.raises(SpecError, match="seed-bits 12 or 16"):
         Pipeline.parse("factor-seedlm{bits=5}")
+
+
+class AsFast:
+    """Packed layers of 64 x 64 take as long as dense ones, and alone they carry 16384 bytes of tables."""
+
+    def rewritten(self, model, site, rewrite, key, *, custom_ops):
+        return RewriteCost(1.0, 1.0, 4 * 64 * 64, 64 * 64 + 16384)
+
+
+@pytest.mark.parametrize(("layers", "packed"), [(1, 0), (2, 2)])
+def test_tables_count_once_for_all_layers_together(layers, packed):
+    body = " ".join(f"[s{at}] h{at + 1} = MatMul(h{at}, w{at})" for at in range(layers))
+    body = body.replace("h0", "x").replace(f"h{layers}", "y")
+    weights = {f"w{at}": normal(64, 64) for at in range(layers)}
+    model = build(body, "N, 64", "N, 64", **weights)
+    ctx = dataclasses.replace(context(model, normal(40, 64)), costs=AsFast())
+    (report,) = Pipeline.parse("factor-slab").run(model, ctx)
+    assert len(report.changed) == packed, report.skipped
+    if not packed:
+        assert [item.reason for item in report.skipped] == [
+            "not smaller: all sites together save 12288 bytes, the tables they share take 16384"
+        ]
 
 
 def test_layers_share_the_tables():
