@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from sparsecc.algebra.joins import evaluate
 from sparsecc.algebra.levels import Compressed, Dense, Level, Singleton, Tensor, format_levels
+from sparsecc.algebra.nest import Nest, nests
 from sparsecc.algebra.notation import Assignment, parse
+from sparsecc.algebra.ordering import Storage
 from sparsecc.algebra.readers import read_matrix_market, read_tensor, read_tns
 from sparsecc.algebra.splitter import SplitTable, Walk, even_targets, find_splits, split, weighted_targets
 
@@ -13,14 +15,17 @@ __all__ = [
     "Compressed",
     "Dense",
     "Level",
+    "Nest",
     "Singleton",
     "SplitTable",
+    "Storage",
     "Tensor",
     "Walk",
     "evaluate",
     "even_targets",
     "find_splits",
     "format_levels",
+    "nests",
     "parse",
     "read_matrix_market",
     "read_tensor",

@@ -29,14 +29,14 @@ from sparsecc.algebra.notation import (
 )
 from sparsecc.errors import SpecError
 
-__all__ = ["evaluate"]
+__all__ = ["Array", "Entries", "evaluate", "index_sizes", "listed", "looked_up"]
 
 #: Numbers of a temporary array: what is looked up in dense operands is taken piece by piece.
 _PIECE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
-class _Entries:
+class Entries:
     """Part of an expression as a list.
 
     Attributes:
@@ -53,14 +53,14 @@ class _Entries:
 
 
 @dataclass(frozen=True, eq=False)
-class _Array:
+class Array:
     """Part of an expression that is dense."""
 
     indices: tuple[str, ...]
     values: NDArray[Any]
 
 
-_Part = _Entries | _Array
+_Part = Entries | Array
 
 
 def evaluate(
@@ -78,21 +78,26 @@ def evaluate(
             index.
     """
     assignment = parse(expression) if isinstance(expression, str) else expression
-    sizes = _sizes(assignment, operands)
+    sizes = index_sizes(assignment, operands)
     found = _Evaluation(operands, sizes).part(assignment.value, assignment.output.indices)
     order = assignment.output.indices
     shape = tuple(sizes[index] for index in order)
     if format is None:
         return _as_array(found, order, sizes).values
-    if isinstance(found, _Array):
+    if isinstance(found, Array):
         values = _as_array(found, order, sizes).values
         places = np.argwhere(values)
         return Tensor.from_coordinates(places, values[tuple(places.T)], shape, format)
-    listed = _listed(found, order, sizes)
-    return Tensor.from_coordinates(listed.places, listed.values, shape, format)
+    entries = listed(found, order, sizes)
+    return Tensor.from_coordinates(entries.places, entries.values, shape, format)
 
 
-def _sizes(assignment: Assignment, operands: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, int]:
+def index_sizes(assignment: Assignment, operands: Mapping[str, Tensor | NDArray[Any]]) -> dict[str, int]:
+    """Return the size of each index of an expression.
+
+    Raises:
+        SpecError: operands are missing, of the wrong order, or differ in the size of an index.
+    """
     sizes: dict[str, int] = {}
     for access in assignment.inputs:
         if access.name not in operands:
@@ -114,7 +119,7 @@ class _Evaluation:
     def part(self, expression: Expression, needed: Collection[str]) -> _Part:
         """Return the value of an expression over the indices that it has among the needed ones."""
         if isinstance(expression, Number):
-            return _Array((), np.asarray(expression.value))
+            return Array((), np.asarray(expression.value))
         if isinstance(expression, Access):
             return _reduced(self._operand(expression), frozenset(needed))
         if isinstance(expression, Product):
@@ -129,28 +134,28 @@ class _Evaluation:
     def _operand(self, access: Access) -> _Part:
         operand = self._operands[access.name]
         if isinstance(operand, np.ndarray):
-            return _Array(access.indices, operand)
-        return _sorted(_Entries(access.indices, operand.coordinates(), (), operand.values))
+            return Array(access.indices, operand)
+        return _sorted(Entries(access.indices, operand.coordinates(), (), operand.values))
 
     def _product(self, factors: Sequence[_Part], needed: frozenset[str]) -> _Part:
-        lists = [item for item in factors if isinstance(item, _Entries)]
-        arrays = [item for item in factors if isinstance(item, _Array)]
+        lists = [item for item in factors if isinstance(item, Entries)]
+        arrays = [item for item in factors if isinstance(item, Array)]
         if not lists:
             kept = tuple(sorted(needed & {index for item in arrays for index in item.indices}))
-            return _Array(kept, _einsum([(item.indices, item.values) for item in arrays], kept))
+            return Array(kept, _einsum([(item.indices, item.values) for item in arrays], kept))
         joined = reduce(_joined, sorted((_listed_tail(item, self._sizes) for item in lists), key=_length))
-        return _reduced(_looked_up(joined, arrays, needed), needed)
+        return _reduced(looked_up(joined, arrays, needed), needed)
 
     def _sum(self, terms: Sequence[_Part], kept: tuple[str, ...]) -> _Part:
-        if any(isinstance(term, _Array) for term in terms):
+        if any(isinstance(term, Array) for term in terms):
             arrays = [_as_array(term, kept, self._sizes).values for term in terms]
-            return _Array(kept, reduce(np.add, arrays))
-        listed = [_listed(term, kept, self._sizes) for term in terms if isinstance(term, _Entries)]
-        places = np.concatenate([item.places for item in listed])
-        return _merged(_Entries(kept, places, (), np.concatenate([item.values for item in listed])))
+            return Array(kept, reduce(np.add, arrays))
+        lists = [listed(term, kept, self._sizes) for term in terms if isinstance(term, Entries)]
+        places = np.concatenate([item.places for item in lists])
+        return _merged(Entries(kept, places, (), np.concatenate([item.values for item in lists])))
 
 
-def _length(entries: _Entries) -> int:
+def _length(entries: Entries) -> int:
     return len(entries.places)
 
 
@@ -165,16 +170,16 @@ def _einsum(operands: Sequence[tuple[tuple[str, ...], NDArray[Any]]], kept: Sequ
     )
 
 
-def _sorted(entries: _Entries) -> _Entries:
+def _sorted(entries: Entries) -> Entries:
     """The same list with sorted columns and rows."""
     columns = sorted(range(len(entries.indices)), key=lambda at: entries.indices[at])
     places = entries.places[:, columns]
     order = np.lexsort(places.T[::-1]) if places.shape[1] else np.arange(len(places))
     indices = tuple(entries.indices[at] for at in columns)
-    return _Entries(indices, places[order], entries.tail, entries.values[order])
+    return Entries(indices, places[order], entries.tail, entries.values[order])
 
 
-def _merged(entries: _Entries) -> _Entries:
+def _merged(entries: Entries) -> Entries:
     """Sort a list and add up values at the same place, in the order in which they came."""
     entries = _sorted(entries)
     if not len(entries.places):
@@ -184,24 +189,24 @@ def _merged(entries: _Entries) -> _Entries:
     if new.all():
         return entries
     values = np.add.reduceat(entries.values, np.flatnonzero(new), axis=0)
-    return _Entries(entries.indices, entries.places[new], entries.tail, values)
+    return Entries(entries.indices, entries.places[new], entries.tail, values)
 
 
 def _reduced(part: _Part, needed: frozenset[str]) -> _Part:
     """Sum over the indices that are not needed."""
-    if isinstance(part, _Array):
+    if isinstance(part, Array):
         axes = tuple(at for at, index in enumerate(part.indices) if index not in needed)
         kept = tuple(index for index in part.indices if index in needed)
-        return _Array(kept, np.asarray(part.values.sum(axis=axes))) if axes else part
+        return Array(kept, np.asarray(part.values.sum(axis=axes))) if axes else part
     axes = tuple(1 + at for at, index in enumerate(part.tail) if index not in needed)
     values = part.values.sum(axis=axes) if axes else part.values
     tail = tuple(index for index in part.tail if index in needed)
     columns = [at for at, index in enumerate(part.indices) if index in needed]
     indices = tuple(part.indices[at] for at in columns)
-    return _merged(_Entries(indices, part.places[:, columns], tail, values))
+    return _merged(Entries(indices, part.places[:, columns], tail, values))
 
 
-def _joined(left: _Entries, right: _Entries) -> _Entries:
+def _joined(left: Entries, right: Entries) -> Entries:
     """The natural join: all pairs that agree on the shared indices, values multiplied."""
     shared = tuple(index for index in left.indices if index in right.indices)
     keys = [_keys(item, shared) for item in (left, right)]
@@ -217,14 +222,14 @@ def _joined(left: _Entries, right: _Entries) -> _Entries:
     own = [at for at, index in enumerate(right.indices) if index not in shared]
     places = np.concatenate([left.places[mine], right.places[theirs][:, own]], axis=1)
     indices = left.indices + tuple(right.indices[at] for at in own)
-    return _sorted(_Entries(indices, places, (), left.values[mine] * right.values[theirs]))
+    return _sorted(Entries(indices, places, (), left.values[mine] * right.values[theirs]))
 
 
-def _keys(entries: _Entries, shared: Sequence[str]) -> NDArray[np.int64]:
+def _keys(entries: Entries, shared: Sequence[str]) -> NDArray[np.int64]:
     return entries.places[:, [entries.indices.index(index) for index in shared]]
 
 
-def _looked_up(entries: _Entries, arrays: Sequence[_Array], needed: frozenset[str]) -> _Entries:
+def looked_up(entries: Entries, arrays: Sequence[Array], needed: frozenset[str]) -> Entries:
     """Multiply with what dense operands have at the places; indices of theirs alone are summed over or kept dense."""
     if not arrays:
         return entries
@@ -239,15 +244,15 @@ def _looked_up(entries: _Entries, arrays: Sequence[_Array], needed: frozenset[st
         for item in arrays:
             operands.append(_gathered(item, entries.indices, places))
         pieces.append(_einsum(operands, ("", *tail)))
-    return _Entries(entries.indices, entries.places, tail, np.concatenate(pieces))
+    return Entries(entries.indices, entries.places, tail, np.concatenate(pieces))
 
 
-def _size(arrays: Sequence[_Array], index: str) -> int:
+def _size(arrays: Sequence[Array], index: str) -> int:
     return int(next(item.values.shape[item.indices.index(index)] for item in arrays if index in item.indices))
 
 
 def _gathered(
-    item: _Array, indices: Sequence[str], places: NDArray[np.int64]
+    item: Array, indices: Sequence[str], places: NDArray[np.int64]
 ) -> tuple[tuple[str, ...], NDArray[Any]]:
     """The entries of a dense operand at ``places``: the first axis runs over them where it has any of their indices."""
     own = [index for index in item.indices if index in indices]
@@ -258,11 +263,11 @@ def _gathered(
     return ("", *rest), moved[tuple(places[:, indices.index(index)] for index in own)]
 
 
-def _listed_tail(entries: _Entries, sizes: Mapping[str, int]) -> _Entries:
-    return _listed(entries, (*entries.indices, *entries.tail), sizes) if entries.tail else entries
+def _listed_tail(entries: Entries, sizes: Mapping[str, int]) -> Entries:
+    return listed(entries, (*entries.indices, *entries.tail), sizes) if entries.tail else entries
 
 
-def _listed(entries: _Entries, order: Sequence[str], sizes: Mapping[str, int]) -> _Entries:
+def listed(entries: Entries, order: Sequence[str], sizes: Mapping[str, int]) -> Entries:
     """The list with columns in this order and no dense tail."""
     indices, places, values = entries.indices, entries.places, entries.values
     if entries.tail:
@@ -272,14 +277,14 @@ def _listed(entries: _Entries, order: Sequence[str], sizes: Mapping[str, int]) -
         )
         indices, values = indices + entries.tail, values.reshape(-1)
     columns = [indices.index(index) for index in order]
-    return _Entries(tuple(order), places[:, columns], (), values)
+    return Entries(tuple(order), places[:, columns], (), values)
 
 
-def _as_array(part: _Part, order: Sequence[str], sizes: Mapping[str, int]) -> _Array:
+def _as_array(part: _Part, order: Sequence[str], sizes: Mapping[str, int]) -> Array:
     """The part as a dense array over the indices in this order."""
-    if isinstance(part, _Array):
-        return _Array(tuple(order), part.values.transpose([part.indices.index(index) for index in order]))
+    if isinstance(part, Array):
+        return Array(tuple(order), part.values.transpose([part.indices.index(index) for index in order]))
     columns = (*part.indices, *part.tail)
     dense = np.zeros([sizes[index] for index in columns], part.values.dtype)
     dense[tuple(part.places.T)] = part.values if part.indices else part.values.sum(0)
-    return _Array(tuple(order), dense.transpose([columns.index(index) for index in order]))
+    return Array(tuple(order), dense.transpose([columns.index(index) for index in order]))

@@ -177,8 +177,8 @@ class Tensor:
         if sorted(chosen) != list(range(modes)):
             raise SpecError(f"order {chosen} is no permutation of the {modes} modes")
         entries = _checked(coordinates, values, shape)[:, list(chosen)]
-        entries, values = _sorted(entries, np.asarray(values))
-        entries, values = _merged(entries, values, chosen, sum_duplicates)
+        entries, values = in_order(entries, np.asarray(values))
+        entries, values = without_repeats(entries, values, chosen, sum_duplicates)
         return _packed(entries, values, shape, chosen, formats)
 
     @classmethod
@@ -345,7 +345,8 @@ def _refuse_disorder(entries: NDArray[np.int64], order: Sequence[int]) -> None:
         )
 
 
-def _sorted(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def in_order(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Return entries ``[n, columns]`` and their values sorted, those at the same place in the order they came in."""
     after, equal = _rises(entries)
     if (after | equal).all():
         return entries, values
@@ -353,10 +354,14 @@ def _sorted(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[n
     return entries[chosen], values[chosen]
 
 
-def _merged(
+def without_repeats(
     entries: NDArray[np.int64], values: NDArray[Any], order: Sequence[int], add: bool
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """The sorted entries without repetitions, which are refused unless they are to be added up."""
+    """Return sorted entries without repetitions, which are added up along the first axis of ``values``.
+
+    Raises:
+        ModelError: ``add`` is false and there are repetitions; ``order`` says which modes the columns are.
+    """
     _, equal = _rises(entries)
     if not equal.any():
         return entries, values
