@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -56,20 +56,42 @@ class Task:
     cost: RewriteCost | None
     scratch: Scratch = field(default_factory=Scratch)
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Of all sites that are fitted with this one, itself among them."""
+        return (self.site.name,)
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a site becomes, rounded as the graph stores it, with its bias ``[N]`` if that is fitted too."""
+    """What a site becomes, rounded as the graph stores it, with its bias ``[N]`` if that is fitted too.
+
+    Attributes:
+        form: with the values that are stored.
+        total: ``[N, K]``, the weight it stands for.
+        bias: None leaves it as it is.
+        numbers: for the report.
+        cost: what it and the dense site cost, if that was measured.
+    """
 
     form: Form
     total: NDArray[Any]
     bias: NDArray[np.float64] | None
     numbers: dict[str, float]
+    cost: RewriteCost | None
 
 
 def rewrite(model: Model, site: Site, form: Form) -> None:
     """Put the nodes of ``form`` in the place of the one node of ``site``. Other sites of ``model`` are stale then."""
-    form.emit(Chain(Rewriter(model), site))
+    _rewrite_all(model, [(site, form)])
+
+
+def _rewrite_all(model: Model, found: Sequence[tuple[Site, Form]]) -> None:
+    """Put the nodes of all forms into the graph, front to back: later ones may read results of earlier ones."""
+    rewriter = Rewriter(model)
+    order = {node: at for at, node in enumerate(model.onnx.graph.all_nodes())}
+    for site, form in sorted(found, key=lambda item: order[item[0].node]):
+        form.emit(Chain(rewriter, site))
     remove_dead(model.onnx)
     model.infer_shapes()
 
@@ -124,9 +146,10 @@ class FactorPass(Pass):
         inferred = model.copy()  # nothing of the model may change where nothing is rewritten
         inferred.infer_shapes()
         shaped = {site.name: site for site in inferred.sites()}
+        together = self.together(model, sites, shaped, scratch, ctx, report)
         for done, site in enumerate(sites):
             ctx.progress(f"{self.name}: timing", done, len(sites))
-            task = self._task(model, site, shaped[site.name], scratch, ctx)
+            task = together.get(site.name) or self._task(model, site, shaped[site.name], scratch, ctx)
             site.release()
             if isinstance(task, Task):
                 tasks.append(task)
@@ -140,13 +163,23 @@ class FactorPass(Pass):
             model.infer_shapes()
         return report
 
+    def together(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        shaped: Mapping[str, Site],
+        scratch: Scratch,
+        ctx: PassContext,
+        report: PassReport,
+    ) -> Mapping[str, Task]:
+        """Return by name the sites that are fitted with others, each as a task of its own; by default none are."""
+        return {}
+
     def write(
         self, model: Model, found: Sequence[tuple[Task, Fitted]], ctx: PassContext, report: PassReport
     ) -> None:
         """Put the nodes of all forms into the graph; until then the sites hold the weights these stand for."""
-        rewriter = Rewriter(model)
-        for task, fitted in found:
-            fitted.form.emit(Chain(rewriter, task.site))
+        _rewrite_all(model, [(task.site, fitted.form) for task, fitted in found])
 
     def solve(
         self, model: Model, tasks: Sequence[Task], ctx: PassContext, report: PassReport
@@ -157,10 +190,7 @@ class FactorPass(Pass):
         """
         for done, task in enumerate(tasks):
             ctx.progress(self.name, done, len(tasks))
-            weight = np.asarray(task.site.numpy(), np.float64)
-            inputs = weight.shape[1]
-            problem = Quadratic(weight, np.eye(inputs), np.ones(inputs), None)
-            fitted = self.fitted(task, problem, ctx)
+            fitted = self.solved(task, _without_data, ctx)
             if isinstance(fitted, str):
                 report.skip(task.site.name, fitted)
             else:
@@ -168,12 +198,26 @@ class FactorPass(Pass):
                 yield task, fitted
         ctx.progress(self.name, len(tasks), len(tasks))
 
+    def solved(self, task: Task, problem_of: Callable[[Matrix], Quadratic], ctx: PassContext) -> Fitted | str:
+        """Fit one site, or say why not.
+
+        Args:
+            task: the site.
+            problem_of: gives the problem of a weight ``[N, K]`` that reads what the site reads.
+            ctx: of the run.
+        """
+        return self.fitted(task, problem_of(np.asarray(task.site.numpy(), np.float64)), ctx)
+
     def fitted(self, task: Task, problem: Quadratic, ctx: PassContext) -> Fitted | str:
         """Fit one site, or say why not."""
         try:
             form = self.fit(problem, task.outline, ctx.rng(self.name, task.site.name))
         except np.linalg.LinAlgError as failure:
             return f"its factors cannot be found ({failure}): raise damping"
+        return self.judged(task, problem, form)
+
+    def judged(self, task: Task, problem: Quadratic, form: Form) -> Fitted | str:
+        """Return what a form, rounded to the type of the site, makes of its outputs, or why it does not do."""
         form = form.astype(task.site.dtype)
         total = form.dense()
         if not np.isfinite(total).all():
@@ -183,11 +227,11 @@ class FactorPass(Pass):
         numbers = {"output_error": error / energy if energy else 0.0} if self.requires_calibration else {}
         if problem.irreducible is not None:
             numbers["irreducible_error"] = problem.irreducible
-        return Fitted(form, total.astype(task.site.dtype), None, numbers)
+        return Fitted(form, total.astype(task.site.dtype), None, numbers, task.cost)
 
     def record(self, task: Task, fitted: Fitted, report: PassReport) -> None:
         """Store the whole weight and report what becomes of it."""
-        site, form, cost = task.site, fitted.form, task.cost
+        site, form, cost = task.site, fitted.form, fitted.cost
         weight = np.asarray(site.numpy(), np.float64)
         distance = np.linalg.norm(weight - fitted.total) / (np.linalg.norm(weight) or 1.0)
         kept = form.numbers / weight.size
@@ -235,24 +279,42 @@ class FactorPass(Pass):
 
     def priced(self, model: Model, site: Site, outline: Form, ctx: PassContext) -> RewriteCost | str | None:
         """Return what ``site`` and the outline cost if that is less, else why not; None if nothing is timed."""
+        return self.priced_together(model, [site], [outline], ctx)
+
+    def priced_together(
+        self, model: Model, sites: Sequence[Site], outlines: Sequence[Form], ctx: PassContext
+    ) -> RewriteCost | str | None:
+        """As ``priced`` for sites that read the same."""
         custom_ops = bool(getattr(self, "custom_ops", False))
-        size = outline.bytes(site.dtype.itemsize, custom_ops=custom_ops)
-        dense = site.shape[0] * site.shape[1] * site.dtype.itemsize
+        itemsize, described = sites[0].dtype.itemsize, outlines[0].describe()
+        size = sum(outline.bytes(itemsize, custom_ops=custom_ops) for outline in outlines)
+        dense = sum(site.shape[0] * site.shape[1] for site in sites) * itemsize
         if size >= dense and not self.keep_slower:
-            return f"{outline.describe()} takes {size} bytes, dense {dense}"
+            return f"{described} takes {size} bytes, dense {dense}"
         if ctx.costs is None or self.keep_slower:
             return None
+        numbers = sum(outline.numbers for outline in outlines)
+        key = f"{type(outlines[0]).__name__} {described} {numbers}"
         try:
-            cost = ctx.costs.rewritten(
-                model,
-                site,
-                lambda part, own: rewrite(part, own, outline),
-                f"{type(outline).__name__} {outline.describe()} {outline.numbers}",
-                custom_ops=custom_ops,
-            )
+            if len(sites) == 1:
+                cost = ctx.costs.rewritten(
+                    model,
+                    sites[0],
+                    lambda part, own: rewrite(part, own, outlines[0]),
+                    key,
+                    custom_ops=custom_ops,
+                )
+            else:
+                cost = ctx.costs.rewritten_together(
+                    model,
+                    sites,
+                    lambda part, own: _rewrite_all(part, list(zip(own, outlines, strict=True))),
+                    key,
+                    custom_ops=custom_ops,
+                )
         except MeasurementError as error:
             return str(error)
-        said = f"{outline.describe()} takes {cost.ms:.4g} ms, dense {cost.dense_ms:.4g} ms"
+        said = f"{described} takes {cost.ms:.4g} ms, dense {cost.dense_ms:.4g} ms"
         if cost.ms >= cost.dense_ms * (_NOISE if self.size_bound else 1):
             return f"not faster: {said}"
         if self.size_bound:
@@ -277,6 +339,11 @@ class FactorPass(Pass):
             return outline
         cost = self.priced(model, site, outline, ctx)
         return cost if isinstance(cost, str) else Task(site, outline, cost, scratch)
+
+
+def _without_data(weight: Matrix) -> Quadratic:
+    inputs = weight.shape[1]
+    return Quadratic(weight, np.eye(inputs), np.ones(inputs), None)
 
 
 @dataclass(frozen=True)
@@ -307,12 +374,12 @@ class CalibratedFactorPass(FactorPass):
         def solve(task: Task, moments: MomentsLike) -> Fitted | str:
             weight = np.asarray(task.site.numpy(), np.float64)
             bias = biases.get(task.site.name)
-            problem = self._problem(task.site, weight, moments, affine=bias is not None)
-            fitted = self.fitted(task, problem, ctx)
+            affine = all(name in biases for name in task.names)
+            fitted = self.solved(task, lambda own: self._problem(task.site, own, moments, affine=affine), ctx)
             if isinstance(fitted, str) or bias is None:
                 return fitted
-            shifted = fitted_bias(task.site, bias, weight, np.asarray(fitted.total, np.float64), moments)
-            return Fitted(fitted.form, fitted.total, shifted, fitted.numbers)
+            total = np.asarray(fitted.total, np.float64)
+            return replace(fitted, bias=fitted_bias(task.site, bias, weight, total, moments))
 
         for task, fitted in solutions(
             self.name, model, model.copy(), tasks, solve, ctx, report, sequential=self.sequential

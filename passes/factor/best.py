@@ -157,7 +157,7 @@ class FactorBest(CalibratedFactorPass):
         """Report what was chosen, with its own times."""
         assert isinstance(task.outline, Choice), "made by outline"
         costs = {item.key: item.cost for item in task.outline.options}
-        super().record(replace(task, cost=costs[key_of(fitted.form)]), fitted, report)
+        super().record(task, replace(fitted, cost=costs[key_of(fitted.form)]), report)
 
     def _task(self, model: Model, site: Site, shaped: Site, scratch: Scratch, ctx: PassContext) -> Task | str:
         task = super()._task(model, site, shaped, scratch, ctx)

@@ -89,6 +89,22 @@ class Chain:
         """Add ``x @ weight.T`` for a constant ``weight [N, K]``."""
         return self.node("MatMul", [x, self.constant(weight.T, f"{name}.weight")], name)
 
+    def common(self, weight: NDArray[Any], name: str) -> onnx_ir.Value:
+        """Return ``source @ weight.T``; the product that another chain has added already if it has the same weight."""
+        for node, _ in self.source.uses():
+            held = (
+                node.inputs[1].const_value
+                if node.op_type == "MatMul" and node.inputs[1] is not None
+                else None
+            )
+            if (
+                held is not None
+                and PART_KEY in node.metadata_props
+                and np.array_equal(held.numpy(), weight.T)
+            ):
+                return node.outputs[0]
+        return self.matmul(self.source, weight, name)
+
     def split(self, x: onnx_ir.Value, sizes: Sequence[int], name: str) -> list[onnx_ir.Value]:
         """Cut the last axis of ``x`` into parts of these sizes, which are all of it."""
         if len(sizes) == 1:

@@ -13,8 +13,8 @@ from sparsecc.passes.factor.base import CalibratedFactorPass, Fitted, Task
 from sparsecc.passes.factor.chain import Chain
 from sparsecc.passes.factor.cur_fit import Link, affordable_link_rank, link
 from sparsecc.passes.factor.forms import Form
-from sparsecc.passes.factor.low_rank import LowRank
 from sparsecc.passes.factor.skeleton_selection import Selection, pick_columns, pick_rows, scaled
+from sparsecc.passes.factor.thin_factors import LowRank
 from sparsecc.passes.hybrid.lowrank import affordable_rank
 from sparsecc.passes.prune.gram import Matrix, Quadratic
 from sparsecc.pm import PassContext

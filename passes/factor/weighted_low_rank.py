@@ -12,7 +12,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.fisher import FisherFile
 from sparsecc.passes.factor.forms import Form
-from sparsecc.passes.factor.low_rank import LowRank, LowRankPass, random_factors
+from sparsecc.passes.factor.thin_factors import LowRank, LowRankPass, random_factors
 from sparsecc.passes.factor.weighted import Importance, asvd_factors, asvd_scale, fisher_factors
 from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.prune.gram import Quadratic

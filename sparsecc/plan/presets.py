@@ -22,6 +22,7 @@ FACTOR: dict[str, tuple[str, dict[str, object]]] = {
     "svd": ("factor-svd", {}),
     "whitened-svd": ("factor-rrr", {"sequential": False}),
     "rrr": ("factor-rrr", {}),
+    "rrr-shared": ("factor-rrr", {"share_inputs": True}),
     "asvd": ("factor-asvd", {"sequential": False}),
     "fwsvd": ("factor-fwsvd", {"sequential": False}),
     "tensor-train": ("factor-tensor-train", {}),

@@ -154,7 +154,7 @@ class MeasuredCosts:
         )
 
         def measure() -> dict[str, float]:
-            variants = [part_model(before, shape, base), part_model(own, shape, model)]
+            variants = [part_model([before], shape, base), part_model([own], shape, model)]
             inputs = {name: x for part in variants for name, x in _random_inputs(part, self._seed).items()}
             return self._time_variants(variants, [str(INT8_DENSE)], inputs)
 
@@ -181,25 +181,39 @@ class MeasuredCosts:
         self, model: Model, site: Site, rewrite: Callable[[Model, Site], None], key: str, *, custom_ops: bool
     ) -> RewriteCost:
         """See ``CostSource.rewritten``."""
-        shape = self._input_shape(model, site)
+        return self.rewritten_together(
+            model, [site], lambda part, own: rewrite(part, own[0]), key, custom_ops=custom_ops
+        )
+
+    def rewritten_together(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        rewrite: Callable[[Model, Sequence[Site]], None],
+        key: str,
+        *,
+        custom_ops: bool,
+    ) -> RewriteCost:
+        """See ``CostSource.rewritten_together``."""
+        shape = self._input_shape(model, sites[0])
         try:
-            form = linear_form(model, site, site.node)
+            forms = [linear_form(model, site, site.node) for site in sites]
         except Refusal as refusal:
             raise MeasurementError(f"not timed: {refusal}") from refusal
-        own = site_model(form, shape, model)
+        own = part_model([_ends(form) for form in forms], shape, model)
+        keys = [self._site_key(site, form, shape, None) for site, form in zip(sites, forms, strict=True)]
         row = self.table.get_or_measure(
-            f"{self._site_key(site, form, shape, None)} -> {key} custom-ops={custom_ops:d}",
+            f"{' + '.join(keys)} -> {key} custom-ops={custom_ops:d}",
             ("dense", "ms", "bytes"),
             lambda: self._rewritten(own, rewrite, custom_ops),
         )
         return RewriteCost(row["dense"], row["ms"], _constant_bytes(own), int(row["bytes"]))
 
     def _rewritten(
-        self, own: Model, rewrite: Callable[[Model, Site], None], custom_ops: bool
+        self, own: Model, rewrite: Callable[[Model, Sequence[Site]], None], custom_ops: bool
     ) -> dict[str, float]:
         candidate = own.copy()
-        (site,) = candidate.sites()
-        rewrite(candidate, site)
+        rewrite(candidate, candidate.sites())
         inputs = _random_inputs(own, self._seed)
         if custom_ops:
             inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
@@ -331,17 +345,30 @@ def site_model(form: LinearForm, shape: tuple[int, ...], model: Model) -> Model:
 
     ``model`` is where the form is from, in the main graph or in a body.
     """
+    return part_model([_ends(form)], shape, model)
+
+
+def _ends(form: LinearForm) -> Borders:
     dtype = onnx_ir.DataType.FLOAT if form.dequantize is None else onnx_ir.DataType.UINT8
-    return part_model(Borders(form.source, form.output, dtype), shape, model)
+    return Borders(form.source, form.output, dtype)
 
 
-def part_model(ends: Borders, shape: tuple[int, ...], model: Model) -> Model:
-    """What lies between ``ends`` as a model of its own, input of static ``shape``; constants come along."""
-    x = _input(str(ends.source.name), shape, ends.source_type)
-    copied: dict[onnx_ir.Value, onnx_ir.Value] = {ends.source: x}
+def part_model(ends: Sequence[Borders], shape: tuple[int, ...], model: Model) -> Model:
+    """What lies between ``ends``, which begin with the same value, as a model of its own; constants come along.
+
+    Args:
+        ends: of each output; nodes are in their order.
+        shape: of the input, static.
+        model: where they are.
+    """
+    source = ends[0].source
+    x = _input(str(source.name), shape, ends[0].source_type)
+    copied: dict[onnx_ir.Value, onnx_ir.Value] = {source: x}
     part = onnx_ir.Graph([x], [], nodes=[], opset_imports=dict(model.onnx.opset_imports), name="site")
-    part.outputs.append(_copy_into(part, ends.output, copied))
-    part.outputs[0].type = onnx_ir.TensorType(ends.output_type)
+    for item in ends:
+        made = _copy_into(part, item.output, copied)
+        made.type = onnx_ir.TensorType(item.output_type)
+        part.outputs.append(made)
     return Model(onnx_ir.Model(part, ir_version=8))
 
 

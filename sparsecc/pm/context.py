@@ -199,10 +199,21 @@ class CostSource(Protocol):
             MeasurementError: the site cannot be timed; the message says why.
         """
 
+    def rewritten_together(
+        self,
+        model: Model,
+        sites: Sequence[Site],
+        rewrite: Callable[[Model, Sequence[Site]], None],
+        key: str,
+        *,
+        custom_ops: bool,
+    ) -> RewriteCost:
+        """As ``rewritten`` for several sites that read the same value, each with its activation."""
+
 
 @dataclass(frozen=True)
 class RewriteCost:
-    """Median milliseconds of a site and bytes of its constants, dense and rewritten."""
+    """Median milliseconds of a site, or several, and bytes of its constants, dense and rewritten."""
 
     dense_ms: float
     ms: float
