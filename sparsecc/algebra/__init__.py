@@ -9,6 +9,7 @@ from sparsecc.algebra.notation import Assignment, parse
 from sparsecc.algebra.ordering import Storage
 from sparsecc.algebra.readers import read_matrix_market, read_tensor, read_tns
 from sparsecc.algebra.splitter import SplitTable, Walk, even_targets, find_splits, split, weighted_targets
+from sparsecc.algebra.work import Plan, plan
 
 __all__ = [
     "Assignment",
@@ -16,6 +17,7 @@ __all__ = [
     "Dense",
     "Level",
     "Nest",
+    "Plan",
     "Singleton",
     "SplitTable",
     "Storage",
@@ -27,6 +29,7 @@ __all__ = [
     "format_levels",
     "nests",
     "parse",
+    "plan",
     "read_matrix_market",
     "read_tensor",
     "read_tns",
