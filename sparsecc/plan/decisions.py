@@ -64,7 +64,9 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
         if name not in lowered:
             reasons[name] = f"not pruned, which would gain nothing: {_reasons(reports)[name]}"
     changes = [] if kept else [change for report in outcome.reports for change in report.changed]
-    told = {change.site for change in changes if reasons.get(change.site, "").endswith(change.detail)}
+    told = {
+        change.site for change in changes if change.detail and change.detail in reasons.get(change.site, "")
+    }
     reasons |= {name: f"not used, the model was slower with it: {reasons[name]}" for name in told}
     found: list[SiteDecision] = []
     rewritten = _rewritten(outcome.reports)
@@ -111,7 +113,7 @@ def _rewritten(reports: Sequence[PassReport]) -> dict[str, SiteDecision]:
 
 
 def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
-    """Why each site is as it is: the last choice, after the reason for which it was not pruned, if so."""
+    """Why each site is as it is: the last choice, after what made it smaller or why it was not pruned, if so."""
     unpruned: dict[str, str] = {}
     wider: dict[str, str] = {}
     chosen: dict[str, str] = {}
@@ -130,6 +132,8 @@ def _reasons(reports: Sequence[PassReport]) -> dict[str, str]:
         for change in report.changed:
             if report.pass_name == "restore-dense":
                 chosen[change.site] = f"{chosen.get(change.site, '')}; {change.detail}".removeprefix("; ")
+            elif report.pass_name.startswith("factor-") or report.pass_name == "prune-structured":
+                unpruned[change.site] = f"{change.detail}; "  # whatever becomes of the smaller weight then
             elif report.pass_name != "lower-sparse":
                 chosen[change.site] = change.detail
     return {

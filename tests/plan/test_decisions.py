@@ -8,7 +8,7 @@ import onnx
 from sparsecc.ir import Model
 from sparsecc.plan.decisions import decisions
 from sparsecc.plan.rounds import Outcome
-from sparsecc.pm import PassContext, Pipeline
+from sparsecc.pm import PassContext, PassReport, Pipeline
 
 PIPELINE = "factor-svd{param-ratio=0.5 min-elements=1},choose-layout"
 
@@ -38,3 +38,12 @@ def test_forms_of_a_result_that_was_slower_are_not_told_as_used():
     assert left["first"].reason == f"not used, the model was slower with it: rank 8: {used['first'].reason}"
     assert left["second"].reason == used["second"].reason  # what was refused stays refused
     assert left["second"].reason.startswith("not factorised: ")
+
+
+def test_what_became_of_a_module_is_told_beside_the_choice_of_layout():
+    model = two_layers()
+    smaller, layout = PassReport("factor-modegpt"), PassReport("choose-layout")
+    smaller.change("first", "32 -> 24 neurons")
+    layout.skip("first", "too few zeros")
+    (first, _) = decisions(model, model, Outcome(model, [smaller, layout], {}), kept=True)
+    assert first.reason == "32 -> 24 neurons; too few zeros"
