@@ -68,7 +68,8 @@ class FactorKronecker(CalibratedFactorPass):
     the weight; among sizes that take fewer, those with the most terms are taken. A form for few numbers: on trained
     layers ``factor-rrr`` of the same size loses less.
 
-    Changes: two MatMul with Reshape around them, nothing is transposed; standard operators only.
+    Changes: two MatMul with Reshape around them, nothing is transposed; onnxruntime computes no empty batch of them.
+    Standard operators only.
     Skips with the reason: convolutions, inputs of unknown rank or of one vector, sizes without suitable divisors,
     sites whose bytes or measured time would not fall, weights shared by nodes, quantised, recurrent or tiny ones, NaN
     or infinite weights or statistics, sites that calibration does not reach.
