@@ -2,28 +2,72 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
 from sparsecc.cli.arguments import model_argument
+from sparsecc.cli.inspect_tensor import TENSOR_SUFFIXES, inspect_tensor
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table
+from sparsecc.errors import UsageError
 
 __all__ = ["command"]
 
 
 @click.command("inspect")
 @model_argument
+@click.option("--expr", help="For a tensor file: spmv, spmm, add, mttkrp, … or 'y(i) = A(i,j) * x(j)'.")
+@click.option(
+    "--parts", type=click.IntRange(min=1), default=64, show_default=True, help="Parts to cut the work into."
+)
+@click.option(
+    "--operand",
+    "operands",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="Another sparse operand: a file, or same, shifted or transposed, of MODEL. Others are dense.",
+)
+@click.option(
+    "--columns", type=click.IntRange(min=1), default=64, show_default=True, help="Of dense operands."
+)
+@click.option(
+    "--format", "form", metavar="NAME", help="How the tensor is stored: csr, csc, dcsr, csf or coo."
+)
+@click.option("--picture", metavar="FILE.svg", help="Draw the parts over the matrix.")
 @json_option
-def command(model: str, as_json: bool) -> None:
+def command(
+    model: str,
+    expr: str | None,
+    parts: int,
+    operands: tuple[str, ...],
+    columns: int,
+    form: str | None,
+    picture: str | None,
+    as_json: bool,
+) -> None:
     """Show the linear sites of MODEL: shape, layout, pattern of the zeros, density and bytes.
 
-    Example: sparsecc inspect model.onnx --json
+    Of a sparse matrix (.mtx) or tensor (.tns), show how evenly the work of an expression is cut into parts.
+
+    Example: sparsecc inspect model.onnx --json, sparsecc inspect a.mtx --expr spmv --parts 64
     """
+    if Path(model).suffix.lower() in TENSOR_SUFFIXES:
+        return inspect_tensor(
+            model,
+            expr,
+            parts,
+            operands=operands,
+            columns=columns,
+            form=form,
+            picture=picture,
+            as_json=as_json,
+        )
+    if expr or operands or form or picture:
+        raise UsageError(f"{model}: --expr, --operand, --format and --picture are for .mtx and .tns files")
     document = inspect_model(model)
     if as_json:
-        print_json(document)
-        return
+        return print_json(document)
     rows = [
         (s["name"], s["op"], "x".join(map(str, s["shape"])), s["layout"], s["pattern"], f"{s['density']:.4f}",
          format_bytes(s["nbytes"]))

@@ -1,0 +1,111 @@
+"""Well-known expressions by name, with operands made from one tensor: for reports and measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.algebra.joins import index_sizes
+from sparsecc.algebra.levels import Tensor
+from sparsecc.algebra.notation import Assignment, parse
+from sparsecc.errors import SpecError, UsageError
+
+__all__ = ["EXPRESSIONS", "SOURCES", "case", "shifted"]
+
+#: Name -> expression and where its sparse operands beside A come from. ``*`` are all indices of A.
+EXPRESSIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "spmv": ("y(i) = A(i,j) * x(j)", {}),
+    "spmm": ("Y(i,n) = A(i,j) * X(j,n)", {}),
+    "sddmm": ("Y(i,j) = A(i,j) * U(i,n) * V(j,n)", {}),
+    "spgemm": ("Y(i,k) = A(i,j) * B(j,k)", {"B": "transposed"}),
+    "masked-spgemm": ("Y(i,k) = A(i,k) * B(i,j) * C(j,k)", {"B": "same", "C": "same"}),
+    "add": ("Y(*) = A(*) + B(*)", {"B": "shifted"}),
+    "add3": ("Y(*) = A(*) + B(*) + C(*)", {"B": "shifted", "C": "shifted2"}),
+    "multiply": ("Y(*) = A(*) * B(*)", {"B": "shifted"}),
+    "mixed": ("Y(*) = A(*) * D(*) + B(*)", {"B": "shifted"}),
+    "fused": ("y(i) = A(i,j) * x(j) + B(i,j) * z(j)", {"B": "shifted"}),
+    "mttkrp": ("Y(i,n) = A(i,k,l) * C(k,n) * D(l,n)", {}),
+    "ttv": ("Y(i,j) = A(i,j,k) * c(k)", {}),
+    "ttm": ("Y(i,j,n) = A(i,j,k) * C(k,n)", {}),
+    "inner": ("y() = A(i,j,k) * B(i,j,k)", {"B": "shifted"}),
+}
+
+_LETTERS = "ijklmopqrs"
+
+
+def shifted(tensor: Tensor, by: int = 1) -> Tensor:
+    """Return the tensor with all coordinates moved on in every mode; what leaves at the end comes back at the start."""
+    places = (tensor.coordinates() + by) % np.maximum(np.array(tensor.shape, np.int64), 1)
+    return Tensor.from_coordinates(
+        places, tensor.values, tensor.shape, ",".join(tensor.tree().formats), tensor.order
+    )
+
+
+def _transposed(tensor: Tensor) -> Tensor:
+    turned = tensor.coordinates()[:, ::-1]
+    return Tensor.from_coordinates(turned, tensor.values, tensor.shape[::-1], ",".join(tensor.tree().formats))
+
+
+#: How operands are made from the tensor.
+SOURCES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "same": lambda tensor: tensor,
+    "shifted": shifted,
+    "shifted2": lambda tensor: shifted(tensor, 2),
+    "transposed": _transposed,
+}
+
+
+def case(
+    text: str, tensor: Tensor, given: Mapping[str, Tensor | str] | None = None, columns: int = 64
+) -> tuple[Assignment, dict[str, Tensor | NDArray[Any]]]:
+    """Return an expression and operands for it.
+
+    Args:
+        text: a key of ``EXPRESSIONS``, or an expression for ``notation.parse``, whose first operand is ``tensor``.
+        tensor: the first operand.
+        given: other sparse operands by name: tensors, or keys of ``SOURCES``. All others are dense and hold ones.
+        columns: size of an index that only dense operands have.
+
+    Raises:
+        SpecError: no such expression or source, a name that is no operand, or operands do not fit each other.
+        UsageError: the expression takes tensors of another order.
+    """
+    written, sources = EXPRESSIONS.get(text, (text, {}))
+    if text not in EXPRESSIONS and not set("=>") & set(text):
+        raise SpecError(
+            f"no expression '{text}'; known: {', '.join(EXPRESSIONS)}, or one such as y(i) = A(i,j) * x(j)"
+        )
+    assignment = parse(written.replace("*)", ",".join(_LETTERS[: len(tensor.shape)]) + ")"))
+    first = assignment.inputs[0]
+    if len(first.indices) != len(tensor.shape):
+        raise UsageError(f"{assignment} takes {len(first.indices)} modes, the tensor has {len(tensor.shape)}")
+    operands: dict[str, Tensor | NDArray[Any]] = {first.name: tensor}
+    names = {access.name for access in assignment.inputs}
+    for name, source in {**sources, **(given or {})}.items():
+        if name not in names:
+            raise SpecError(f"{assignment} has no operand {name}; it has {', '.join(sorted(names))}")
+        operands[name] = _made(source, tensor) if isinstance(source, str) else source
+    _add_dense(assignment, operands, columns)
+    index_sizes(assignment, operands)
+    return assignment, operands
+
+
+def _made(source: str, tensor: Tensor) -> Tensor:
+    if source not in SOURCES:
+        raise SpecError(f"no operand '{source}'; known: {', '.join(SOURCES)}, or a tensor")
+    return SOURCES[source](tensor)
+
+
+def _add_dense(assignment: Assignment, operands: dict[str, Tensor | NDArray[Any]], columns: int) -> None:
+    """Add what is missing as dense arrays that take no memory: only their shape matters to the work."""
+    sizes: dict[str, int] = {}
+    for access in assignment.inputs:
+        if access.name in operands:
+            sizes.update(zip(access.indices, operands[access.name].shape, strict=False))
+    for access in assignment.inputs:
+        if access.name not in operands:
+            shape = [sizes.setdefault(index, columns) for index in access.indices]
+            operands[access.name] = np.broadcast_to(np.float32(1), shape)
