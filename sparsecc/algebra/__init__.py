@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsecc.algebra.calls import einsum
 from sparsecc.algebra.joins import evaluate
 from sparsecc.algebra.levels import Compressed, Dense, Level, Singleton, Tensor, format_levels
 from sparsecc.algebra.nest import Nest, nests
@@ -23,6 +24,7 @@ __all__ = [
     "Storage",
     "Tensor",
     "Walk",
+    "einsum",
     "evaluate",
     "even_targets",
     "find_splits",

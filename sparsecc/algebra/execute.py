@@ -6,6 +6,7 @@ Results do not depend on that: what two parts both add to is added in the order 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.algebra.joins import Array, Entries, listed, looked_up
-from sparsecc.algebra.levels import Tensor, in_order, without_repeats
+from sparsecc.algebra.levels import MOST_VALUES, Tensor, in_order, without_repeats
 from sparsecc.algebra.nest import Nest, Term
 from sparsecc.algebra.splitter import Int64
 from sparsecc.algebra.visit import Frontier, Phase, alive, places, visit
 from sparsecc.algebra.work import Plan
+from sparsecc.errors import SpecError
 
 __all__ = ["execute"]
 
@@ -32,11 +34,19 @@ def execute(plan: Plan, format: str | None = None, threads: int = 1) -> Tensor |
         plan: from ``work.plan``.
         format: of the result (``levels.format_levels``); None: a dense array.
         threads: that parts run on; results are the same bits for any number.
+
+    Raises:
+        SpecError: the result would be too large as a dense array.
+        ModelError: or in a format with dense levels.
     """
     every = [_Kernel(plan, nest, phases) for nest, phases in zip(plan.nests, plan.phases, strict=True)]
     indices = plan.assignment.output.indices
-    shape = tuple(plan.sizes[index] for index in indices)
+    shape = plan.shape
     if format is None:
+        if math.prod(shape) > MOST_VALUES:
+            raise SpecError(
+                f"a dense result has {math.prod(shape)} values: ask for a sparse one, as format='csf'"
+            )
         out = np.zeros(shape, _dtype(plan))
         for kernel in every:
             kernel.add_to(out, threads)
@@ -163,7 +173,7 @@ class _Kernel:
         if term.coefficient != 1:
             values = values * term.coefficient
         entries = Entries(term.indices, found, (), values)
-        arrays = [Array(access.indices, self._array(access.name)) for access in term.arrays]
+        arrays = [Array(access.indices, self.plan.array(access.name)) for access in term.arrays]
         entries = looked_up(entries, arrays, frozenset(self.plan.assignment.output.indices))
         axes = [0, *(1 + entries.tail.index(index) for index in self.tail)]
         columns = [term.indices.index(index) for index in self.nest.outputs]
@@ -179,12 +189,6 @@ class _Kernel:
         access = self.nest.operands[operand].access
         found = self.plan.inputs[access] if access is not None else None
         return found if isinstance(found, Tensor) else None
-
-    def _array(self, name: str) -> NDArray[Any]:
-        number = next(at for at, access in enumerate(self.plan.assignment.inputs) if access.name == name)
-        found = self.plan.inputs[number]
-        assert isinstance(found, np.ndarray)  # as its storage said
-        return found
 
 
 def _add(view: NDArray[Any], found: Int64, values: NDArray[Any]) -> None:

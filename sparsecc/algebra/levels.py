@@ -35,7 +35,7 @@ Ints = NDArray[np.integer[Any]]
 LevelFormat = Literal["dense", "compressed", "singleton"]
 
 #: Values that a tensor with dense levels may have, about 8 GB of float32: more is a mistake in the format.
-_MOST_VALUES = 1 << 31
+MOST_VALUES = 1 << 31
 
 _REPAIR = "sort the entries; sum_duplicates adds those up that are there twice"
 
@@ -387,7 +387,7 @@ def _packed(
             levels.append(Singleton(size, column.copy()))
         elif form == "dense":
             nodes, count = nodes * size + column, count * size
-            if count > _MOST_VALUES:
+            if count > MOST_VALUES:
                 raise ModelError(
                     f"dense levels of {math.prod(shape)} values: choose compressed ones (csf, dcsr, coo)"
                 )

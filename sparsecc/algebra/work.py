@@ -21,7 +21,7 @@ from sparsecc.algebra.ordering import Storage, storage_order
 from sparsecc.algebra.splitter import Int64, Walk, split
 from sparsecc.algebra.visit import Phase, Survivors, survivors, visit
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "Problem", "cut", "plan", "problem"]
 
 #: Parts, where nothing else is asked for: the same for any number of threads, so that results are.
 _MOST_PARTS = 64
@@ -31,21 +31,42 @@ _LEAST_WORK = 16_384
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
-    """An expression cut into parts.
+class Problem:
+    """An expression with its operands.
 
     Attributes:
         assignment: the expression.
         inputs: the operands, one for each of its inputs: trees and arrays.
         sizes: of the indices.
         nests: whose results are added up.
-        phases: of each nest; fewer than it has if nothing is left before.
     """
 
     assignment: Assignment
     inputs: tuple[Tensor | NDArray[Any], ...]
     sizes: Mapping[str, int]
     nests: tuple[Nest, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the result."""
+        return tuple(self.sizes[index] for index in self.assignment.output.indices)
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a dense operand."""
+        number = next(at for at, access in enumerate(self.assignment.inputs) if access.name == name)
+        found = self.inputs[number]
+        assert isinstance(found, np.ndarray)  # as its storage said
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Problem):
+    """An expression cut into parts.
+
+    Attributes:
+        phases: of each nest; fewer than it has if nothing is left before.
+    """
+
     phases: tuple[tuple[Phase, ...], ...]
 
     @property
@@ -124,16 +145,35 @@ def plan(
     Raises:
         SpecError: operands are missing or do not fit, no order of loops suits all of them, or there is too much work.
     """
+    return cut(problem(expression, operands, output, convert), parts, speeds, weights)
+
+
+def problem(
+    expression: str | Assignment,
+    operands: Mapping[str, Tensor | NDArray[Any]],
+    output: str | None = None,
+    convert: bool = False,
+) -> Problem:
+    """Return an expression with its operands as they are walked; see ``plan``."""
     assignment = parse(expression) if isinstance(expression, str) else expression
     sizes = index_sizes(assignment, operands)
     inputs = _inputs(assignment, operands, convert)
-    storages = tuple(Storage.of(item) for item in inputs)
-    found = nests(assignment, storages, output)
+    found = nests(assignment, [Storage.of(item) for item in inputs], output)
+    return Problem(assignment, inputs, sizes, found)
+
+
+def cut(
+    whole: Problem,
+    parts: int | None = None,
+    speeds: Sequence[float] | None = None,
+    weights: tuple[int, int] = (1, 1),
+) -> Plan:
+    """Divide the work of an expression into parts; see ``plan``."""
     phases = []
-    for nest in found:
-        trees = tuple(_tree(operand, inputs, sizes) for operand in nest.operands)
-        phases.append(tuple(_phases(nest, trees, sizes, parts, speeds, weights)))
-    return Plan(assignment, inputs, sizes, found, tuple(phases))
+    for nest in whole.nests:
+        trees = tuple(_tree(operand, whole.inputs, whole.sizes) for operand in nest.operands)
+        phases.append(tuple(_phases(nest, trees, whole.sizes, parts, speeds, weights)))
+    return Plan(whole.assignment, whole.inputs, whole.sizes, whole.nests, tuple(phases))
 
 
 def _inputs(

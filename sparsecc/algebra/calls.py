@@ -1,0 +1,76 @@
+"""The way in: an expression and its operands of any kind, the result out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.algebra.execute import execute
+from sparsecc.algebra.levels import Tensor
+from sparsecc.algebra.patterns import computed, recognise
+from sparsecc.algebra.work import cut, problem
+from sparsecc.errors import SpecError
+
+__all__ = ["einsum"]
+
+
+def einsum(
+    expression: str,
+    operands: Mapping[str, Any] | None = None,
+    /,
+    *,
+    format: str | None = None,
+    parts: int | None = None,
+    threads: int = 1,
+    backend: Any = None,
+    **named: Any,
+) -> Tensor | NDArray[Any]:
+    """Compute an expression of sparse tensors and dense arrays in parts of equal work.
+
+    >>> import numpy as np, scipy.sparse
+    >>> A = scipy.sparse.csr_array(np.array([[1.0, 0, 2], [0, 0, 3]]))
+    >>> einsum("y(i) = A(i,j) * x(j)", A=A, x=np.array([1.0, 1, 1]))
+    array([3., 3.])
+    >>> einsum("ij,kj->ik", A=A, B=A, format="csr").to_dense()
+    array([[5., 6.],
+           [6., 9.]])
+    >>> einsum("S(i,j) = A(i,j) - 2 * B(i,j)", A=A, B=A, parts=3, format="csr").values
+    array([-1., -2., -3.])
+
+    Args:
+        expression: in index notation or as einsum subscripts, see ``notation.parse``.
+        operands: by name; tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC or COO.
+        format: of the result (``levels.format_levels``); None: a dense array.
+        parts: how many; by default up to 64, fewer where there is little work.
+        threads: that parts run on. Results are the same bits for any number of them; they depend on ``parts``.
+        backend: an object with kernels for some expressions, see ``patterns.computed``; the others, and those that it
+            does not take, are computed by NumPy. Its kernels choose their parts themselves.
+        named: more operands.
+
+    Returns:
+        A dense array, or a tensor in the format that was asked for.
+
+    Raises:
+        SpecError: the expression is none, or operands are missing or do not fit.
+        ModelError: coordinates of an operand are unsorted, there twice or out of range, or the result is too large.
+    """
+    given = {name: _operand(name, item) for name, item in {**(operands or {}), **named}.items()}
+    whole = problem(expression, given, format, convert=True)
+    call = recognise(whole, format) if backend is not None else None
+    found = computed(whole, call, backend, threads, format) if call is not None else None
+    return found if found is not None else execute(cut(whole, parts), format, threads)
+
+
+def _operand(name: str, item: Any) -> Tensor | NDArray[Any]:
+    found: Tensor | NDArray[Any]
+    if isinstance(item, Tensor):
+        found = item
+    else:
+        found = Tensor.from_scipy(item) if hasattr(item, "tocsr") else np.asarray(item)
+    dtype = found.values.dtype if isinstance(found, Tensor) else found.dtype
+    if dtype.kind not in "biufc":
+        raise SpecError(f"operand {name} has values of type {dtype}: convert them to numbers")
+    return found.astype(np.int64) if dtype.kind == "b" else found
