@@ -11,7 +11,7 @@ Work is cut into a number of parts that depends on the operands only, so results
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -28,6 +28,8 @@ __all__ = [
     "Threads",
     "algebra_library",
     "find_splits",
+    "native_add",
+    "native_multiply",
     "native_sddmm",
     "native_spmm",
     "native_spmv",
@@ -103,6 +105,25 @@ class _Walk(ctypes.Structure):
     )
 
 
+class _ResultLevel(ctypes.Structure):
+    _fields_ = (
+        ("pos", ctypes.c_void_p),
+        ("crd", ctypes.c_void_p),
+        ("pos_count", ctypes.c_int64),
+        ("crd_count", ctypes.c_int64),
+    )
+
+
+class _Result(ctypes.Structure):
+    _fields_ = (
+        ("struct_size", ctypes.c_size_t),
+        ("levels", ctypes.c_void_p),
+        ("level_count", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("value_count", ctypes.c_int64),
+    )
+
+
 _POINTER, _COUNT, _ERROR = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
 _SIGNATURES: Signatures = {
     "sparsecc_tensor_check": (ctypes.c_int, (_POINTER, *_ERROR)),
@@ -119,6 +140,7 @@ _SIGNATURES: Signatures = {
         ctypes.c_int,
         (_POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
     ),
+    "sparsecc_join": (ctypes.c_int, (_POINTER, ctypes.c_int32, ctypes.c_int32, _POINTER, _POINTER, *_ERROR)),
     "sparsecc_sddmm": (
         ctypes.c_int,
         (_POINTER, _POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
@@ -264,6 +286,11 @@ class NativeTensor:
     def desc(self) -> Any:
         """``sparsecc_tensor``, by reference; it lives as long as this object."""
         return ctypes.byref(self._desc)
+
+    @property
+    def struct(self) -> Any:
+        """``sparsecc_tensor`` itself, to be copied."""
+        return self._desc
 
     @property
     def rows(self) -> int:
@@ -423,3 +450,95 @@ def native_sddmm(
         _isa(isa), _executor(threads),
     )  # fmt: skip
     return out
+
+
+def native_add(
+    operands: Sequence[TensorLike | NativeTensor], *, threads: Threads | None = None
+) -> NativeTensor:
+    """Return the sum of tensors in one go, whatever their number; numbers that add up to zero stay.
+
+    Args:
+        operands: of one shape and format: dense levels, then compressed ones.
+        threads: to run on; None is the calling one.
+
+    Raises:
+        ModelError: a tensor is malformed.
+        UsageError: shapes or formats differ, or a dense level is below a compressed one.
+    """
+    return _join(operands, 0, threads)
+
+
+def native_multiply(
+    operands: Sequence[TensorLike | NativeTensor], *, threads: Threads | None = None
+) -> NativeTensor:
+    """Return the element-wise product of tensors; as ``native_add``. Nodes with nothing below them are left out."""
+    return _join(operands, 1, threads)
+
+
+#: Positions that 32 bits can count.
+_MOST_NARROW = (1 << 31) - 1
+
+
+def _join(operands: Sequence[TensorLike | NativeTensor], kind: int, threads: Threads | None) -> NativeTensor:
+    if not operands:
+        raise UsageError("there must be at least one operand")
+    tensors = _of_one_type(operands, sum if kind == 0 else min)
+    first = tensors[0]
+    room, parents = [], 1
+    for number, level in enumerate(first.levels):
+        if level.crd is None:
+            room.append(Level(level.size))
+            parents *= level.size
+            continue
+        counts = [_stored(tensor, number) for tensor in tensors]
+        most = sum(counts) if kind == 0 else min(counts)
+        room.append(
+            Level(level.size, np.empty(parents + 1, first.index_type), np.empty(most + 1, first.index_type))
+        )
+        parents = most
+    values = np.empty(parents + 1, first.values.dtype)
+    descs = (_Tensor * len(tensors))(*(tensor.struct for tensor in tensors))
+    return _filled(
+        room, values, lambda result: call(
+            algebra_library().sparsecc_join, descs, len(tensors), kind, result, _executor(threads)
+        )
+    )  # fmt: skip
+
+
+def _stored(tensor: NativeTensor, number: int) -> int:
+    """Coordinates of a compressed level; 0 if it is none, which the library will refuse."""
+    crd = tensor.levels[number].crd if number < len(tensor.levels) else None
+    return 0 if crd is None else len(crd)
+
+
+def _of_one_type(
+    operands: Sequence[TensorLike | NativeTensor], together: Callable[[Iterable[int]], int]
+) -> list[NativeTensor]:
+    """The operands with values and integers of one type, which can count what there will be ``together``."""
+    tensors = [NativeTensor.of(operand) for operand in operands]
+    dtype = np.result_type(*(tensor.values for tensor in tensors))
+    narrow = all(tensor.index_type == np.int32 for tensor in tensors)
+    index = np.int32 if narrow and together(len(t.values) for t in tensors) < _MOST_NARROW else np.int64
+    return [
+        tensor
+        if tensor.index_type == index and tensor.values.dtype == dtype
+        else NativeTensor(tensor.levels, tensor.values.astype(dtype), index_type=index, check=False)
+        for tensor in tensors
+    ]
+
+
+def _filled(room: Sequence[Level], values: NDArray[Any], fill: Callable[[Any], None]) -> NativeTensor:
+    """Let ``fill`` write a result into arrays that are large enough, and return what it wrote."""
+    levels = (_ResultLevel * len(room))()
+    for to, level in zip(levels, room, strict=True):
+        if level.pos is not None and level.crd is not None:
+            to.pos, to.crd = level.pos.ctypes.data, level.crd.ctypes.data
+    result = _Result(ctypes.sizeof(_Result), ctypes.addressof(levels), len(room), values.ctypes.data)
+    fill(ctypes.byref(result))
+    made = [
+        level
+        if level.pos is None or level.crd is None
+        else Level(level.size, level.pos[: written.pos_count], level.crd[: written.crd_count])
+        for level, written in zip(room, levels, strict=True)
+    ]
+    return NativeTensor(made, values[: result.value_count], check=False)

@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "algebra/join.h"
 #include "algebra/rows.h"
 #include "algebra/splitter.h"
 #include "algebra/tensor.h"
@@ -21,6 +22,15 @@ void check_rows(const sparsecc_tensor* tensor) {
   algebra::check_shape(tensor);
   require(tensor->level_count > 0 && !algebra::is_dense(tensor->levels[tensor->level_count - 1]),
           "the last level of the tensor must be compressed");
+}
+
+void check_result(const sparsecc_result* result, const sparsecc_tensor& like) {
+  require(result->struct_size >= sizeof(*result), "the result is too short: caller and library do not match");
+  require(result->level_count == like.level_count && result->levels != nullptr && result->values != nullptr,
+          "the result has another number of levels, or no room");
+  for (int32_t i = 0; i < like.level_count; ++i)
+    require(algebra::is_dense(like.levels[i]) || (result->levels[i].pos != nullptr && result->levels[i].crd != nullptr),
+            "the result has no room for a level");
 }
 
 }  // namespace
@@ -79,5 +89,19 @@ int sparsecc_sddmm(const sparsecc_tensor* s, const void* u, const void* v, int64
     require(inner >= 0 && inner <= kMostColumns, "the inner size is negative or too large");
     require(u != nullptr && v != nullptr && out != nullptr, "u, v and out must not be null");
     algebra::sddmm(*s, u, v, inner, out, choose_isa(isa), executor);
+  });
+}
+
+int sparsecc_join(const sparsecc_tensor* operands, int32_t operand_count, int32_t kind, sparsecc_result* result,
+                  const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(operand_count > 0 && operand_count <= kMostOperands, "there must be an operand, and not too many");
+    require(operands != nullptr && result != nullptr, "operands and result must not be null");
+    require(kind == SPARSECC_UNION || kind == SPARSECC_INTERSECTION, "unknown kind of join");
+    for (int32_t i = 0; i < operand_count; ++i) algebra::check_shape(operands + i);
+    algebra::check_join(operands, operand_count);
+    check_result(result, operands[0]);
+    algebra::join(operands, operand_count,
+                  kind == SPARSECC_UNION ? algebra::Join::kUnion : algebra::Join::kIntersection, result, executor);
   });
 }

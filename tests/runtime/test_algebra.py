@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.algebra import Tensor, Walk, even_targets, read_tensor
+from sparsecc.algebra import Compressed, Dense, Tensor, Walk, even_targets, read_tensor
 from sparsecc.algebra import find_splits as reference_splits
 from sparsecc.errors import ModelError, UsageError
 from sparsecc.runtime import isas
@@ -18,6 +18,8 @@ from sparsecc.runtime.capi_algebra import (
     NativeTensor,
     Threads,
     find_splits,
+    native_add,
+    native_multiply,
     native_sddmm,
     native_spmm,
     native_spmv,
@@ -207,6 +209,84 @@ def test_threads_change_no_bit(name: str) -> None:
                 )
                 for got, wanted in zip(results, alone, strict=True):
                     np.testing.assert_array_equal(got, wanted)
+
+
+def tensor_of(native: NativeTensor, shape: tuple[int, ...]) -> Tensor:
+    """A checked tensor from what a kernel has written."""
+    levels = tuple(
+        Dense(level.size) if level.pos is None else Compressed(level.size, level.pos, level.crd)
+        for level in native.levels
+    )
+    return Tensor(shape, tuple(range(len(shape))), levels, native.values).validated()
+
+
+def check_joins(operands: list[Tensor], shape: tuple[int, ...], threads: Threads | None = None) -> None:
+    """Values are small integers: sums and products are exact."""
+    dense = [operand.to_dense() for operand in operands]
+    stored = [np.zeros(shape, bool) for _ in operands]
+    for mask, operand in zip(stored, operands, strict=True):
+        mask[tuple(operand.coordinates().T)] = True
+    for join, wanted, kept in (
+        (native_add, np.add.reduce(dense), np.logical_or.reduce(stored)),
+        (native_multiply, np.multiply.reduce(dense), np.logical_and.reduce(stored)),
+    ):
+        result = tensor_of(join(operands, threads=threads), shape)
+        np.testing.assert_array_equal(result.to_dense(), wanted)
+        np.testing.assert_array_equal(result.coordinates(), np.argwhere(kept))
+
+
+def with_integers(rng: np.random.Generator, shape: tuple[int, ...], density: float, form: str) -> Tensor:
+    tensor = random_tensor(rng, shape, density, form)
+    tensor.values[:] = rng.integers(-3, 4, len(tensor.values))
+    return tensor
+
+
+@pytest.mark.parametrize("form", ["compressed", "csr", "dcsr", "csf", "dense,compressed,compressed"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_sums_and_products(form: str, count: int) -> None:
+    modes = {"compressed": 1, "csr": 2, "dcsr": 2}.get(form, 3)
+    for seed in range(12):
+        rng = np.random.default_rng([seed, count])
+        shape = tuple(int(size) for size in rng.integers(0 if seed == 0 else 1, 20, modes))
+        operands = [
+            with_integers(rng, shape, float(rng.choice([0.0, 0.05, 0.5, 1.0])), form) for _ in range(count)
+        ]
+        check_joins(operands, shape)
+
+
+@pytest.mark.parametrize("form", ["csr", "dcsr", "csf"])
+def test_sums_and_products_in_many_parts(form: str) -> None:
+    rng = np.random.default_rng(11)
+    shape = (40, 50, 60) if form == "csf" else (3, 70_000)
+    density = 0.4
+    operands = [with_integers(rng, shape, density, form) for _ in range(3)]
+    with Threads(3) as threads:
+        check_joins(operands[:2], shape, threads)
+        check_joins(operands, shape, threads)
+
+
+def test_operands_of_different_types_and_without_common_rows() -> None:
+    rng = np.random.default_rng(2)
+    top, bottom = (with_integers(rng, (10, 9), 0.5, "dcsr").to_dense() for _ in range(2))
+    top[5:], bottom[:5] = 0, 0
+    one, other = (
+        Tensor.from_coordinates(np.argwhere(part), part[part != 0], part.shape, "dcsr")
+        for part in (top, bottom)
+    )
+    check_joins([one.astype(np.float32), other], (10, 9))
+    mixed = native_add([narrow(one), other])
+    assert mixed.index_type == np.int64
+    assert not len(native_multiply([one, other]).levels[0].crd)
+    for operands, message in (
+        ([], "at least one"),
+        ([one, MATRICES["all empty dcsr"]], "different shapes"),
+        ([one, one.converted("csr")], "different formats"),
+        ([one, MATRICES["odd"]], "different"),
+        ([random_tensor(rng, (3, 4), 0.5, "compressed,dense")] * 2, "last level must be compressed"),
+        ([random_tensor(rng, (3, 4, 2), 0.5, "compressed,dense,compressed")] * 2, "below a compressed one"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            native_add(operands)
 
 
 def test_busy_time_is_of_every_thread_and_starts_again() -> None:

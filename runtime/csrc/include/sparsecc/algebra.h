@@ -83,6 +83,32 @@ SPARSECC_API int sparsecc_spmm(const sparsecc_tensor* a, const void* x, int64_t 
 SPARSECC_API int sparsecc_sddmm(const sparsecc_tensor* s, const void* u, const void* v, int64_t inner, void* out,
                                 const char* isa, const sparsecc_executor* executor, char* error, size_t error_size);
 
+/* ---- sparse results ----------------------------------------------------------------------------------------
+ * The caller brings the room; counts are set to what has been written. */
+typedef struct {
+  void* pos; /* NULL for a dense level */
+  void* crd;
+  int64_t pos_count, crd_count;
+} sparsecc_result_level;
+
+typedef struct {
+  size_t struct_size; /* sizeof(sparsecc_result) */
+  sparsecc_result_level* levels;
+  int32_t level_count;
+  void* values;
+  int64_t value_count;
+} sparsecc_result;
+
+typedef enum { SPARSECC_UNION = 0, SPARSECC_INTERSECTION = 1 } sparsecc_join_kind;
+
+/* The sum of tensors (union) or their element-wise product (intersection). All have the same sizes, kinds of levels
+ * and types; dense levels come first, the last is compressed. A level of the result has room for N + 1 coordinates, N
+ * all coordinates of that level of all operands (sum) or of the one that has fewest (product), and for one position
+ * more than nodes above fit; values as coordinates of the last level. Numbers that add up to zero are kept. */
+SPARSECC_API int sparsecc_join(const sparsecc_tensor* operands, int32_t operand_count, int32_t kind,
+                               sparsecc_result* result, const sparsecc_executor* executor, char* error,
+                               size_t error_size);
+
 #ifdef __cplusplus
 }
 #endif
