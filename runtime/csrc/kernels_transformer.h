@@ -10,7 +10,8 @@ namespace sparsecc {
 
 constexpr int kMostBlockRows = 48;
 
-// One head, some rows of queries. `keys_wide` and `size_wide` are keys and size in whole groups of 16.
+// One head, some rows of queries. `keys_wide` and `size_wide` are keys and size in whole groups of 16, `score_stride`
+// at least keys in whole groups.
 struct AttentionJob {
   const float* q;  // [queries][size], rows q_stride apart
   int64_t q_stride, queries;  // at most kMostBlockRows queries, so that scores stay in cache
@@ -22,7 +23,8 @@ struct AttentionJob {
   float scale;
   float* y;
   int64_t y_stride;
-  float* scores;  // room for [queries, up to a whole tile][keys_wide]
+  float* scores;  // room for [queries, up to a whole tile][score_stride]
+  int64_t score_stride;
   float* turned;  // room for [queries, up to a whole tile][size]
 };
 
@@ -70,6 +72,7 @@ struct TransformerHelpers {
   Tile attention_tile;
   void (*pack_attention)(const AttentionPackJob* job);
   void (*attention)(const AttentionJob* job);
+  void (*softmax)(const float* x, int64_t count, float* y);
   void (*rotate)(const RotaryJob* job);
   void (*norm)(const NormJob* job);
   void (*gate)(const GateJob* job);

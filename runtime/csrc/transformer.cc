@@ -7,20 +7,13 @@
 
 #include "common.h"
 #include "c_guard.h"
-#include "isa.h"
-#include "kernels_transformer.h"
 #include "schedule.h"
 #include "sparsecc/c_api.h"
+#include "transformer.h"
 
 namespace sparsecc {
-namespace {
 
-constexpr int64_t kScoreBytes = 24 * 1024;  // of a block of queries, so that they stay in a first-level cache
-constexpr int64_t kLargest = int64_t{1} << 40;
-constexpr float kHidden = -1e30f;  // a mask this low makes a weight of exactly 0 where another key has none like it
-constexpr int64_t kRowTask = 1 << 13;  // floats, at least, that are worth a task of their own
-
-const TransformerHelpers& transformer(Isa isa) {
+const TransformerHelpers& transformer_helpers(Isa isa) {
 #define SPARSECC_KERNEL(isa_of_row, rows, wide) \
   if (isa == kIsa_##isa_of_row) return isa_of_row::kTransformer;
 #include "kernels_transformer.inc"
@@ -28,11 +21,17 @@ const TransformerHelpers& transformer(Isa isa) {
   throw Failure{std::string("no attention kernel for ") + isa_name(isa)};
 }
 
+namespace {
+
+constexpr int64_t kLargest = int64_t{1} << 40;
+
 void in_range(const char* name, int64_t value) {
   if (value < 0 || value > kLargest) throw Failure{std::string(name) + " is negative or too large"};
 }
 
-void check(const sparsecc_attention_desc& a) {
+}  // namespace
+
+void check_attention(const sparsecc_attention_desc& a) {
   if (a.struct_size != sizeof(a)) throw Failure{"struct_size of the attention is wrong"};
   const int64_t sizes[] = {a.batch, a.heads, a.kv_heads, a.queries, a.keys, a.head_size};
   for (const int64_t size : sizes) in_range("a size of the attention", size);
@@ -50,15 +49,15 @@ void check(const sparsecc_attention_desc& a) {
   if (a.head_size > INT32_MAX || a.keys > INT32_MAX) throw Failure{"head size or keys are too large"};
 }
 
+namespace {
+
+constexpr int64_t kRowTask = 1 << 13;  // floats, at least, that are worth a task of their own
+
 struct AttentionShape {
   const TransformerHelpers& help;
   int64_t keys_wide, size_wide, block_rows;
   int64_t group;  // heads of q that share one of k and v
 };
-
-int64_t offset(const int64_t (&strides)[3], int64_t batch, int64_t row, int64_t head) {
-  return batch * strides[0] + row * strides[1] + head * strides[2];
-}
 
 // Turns rows of one head, where there are cosines; else says where they are. Returns their stride too.
 std::pair<const float*, int64_t> turned(const sparsecc_attention_desc& a, const TransformerHelpers& help,
@@ -124,6 +123,7 @@ void attention_task(const sparsecc_attention_desc& a, const AttentionShape& shap
   job.scale = a.scale;
   job.y_stride = a.y_strides[1];
   job.scores = working.data();
+  job.score_stride = shape.keys_wide;
   job.turned = working.data() + shape.block_rows * shape.keys_wide;
   for (int64_t at = first; at < first + count; at += job.queries) {
     const int64_t head = kv_head * shape.group + at / a.queries, row = at % a.queries;
@@ -150,7 +150,7 @@ void run_attention(const sparsecc_attention_desc& a, const sparsecc_executor* ex
     }
     return;
   }
-  const TransformerHelpers& help = transformer(choose_isa(a.isa));
+  const TransformerHelpers& help = transformer_helpers(choose_isa(a.isa));
   const int64_t keys_wide = round_up(a.keys, kGroup), rows = help.attention_tile.rows;
   const int64_t fit = kScoreBytes / (keys_wide * 4) / rows * rows;
   const AttentionShape shape{help, keys_wide, round_up(a.head_size, kGroup),
@@ -186,7 +186,7 @@ void run_rows(int64_t rows, int64_t size, const sparsecc_executor* executor, con
 }
 
 void run_norm(const sparsecc_norm_desc& n, const sparsecc_executor* executor) {
-  const TransformerHelpers& help = transformer(choose_isa(n.isa));
+  const TransformerHelpers& help = transformer_helpers(choose_isa(n.isa));
   run_rows(n.rows, n.size, executor, [&](int64_t first, int64_t rows) {
     const int64_t offset = first * n.size;
     const NormJob job{n.x + offset,
@@ -214,7 +214,7 @@ int sparsecc_attention_run(const sparsecc_attention_desc* attention, const spars
                            char* error, size_t error_size) {
   return guard(error, error_size, [&] {
     require(attention != nullptr, "attention must not be null");
-    check(*attention);
+    check_attention(*attention);
     const bool empty = attention->batch == 0 || attention->heads == 0 || attention->queries == 0 ||
                        attention->head_size == 0;
     require(empty || (attention->q != nullptr && attention->y != nullptr), "q and y must not be null");
@@ -247,7 +247,7 @@ int sparsecc_gate_run(const float* x, int64_t rows, int64_t size, sparsecc_activ
             "the activation of a gate must be one without parameters");
     if (rows == 0 || size == 0) return;
     require(x != nullptr && y != nullptr, "x and y must not be null");
-    const TransformerHelpers& help = transformer(choose_isa(isa));
+    const TransformerHelpers& help = transformer_helpers(choose_isa(isa));
     run_rows(rows, size, executor, [&](int64_t first, int64_t count) {
       const GateJob job{x + first * 2 * size, y + first * size, count, size, {nullptr, activation, 0, 0}};
       help.gate(&job);

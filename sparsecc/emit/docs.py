@@ -42,7 +42,8 @@ packed weight format (gap stream, block order) is described in `runtime/csrc/inc
 
 All inputs but `x` (also its scale and zero point in `Int8` families, of recurrent operators `lengths` and the initial
 states, and `residual`) must be constant initializers of the graph that holds the node; all attributes are
-always present.
+always present. This does not hold for operators without packed weights: attention, normalisation, gates and those of
+sparse tensor algebra.
 
 Names ending in `Quads` work on quad planes: bytes `[B, ceil(C / 4), H, W, 4]`, one scale and zero point a tensor,
 channels beyond the last hold anything. `y` is what `DequantizeLinear`, the operator in float32 and `QuantizeLinear`
@@ -52,6 +53,12 @@ integers may be the other one. The columns of their weights are in the order (kh
 `SparseLSTM` and `SparseGRU` are ONNX's LSTM and GRU with the default activations, without clip, peepholes and coupled
 gates, layout 0. Their further forms have `Lengths` (input `lengths` after `bias`), `State` (the initial states after
 that) or both in the name, such as `SparseLSTMLengthsState`. A sequence of length 0 ends in zeros.
+
+`SparseEinsum`, `SparseEinsumVector`, `SparseEinsumSampled`, `SparseSoftmax` and `SparseAttention` take sparse operands
+as the arrays of their storage (CSR), computed or constant: positions and coordinates of one integer type, 0-based,
+coordinates rising and unique in each row. They are checked at each run, constants once, and what does not fit is an
+error. The body needs memory for the entries times the width of the dense operand, never for the dense matrix; only that
+of `SparseAttention` is the dense operator with a mask. These bodies need opset 16, `SparseSoftmax` 18.
 """
 
 

@@ -40,6 +40,7 @@ from sparsecc.emit.operator import (
     Shapes,
     window_sizes,
 )
+from sparsecc.emit.ops_algebra import algebra_operators
 from sparsecc.emit.ops_planes import plane_operators
 from sparsecc.emit.ops_recurrent import recurrent_operators
 from sparsecc.emit.ops_transformer import transformer_operators
@@ -214,6 +215,7 @@ def operators() -> Mapping[str, Operator]:
         *recurrent_operators(),
         *plane_operators(),
         *transformer_operators(),
+        *algebra_operators(),
     )
     return {op.name: op for op in ops}
 

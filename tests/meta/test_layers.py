@@ -18,7 +18,7 @@ ALLOWED = {
     "ir": {"sparse", "algebra", "errors"},
     "pm": {"ir", "sparse", "target", "errors"},
     "calib": {"ir", "pm", "sparse", "target", "errors"},
-    "emit": {"ir", "sparse", "target", "errors", "runtime"},
+    "emit": {"ir", "sparse", "algebra", "target", "errors", "runtime"},
     "verify": {"ir", "sparse", "errors", "runtime", "calib"},
     "heal": {"ir", "pm", "calib", "errors"},
     "passes": {"pm", "ir", "sparse", "algebra", "target", "calib", "heal", "errors"},

@@ -66,7 +66,7 @@ static void score_tile(const AttentionJob& job, const float* turned, int64_t key
   product_tile<Rows, Wide>(turned, 1, attention_tile.rows, job.keys_t + key, job.keys_wide, job.size, sum);
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) SPARSECC_UNROLL
-  for (int w = 0; w < Wide; ++w) store(scores + r * job.keys_wide + key + w * kGroup, sum[r][w]);
+  for (int w = 0; w < Wide; ++w) store(scores + r * job.score_stride + key + w * kGroup, sum[r][w]);
 }
 
 // Rows of weights, not yet divided by their sums, times the values.
@@ -74,7 +74,7 @@ template <int Rows, int Wide>
 static void value_tile(const AttentionJob& job, const float* weights, const float* shares, int64_t column,
                        float* y) {
   F16 sum[Rows][Wide];
-  product_tile<Rows, Wide>(weights, job.keys_wide, 1, job.values + column, job.size_wide, job.keys, sum);
+  product_tile<Rows, Wide>(weights, job.score_stride, 1, job.values + column, job.size_wide, job.keys, sum);
   SPARSECC_UNROLL
   for (int r = 0; r < Rows; ++r) {
     const Vec share = splat(shares[r]);
@@ -133,7 +133,7 @@ constexpr int kSoftmaxRows = kParts == 1 ? 4 : 2;
 template <int Rows>
 static void softmax_rows(const AttentionJob& job, float* scores, int64_t row, float* shares) {
   // In locals, since scores are stored between uses.
-  const int64_t stride = job.keys_wide, keys = job.keys, whole = keys / kGroup * kGroup, rest = keys - whole;
+  const int64_t stride = job.score_stride, keys = job.keys, whole = keys / kGroup * kGroup, rest = keys - whole;
   const int64_t mask_stride = job.mask_row_stride, key_stride = job.mask_key_stride;
   const float* mask = job.mask == nullptr ? nullptr : job.mask + row * mask_stride;
   const Vec scale = splat(job.scale);
@@ -205,17 +205,17 @@ static void attention(const AttentionJob* all) {
     for (int64_t row = 0; row < rows; row += tile)
       call_tile<tile, attention_tile.wide, Scores>((int)(rows - row < tile ? rows - row : tile), wide, &job,
                                                    (const float*)job.turned + row * job.size, key,
-                                                   job.scores + row * job.keys_wide);
+                                                   job.scores + row * job.score_stride);
   });
   int64_t next = 0;
   for (; next + kSoftmaxRows <= rows; next += kSoftmaxRows)
-    softmax_rows<kSoftmaxRows>(job, job.scores + next * job.keys_wide, next, shares + next);
-  for (; next < rows; ++next) softmax_rows<1>(job, job.scores + next * job.keys_wide, next, shares + next);
+    softmax_rows<kSoftmaxRows>(job, job.scores + next * job.score_stride, next, shares + next);
+  for (; next < rows; ++next) softmax_rows<1>(job, job.scores + next * job.score_stride, next, shares + next);
   for_each_run(job.size_wide / kGroup, [&](int64_t column, int wide) {
     for (int64_t row = 0; row < rows; row += tile) {
       const int count = (int)(rows - row < tile ? rows - row : tile);
       call_tile<tile, attention_tile.wide, Values>(
-          count, wide, &job, (const float*)job.scores + row * job.keys_wide, (const float*)shares + row,
+          count, wide, &job, (const float*)job.scores + row * job.score_stride, (const float*)shares + row,
           column, job.y + row * job.y_stride);
     }
   });

@@ -24,10 +24,12 @@ constexpr int kLanes = SPARSECC_LANES;
 #include "gate.inl.h"
 #include "norm.inl.h"
 #include "rotary.inl.h"
+#include "softmax.inl.h"
 
 }  // namespace
 
-extern const TransformerHelpers kTransformer = {attention_tile, pack_attention, attention, rotate, norm, gate};
+extern const TransformerHelpers kTransformer = {attention_tile, pack_attention, attention, softmax,
+                                                rotate,         norm,           gate};
 
 }  // namespace SPARSECC_NAMESPACE
 }  // namespace sparsecc

@@ -31,7 +31,8 @@ void* make_output(const Functions& api, OrtKernelContext* context, size_t index,
 
 std::vector<OperatorSpec> all_operators() {
   std::vector<OperatorSpec> all;
-  for (const auto family : {linear_operators, recurrent_operators, plane_operators, transformer_operators}) {
+  for (const auto family : {linear_operators, recurrent_operators, plane_operators, transformer_operators,
+                            algebra_operators}) {
     std::vector<OperatorSpec> specs = family();
     std::move(specs.begin(), specs.end(), std::back_inserter(all));
   }

@@ -47,6 +47,10 @@ void checked(Run run) {
 
 // As the type of an input: what NodeReader::stored_values takes. onnxruntime lets an operator name one type or any.
 constexpr ElementType kStoredValues = ElementType::kUndefined;
+// What onnxruntime is told about the type of an input.
+constexpr ElementType declared_type(ElementType type) {
+  return type == ElementType::kIntegers ? ElementType::kUndefined : type;
+}
 
 struct OperatorSpec {
   std::string name;
@@ -62,6 +66,7 @@ std::vector<OperatorSpec> linear_operators();
 std::vector<OperatorSpec> recurrent_operators();
 std::vector<OperatorSpec> plane_operators();
 std::vector<OperatorSpec> transformer_operators();
+std::vector<OperatorSpec> algebra_operators();
 
 std::vector<OperatorSpec> all_operators();
 

@@ -159,16 +159,22 @@ sparsecc_value_type value_type(const TensorView& values) {
   return values.type == ElementType::kBfloat16 ? SPARSECC_BFLOAT16 : SPARSECC_FLOAT32;
 }
 
-TensorView NodeReader::any_constant(size_t index, const char* input) const {
+std::optional<TensorView> NodeReader::if_constant(size_t index) const {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   check(api_, api_.KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
-  if (is_constant == 0 || value == nullptr) {
+  if (is_constant == 0 || value == nullptr) return std::nullopt;
+  return view(api_, value);
+}
+
+TensorView NodeReader::any_constant(size_t index, const char* input) const {
+  std::optional<TensorView> tensor = if_constant(index);
+  if (!tensor) {
     throw KernelError("input " + quoted(input) +
                       " must be a constant initializer of the node's own graph (not a graph input or a "
                       "computed value)");
   }
-  return view(api_, value);
+  return *std::move(tensor);
 }
 
 TensorView NodeReader::constant_of_any_rank(size_t index, const char* input, ElementType type) const {

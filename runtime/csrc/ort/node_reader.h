@@ -3,6 +3,7 @@
 #define SPARSECC_ORT_NODE_READER_H_
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -45,6 +46,8 @@ class NodeReader {
   // The values of a weight whose arithmetic is float32: of the types of sparsecc_value_type, at any address.
   TensorView stored_values(size_t index, const char* input, size_t rank) const;
   float scalar(size_t index, const char* input) const;
+  // Nothing where the input is computed.
+  std::optional<TensorView> if_constant(size_t index) const;
 
  private:
   TensorView any_constant(size_t index, const char* input) const;

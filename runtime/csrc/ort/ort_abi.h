@@ -38,6 +38,7 @@ inline constexpr uint32_t kNewerApiVersion = 24;
 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kRuntimeException = 6 };
 enum class ElementType : int {
+  kIntegers = -1,  // our own word for int32 or int64, which onnxruntime is told as kUndefined
   kUndefined = 0,  // as the type of an operator's input: any
   kFloat = 1,
   kUint8 = 2,

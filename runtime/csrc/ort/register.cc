@@ -83,7 +83,7 @@ const char* name_of(const CustomOp* op) { return self(op).spec.name.c_str(); }
 // Null: the CPU provider.
 const char* provider(const CustomOp*) { return nullptr; }
 
-ElementType input_type(const CustomOp* op, size_t index) { return self(op).spec.inputs[index]; }
+ElementType input_type(const CustomOp* op, size_t index) { return declared_type(self(op).spec.inputs[index]); }
 size_t input_count(const CustomOp* op) { return self(op).spec.inputs.size(); }
 ElementType output_type(const CustomOp* op, size_t index) { return self(op).spec.outputs[index]; }
 size_t output_count(const CustomOp* op) { return self(op).spec.outputs.size(); }
@@ -206,6 +206,8 @@ const char* type_name(ElementType type) {
       return "int64";
     case kStoredValues:
       return "float32/float16/bfloat16";
+    case ElementType::kIntegers:
+      return "int32/int64";
     default:
       return "?";
   }
