@@ -64,4 +64,5 @@ LOADERS: dict[str, str] = {
     "restore-dense": "sparsecc.passes.lower.restore_dense:RestoreDense",
     "lower-sparse": "sparsecc.passes.lower.lower_sparse:LowerSparse",
     "fuse-transformer": "sparsecc.passes.lower.fuse_transformer:FuseTransformer",
+    "sparsify-attention": "sparsecc.passes.lower.sparsify_attention:SparsifyAttention",
 }

@@ -28,7 +28,7 @@ from sparsecc.passes.lower.linear_form import Refusal
 from sparsecc.passes.lower.transformer_patterns import dims, made_by, only_reader, same, standard, unscaled
 from sparsecc.passes.tidy.graph import int_attribute
 
-__all__ = ["AttentionMatch", "find_attention", "match_attention"]
+__all__ = ["AttentionMatch", "find_attention", "masked_scores", "match_attention"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def find_attention(node: ir.Node) -> AttentionMatch | None:
     rank = len(dims(node.inputs[0]) or ())
     if int_attribute(node, "axis", -1) not in (-1, (rank or 4) - 1):
         raise Refusal("its softmax is not over the keys")
-    product, mask, scale = _masked_scores(node.inputs[0])
+    product, mask, scale = masked_scores(node.inputs[0])
     weigh = only_reader(node.outputs[0], "MatMul")
     left, right = product.inputs
     if weigh is None or weigh.inputs[0] is not node.outputs[0] or weigh.inputs[1] is None:
@@ -165,8 +165,12 @@ def _equally_turned(one: Turn | None, other: Turn | None) -> bool:
     )
 
 
-def _masked_scores(value: ir.Value) -> tuple[ir.Node, ir.Value | None, float]:
-    """The product of queries and keys that ``value`` is made of, what is added to it and its factor."""
+def masked_scores(value: ir.Value) -> tuple[ir.Node, ir.Value | None, float]:
+    """The product of queries and keys that ``value`` is made of, what is added to it and its factor.
+
+    Raises:
+        Refusal: it is made otherwise.
+    """
     add = made_by(value, "Add")
     choices: list[tuple[ir.Value | None, ir.Value | None]] = [(value, None)]
     if add is not None:

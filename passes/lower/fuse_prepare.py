@@ -1,4 +1,4 @@
-"""What stands in the way of patterns in a transformer's graph: casts that change nothing, sizes read in the middle."""
+"""Before and after patterns of a transformer's graph: what stands in their way goes, the new node takes a place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparsecc.passes.lower.activations import constant_array
 from sparsecc.passes.lower.known_sizes import infer_more_shapes
 from sparsecc.passes.tidy.graph import add_constant, bypass, int_attribute
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "replace", "take_over"]
 
 
 def prepare(model: ir.Model) -> None:
@@ -75,3 +75,20 @@ def _one_size(node: ir.Node) -> str | None:
         return None
     dim = source.shape[place]
     return None if isinstance(dim, int) else dim.value
+
+
+def replace(output: ir.Value, node: ir.Node, result: ir.Value, before: ir.Node) -> None:
+    """Put ``node`` in front of ``before``; its ``result`` takes the place, name, type and shape of ``output``."""
+    graph = before.graph
+    assert graph is not None, "the nodes of a model belong to a graph"
+    graph.insert_before(before, node)
+    take_over(output, result)
+
+
+def take_over(output: ir.Value, result: ir.Value) -> None:
+    """Let ``result`` take the place, name, type and shape of ``output``."""
+    result.type, result.shape = output.type, output.shape
+    name = output.name
+    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
+    output.name = None
+    result.name = name

@@ -19,7 +19,7 @@ from sparsecc.ir.packed import is_linear, packed_weight
 from sparsecc.ir.sparse_ops import DOMAIN, FAMILIES, MEMBERS_KEY, sparse_op_node
 from sparsecc.passes.lower.activations import constant_array
 from sparsecc.passes.lower.attention_patterns import match_attention
-from sparsecc.passes.lower.fuse_prepare import prepare
+from sparsecc.passes.lower.fuse_prepare import prepare, replace, take_over
 from sparsecc.passes.lower.head_patterns import Rotary
 from sparsecc.passes.lower.linear_form import Refusal
 from sparsecc.passes.lower.transformer_patterns import NormMatch, dims, match_norm
@@ -40,22 +40,6 @@ class Outcome:
 
     changed: list[tuple[str, str]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
-
-
-def _replace(output: ir.Value, node: ir.Node, result: ir.Value, before: ir.Node) -> None:
-    """Put ``node`` in front of ``before``; its ``result`` takes the place, name, type and shape of ``output``."""
-    graph = before.graph
-    assert graph is not None, "the nodes of a model belong to a graph"
-    graph.insert_before(before, node)
-    _take_over(output, result)
-
-
-def _take_over(output: ir.Value, result: ir.Value) -> None:
-    result.type, result.shape = output.type, output.shape
-    name = output.name
-    ir.convenience.replace_all_uses_with(output, result, replace_graph_outputs=True)
-    output.name = None
-    result.name = name
 
 
 def _main_nodes(model: Model) -> list[ir.Node]:
@@ -115,15 +99,15 @@ def _fuse_norm(match: NormMatch, name: str) -> str:
         node = norm_node(
             match.source, None, match.gain, match.shift, epsilon=match.epsilon, with_sum=False, name=name
         )
-        _replace(match.output, node, node.outputs[0], last)
+        replace(match.output, node, node.outputs[0], last)
         return f"{node.op_type} instead of onnxruntime's"
     add, x, residual = added
     _before(add, match.gain, match.shift)
     used = not set(match.source.consumers()) <= match.readers or match.source.is_graph_output()
     node = norm_node(x, residual, match.gain, match.shift, epsilon=match.epsilon, with_sum=used, name=name)
-    _replace(match.output, node, node.outputs[0], add)
+    replace(match.output, node, node.outputs[0], add)
     if used:
-        _take_over(match.source, node.outputs[1])
+        take_over(match.source, node.outputs[1])
     return f"{node.op_type}: the sum before it fused"
 
 
@@ -158,7 +142,7 @@ def fuse_attention(model: Model) -> Outcome:
         )  # fmt: skip
         last = match.output.producer()
         assert last is not None, "a match ends at a node"
-        _replace(match.output, fused, fused.outputs[0], last)
+        replace(match.output, fused, fused.outputs[0], last)
         outcome.changed.append((str(node.name), f"{fused.op_type} of {match.heads} heads"))
     return outcome
 
@@ -261,7 +245,7 @@ def stack_attention_inputs(model: Model) -> Outcome:
             (stacked.outputs[0],), node.inputs[-1] if variant.mask else None, heads=heads, kv_heads=kv_heads,
             scale=node.attributes["scale"].as_float(), rotary=rotary, name=name,
         )  # fmt: skip
-        _replace(node.outputs[0], fused, fused.outputs[0], node)
+        replace(node.outputs[0], fused, fused.outputs[0], node)
         outcome.changed.append((name, "q, k and v by one product"))
     return outcome
 
@@ -296,7 +280,7 @@ def fuse_gates(model: Model) -> Outcome:
             outcome.refused.append((str(node.name), str(refusal)))
             continue
         fused = gate_node(stacked.outputs[0], operator, name=str(node.name))
-        _replace(node.outputs[0], fused, fused.outputs[0], node)
+        replace(node.outputs[0], fused, fused.outputs[0], node)
         outcome.changed.append((str(node.name), f"{operator}: both halves by one product"))
     return outcome
 
