@@ -29,6 +29,7 @@ __all__ = [
     "algebra_library",
     "find_splits",
     "native_add",
+    "native_matmul",
     "native_multiply",
     "native_sddmm",
     "native_spmm",
@@ -141,6 +142,10 @@ _SIGNATURES: Signatures = {
         (_POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
     ),
     "sparsecc_join": (ctypes.c_int, (_POINTER, ctypes.c_int32, ctypes.c_int32, _POINTER, _POINTER, *_ERROR)),
+    "sparsecc_product_create": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, *_ERROR)),
+    "sparsecc_product_entries": (_COUNT, (_POINTER,)),
+    "sparsecc_product_fetch": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, *_ERROR)),
+    "sparsecc_product_destroy": (None, (_POINTER,)),
     "sparsecc_sddmm": (
         ctypes.c_int,
         (_POINTER, _POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
@@ -542,3 +547,54 @@ def _filled(room: Sequence[Level], values: NDArray[Any], fill: Callable[[Any], N
         for level, written in zip(room, levels, strict=True)
     ]
     return NativeTensor(made, values[: result.value_count], check=False)
+
+
+class _Product(NativeHandle):
+    _family = "product"
+
+    def __init__(self, tensors: Sequence[NativeTensor], threads: Threads | None) -> None:
+        super().__init__(algebra_library())
+        mask = tensors[2].desc if len(tensors) > 2 else None
+        self._executor = _executor(threads)
+        self._call(
+            "create", tensors[0].desc, tensors[1].desc, mask, ctypes.byref(self._handle), self._executor
+        )
+
+    def fetch(self, rows: int, index: type[np.signedinteger[Any]], dtype: Any) -> list[NDArray[Any]]:
+        """Positions, coordinates and values."""
+        entries = self._library.sparsecc_product_entries(self._handle)
+        arrays = [np.empty(rows + 1, index), np.empty(entries, index), np.empty(entries, dtype)]
+        self._call("fetch", self._handle, *(array.ctypes.data for array in arrays), self._executor)
+        return arrays
+
+
+def native_matmul(
+    a: TensorLike | NativeTensor,
+    b: TensorLike | NativeTensor,
+    mask: TensorLike | NativeTensor | None = None,
+    *,
+    threads: Threads | None = None,
+) -> NativeTensor:
+    """Return ``y(i, j) = A(i, k) * B(k, j)``, or that times ``mask(i, j)``, in the format of ``a``.
+
+    Args:
+        a: CSR; without a mask it may be DCSR. Rows of the result with nothing in them are left out in DCSR.
+        b: CSR.
+        mask: CSR; only entries in its pattern are computed.
+        threads: to run on; None is the calling one.
+
+    Raises:
+        ModelError: a tensor is malformed.
+        UsageError: sizes do not fit, or another format, or the result needs int64 positions.
+    """
+    tensors = _of_one_type([a, b] if mask is None else [a, b, mask], max)
+    first, dtype = tensors[0], tensors[0].values.dtype
+    with _Product(tensors, threads) as product:
+        pos, crd, values = product.fetch(first.rows, first.index_type, dtype)
+    rows, last = first.levels[0], Level(tensors[1].levels[-1].size, pos, crd)
+    if rows.crd is not None:
+        kept = np.diff(pos) > 0
+        stored = rows.crd[kept]
+        rows = Level(rows.size, np.array([0, len(stored)], first.index_type), stored)
+        last = Level(last.size, np.append(pos[:-1][kept], pos[-1]), crd)
+    return NativeTensor((rows, last), values, check=False)

@@ -2,6 +2,7 @@
 
 #include "algebra/join.h"
 #include "algebra/rows.h"
+#include "algebra/spgemm.h"
 #include "algebra/splitter.h"
 #include "algebra/tensor.h"
 #include "c_guard.h"
@@ -105,3 +106,29 @@ int sparsecc_join(const sparsecc_tensor* operands, int32_t operand_count, int32_
                   kind == SPARSECC_UNION ? algebra::Join::kUnion : algebra::Join::kIntersection, result, executor);
   });
 }
+
+int sparsecc_product_create(const sparsecc_tensor* a, const sparsecc_tensor* b, const sparsecc_tensor* mask,
+                            sparsecc_product** out, const sparsecc_executor* executor, char* error,
+                            size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(out != nullptr, "out must not be null");
+    *out = nullptr;
+    algebra::check_shape(a);
+    algebra::check_shape(b);
+    if (mask != nullptr) algebra::check_shape(mask);
+    *out = algebra::multiply(*a, *b, mask, executor);
+  });
+}
+
+int64_t sparsecc_product_entries(const sparsecc_product* product) { return product->entries(); }
+
+int sparsecc_product_fetch(const sparsecc_product* product, void* pos, void* crd, void* values,
+                           const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    require(product != nullptr && pos != nullptr, "product and pos must not be null");
+    require(product->entries() == 0 || (crd != nullptr && values != nullptr), "crd and values must not be null");
+    product->fetch(pos, crd, values, executor);
+  });
+}
+
+void sparsecc_product_destroy(sparsecc_product* product) { delete product; }

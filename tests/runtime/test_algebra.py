@@ -19,6 +19,7 @@ from sparsecc.runtime.capi_algebra import (
     Threads,
     find_splits,
     native_add,
+    native_matmul,
     native_multiply,
     native_sddmm,
     native_spmm,
@@ -287,6 +288,70 @@ def test_operands_of_different_types_and_without_common_rows() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             native_add(operands)
+
+
+@pytest.mark.parametrize("form", ["csr", "dcsr"])
+@pytest.mark.parametrize(
+    "sizes", [(7, 9, 5), (1, 30, 4000), (3, 400, 3001), (150, 120, 210), (0, 4, 3), (5, 0, 7)]
+)
+def test_products_of_sparse_matrices(form: str, sizes: tuple[int, int, int]) -> None:
+    """Rows are cut inside of products at the larger sizes; what is stored is where there are products."""
+    rng = np.random.default_rng(sizes)
+    rows, inner, columns = sizes
+    with Threads(3) as threads:
+        for densities in ((0.05, 0.5), (0.8, 0.6), (0.0, 0.5), (0.3, 0.0)):
+            a, b = (
+                with_integers(rng, (rows, inner), densities[0], form),
+                with_integers(rng, (inner, columns), densities[1], "csr"),
+            )
+            wanted = a.to_dense() @ b.to_dense()
+            kept = _pattern(a) @ _pattern(b) > 0
+            mask = with_integers(rng, (rows, columns), 0.3, "csr")
+            results = [tensor_of(native_matmul(a, b, threads=lent), wanted.shape) for lent in (None, threads)]
+            for result in results:
+                np.testing.assert_array_equal(result.to_dense(), wanted)
+                np.testing.assert_array_equal(result.coordinates(), np.argwhere(kept))
+            if form == "csr":
+                masked = tensor_of(native_matmul(a, b, mask, threads=threads), wanted.shape)
+                np.testing.assert_array_equal(masked.to_dense(), wanted * mask.to_dense())
+                np.testing.assert_array_equal(masked.coordinates(), np.argwhere(kept & (_pattern(mask) > 0)))
+
+
+def _pattern(tensor: Tensor) -> np.ndarray:
+    found = np.zeros(tensor.shape)
+    found[tuple(tensor.coordinates().T)] = 1
+    return found
+
+
+def test_threads_change_no_bit_of_a_product_of_matrices() -> None:
+    rng = np.random.default_rng(8)
+    a = Tensor.from_coordinates(
+        np.array([(1, c) for c in range(300)]), rng.standard_normal(300), (3, 300), "csr"
+    )
+    b = random_tensor(rng, (300, 2_000), 0.5, "csr")
+    for dtype in (np.float32, np.float64):
+        operands = a.astype(dtype), b.astype(dtype)
+        alone = native_matmul(*operands)
+        for count in (2, 5):
+            with Threads(count) as threads:
+                np.testing.assert_array_equal(native_matmul(*operands, threads=threads).values, alone.values)
+        dense = a.to_dense() @ b.to_dense()
+        np.testing.assert_allclose(
+            tensor_of(alone, (3, 2_000)).to_dense(), dense, atol=3e-4 if dtype == np.float32 else 1e-12
+        )
+
+
+def test_matrices_that_cannot_be_multiplied() -> None:
+    rng = np.random.default_rng(0)
+    a, b = random_tensor(rng, (4, 5), 0.5, "csr"), random_tensor(rng, (5, 6), 0.5, "csr")
+    for operands, message in (
+        ((b, a), "inner sizes"),
+        ((a, b.converted("dcsr")), "CSR matrices"),
+        ((a.converted("dcsr"), b, random_tensor(rng, (4, 6), 0.5, "csr")), "CSR matrices"),
+        ((a, b, a), "mask has another shape"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            native_matmul(*operands)
 
 
 def test_busy_time_is_of_every_thread_and_starts_again() -> None:

@@ -109,6 +109,19 @@ SPARSECC_API int sparsecc_join(const sparsecc_tensor* operands, int32_t operand_
                                sparsecc_result* result, const sparsecc_executor* executor, char* error,
                                size_t error_size);
 
+/* A product of sparse matrices, C = A B, or the element-wise product of that and a mask, CSR too (of which only what
+ * is in its pattern is computed). A and B are CSR of the same types; without a mask A may be DCSR, and C has its rows.
+ * Coordinates of C rise. It waits in memory until it is fetched: pos [rows + 1], crd and values [entries]. */
+typedef struct sparsecc_product sparsecc_product;
+
+SPARSECC_API int sparsecc_product_create(const sparsecc_tensor* a, const sparsecc_tensor* b,
+                                         const sparsecc_tensor* mask, sparsecc_product** out,
+                                         const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API int64_t sparsecc_product_entries(const sparsecc_product* product);
+SPARSECC_API int sparsecc_product_fetch(const sparsecc_product* product, void* pos, void* crd, void* values,
+                                        const sparsecc_executor* executor, char* error, size_t error_size);
+SPARSECC_API void sparsecc_product_destroy(sparsecc_product* product);
+
 #ifdef __cplusplus
 }
 #endif
