@@ -46,8 +46,9 @@ def einsum(
         format: of the result (``levels.format_levels``); None: a dense array.
         parts: how many; by default up to 64, fewer where there is little work.
         threads: that parts run on. Results are the same bits for any number of them; they depend on ``parts``.
-        backend: an object with kernels for some expressions, see ``patterns.computed``; the others, and those that it
-            does not take, are computed by NumPy. Its kernels choose their parts themselves.
+        backend: an object with kernels for some expressions, such as ``sparsecc.runtime.algebra_backend.NativeBackend``
+            (see ``patterns.computed``); the others, and those that it does not take, are computed by NumPy. Its kernels
+            choose their parts themselves.
         named: more operands.
 
     Returns:

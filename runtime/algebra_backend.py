@@ -1,0 +1,140 @@
+"""Kernels of the operator library as a backend of ``sparsecc.algebra.einsum``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecc.runtime.capi_algebra import (
+    Level,
+    NativeTensor,
+    TensorLike,
+    Threads,
+    algebra_library,
+    native_add,
+    native_multiply,
+    native_sddmm,
+    native_spmm,
+    native_spmv,
+)
+
+__all__ = ["NativeBackend", "Result"]
+
+
+class Result(NamedTuple):
+    """A sparse result.
+
+    Attributes:
+        levels: as those of its operand, from the root on.
+        values: one per node of the last level.
+    """
+
+    levels: tuple[Any, ...]
+    values: NDArray[Any]
+
+
+class NativeBackend:
+    """What the operator library computes of ``sparsecc.algebra.patterns.KERNELS``.
+
+    Use as a context manager, or call ``close``. Each method takes the number of threads, for which a pool is made once. It returns None where the library has no
+    kernel for such operands: values that are not all float32 or all float64, or other levels.
+
+    Raises:
+        RuntimeMissingError: the library is missing or cannot be loaded.
+    """
+
+    def __init__(self) -> None:
+        algebra_library()
+        self._pools: dict[int, Threads] = {}
+
+    def spmv(self, matrix: TensorLike, x: NDArray[Any], *, threads: int) -> NDArray[Any] | None:
+        """Return ``y(i) = A(i,j) * x(j)``."""
+        return self._run(native_spmv, threads, matrix, x) if _is_matrix(matrix) else None
+
+    def spmm(self, matrix: TensorLike, x: NDArray[Any], *, threads: int) -> NDArray[Any] | None:
+        """Return ``y(i,n) = A(i,j) * x(j,n)``."""
+        return self._run(native_spmm, threads, matrix, x) if _is_matrix(matrix) else None
+
+    def sddmm(self, matrix: TensorLike, u: NDArray[Any], v: NDArray[Any], *, threads: int) -> Result | None:
+        """Return ``S(i,j) * u(i,n) * v(j,n)``."""
+        values = self._run(native_sddmm, threads, matrix, u, v) if _is_matrix(matrix) else None
+        return None if values is None else Result(tuple(matrix.levels), values)
+
+    def ttv(self, tensor: TensorLike, x: NDArray[Any], *, threads: int) -> Result | None:
+        """Return ``S(i,j) = T(i,j,k) * x(k)``."""
+        values = self._run(native_spmv, threads, tensor, x) if _ends_compressed(tensor) else None
+        return None if values is None else Result(tuple(tensor.levels[:-1]), values)
+
+    def ttm(self, tensor: TensorLike, x: NDArray[Any], *, threads: int) -> Result | None:
+        """Return ``S(i,j,n) = T(i,j,k) * x(k,n)``."""
+        values = self._run(native_spmm, threads, tensor, x) if _ends_compressed(tensor) else None
+        if values is None:
+            return None
+        return Result((*tensor.levels[:-1], Level(values.shape[1])), values.reshape(-1))
+
+    def add(self, tensors: Sequence[TensorLike], *, threads: int) -> NativeTensor | None:
+        """Return the sum of tensors whose levels are alike."""
+        return self._joined(native_add, tensors, threads)
+
+    def multiply(self, tensors: Sequence[TensorLike], *, threads: int) -> NativeTensor | None:
+        """Return the element-wise product of tensors whose levels are alike."""
+        return self._joined(native_multiply, tensors, threads)
+
+    def close(self) -> None:
+        """End the threads. Calling it again does nothing."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pool(self, threads: int) -> Threads | None:
+        if threads <= 1:
+            return None
+        if threads not in self._pools:
+            self._pools[threads] = Threads(threads)
+        return self._pools[threads]
+
+    def _run(
+        self, kernel: Callable[..., Any], threads: int, tensor: TensorLike, *arrays: NDArray[Any]
+    ) -> Any:
+        if not _same_floats(tensor.values, *arrays):
+            return None
+        return kernel(tensor, *arrays, threads=self._pool(threads))
+
+    def _joined(
+        self, kernel: Callable[..., NativeTensor], tensors: Sequence[TensorLike], threads: int
+    ) -> NativeTensor | None:
+        kinds = {tuple(map(_is_dense, tensor.levels)) for tensor in tensors}
+        form = kinds.pop()
+        alike = not kinds and form[-1] is False and tuple(sorted(form, reverse=True)) == form
+        if not alike or not _same_floats(*(tensor.values for tensor in tensors)):
+            return None
+        return kernel(tensors, threads=self._pool(threads))
+
+
+def _same_floats(*arrays: NDArray[Any]) -> bool:
+    types = {array.dtype for array in arrays}
+    return types == {np.dtype(np.float32)} or types == {np.dtype(np.float64)}
+
+
+def _is_dense(level: Any) -> bool:
+    return getattr(level, "pos", None) is None
+
+
+def _ends_compressed(tensor: TensorLike) -> bool:
+    return not _is_dense(tensor.levels[-1])
+
+
+def _is_matrix(tensor: TensorLike) -> bool:
+    return len(tensor.levels) == 2 and _ends_compressed(tensor)

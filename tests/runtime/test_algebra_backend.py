@@ -1,0 +1,77 @@
+"""Expressions computed by the operator library agree with NumPy's; what it has no kernel for is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sparsecc.algebra import Tensor, einsum, evaluate
+from sparsecc.runtime.algebra_backend import NativeBackend
+
+RNG = np.random.default_rng(13)
+
+
+def sparse(*shape, form="csr", dtype=np.float64):
+    array = np.where(RNG.random(shape) < 0.4, RNG.integers(-4, 5, shape), 0).astype(dtype)
+    found = np.argwhere(array)
+    return Tensor.from_coordinates(found, array[tuple(found.T)], shape, form)
+
+
+NAMED = [
+    ("y(i) = A(i,j) * x(j)", None),
+    ("y(i) = 3 * A(i,j) * x(j)", None),
+    ("Y(n,i) = A(i,j) * N(j,n)", None),
+    ("S(i,j) = A(i,j) * U(i,n) * N(j,n)", "same"),
+    ("S(i,j) = A(i,j) * U(i,n) * N(j,n)", None),
+    ("S(i,j) = T(i,j,k) * c(k)", "csf"),
+    ("S(i,j,n) = T(i,j,k) * M(k,n)", "csf"),
+    ("S(i,j) = A(i,j) - 2 * B(i,j) + A(i,j)", "same"),
+    ("S(j,i) = A(i,j) * B(i,j)", "csc"),
+    ("S(i,j,k) = T(i,j,k) + R(i,j,k)", "csf"),
+    ("S(i,j,k) = T(i,j,k) * R(i,j,k)", "csf"),
+]
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with NativeBackend() as found:
+        yield found
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("form", ["csr", "dcsr"])
+@pytest.mark.parametrize(("text", "result"), NAMED)
+def test_the_library_agrees_with_numpy(backend, text, result, form, dtype, monkeypatch):
+    operands = {name: sparse(17, 11, form=form, dtype=dtype) for name in "AB"}
+    operands |= {name: sparse(17, 11, 5, form="csf", dtype=dtype) for name in "TR"}
+    operands |= {"x": np.arange(11, dtype=dtype), "c": np.arange(5, dtype=dtype), "M": np.ones((5, 3), dtype)}
+    operands |= {name: RNG.integers(0, 9, (n, 3)).astype(dtype) for name, n in (("N", 11), ("U", 17))}
+    result = form if result == "same" else result
+    expected = evaluate(text, operands)
+    monkeypatch.setattr("sparsecc.algebra.calls.execute", None)  # NumPy is not asked
+    for threads in (1, 2):
+        found = einsum(text, operands, format=result, backend=backend, threads=threads)
+        values = found.values if isinstance(found, Tensor) else found
+        assert values.dtype == dtype
+        np.testing.assert_array_equal(
+            found.validated().to_dense() if isinstance(found, Tensor) else found, expected
+        )
+
+
+def test_operands_without_a_kernel_are_left_to_numpy(backend):
+    a, b = sparse(6, 7), sparse(6, 7, form="dcsr")
+    whole = a.astype(np.int64)
+    x = np.arange(7.0)
+    blocks = sparse(6, 7, form="compressed,dense")
+    for text, operands, form in (
+        ("ij,j->i", {"A": a, "B": x.astype(np.float32)}, None),
+        ("ij,j->i", {"A": whole, "B": x.astype(np.int64)}, None),
+        ("ij,j->i", {"A": blocks, "B": x}, None),
+        ("ij,ij->ij", {"A": a, "B": b}, "csr"),
+        ("ij,ij->ij", {"A": blocks, "B": blocks}, "csr"),
+        ("ij,ij->ij", {"A": whole, "B": whole}, "csr"),
+    ):
+        found = einsum(text, operands, format=form, backend=backend)
+        expected = evaluate(text, operands)
+        np.testing.assert_array_equal(found if form is None else found.to_dense(), expected)
+    assert einsum("ij,j->i", A=whole, B=x.astype(np.int64), backend=backend).dtype == np.int64
