@@ -40,8 +40,9 @@ class Result(NamedTuple):
 class NativeBackend:
     """What the operator library computes of ``sparsecc.algebra.patterns.KERNELS``.
 
-    Use as a context manager, or call ``close``. Each method takes the number of threads, for which a pool is made once. It returns None where the library has no
-    kernel for such operands: values that are not all float32 or all float64, or other levels.
+    Use as a context manager, or call ``close``. Each method takes the number of threads, for which a pool is made once.
+    It returns None where the library has no kernel for such operands: values that are not all float32 or all float64,
+    or other levels.
 
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded.
