@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sparsecc.algebra import Tensor
     from sparsecc.algebra.work import Plan
 
-__all__ = ["TENSOR_SUFFIXES", "inspect_tensor"]
+__all__ = ["TENSOR_SUFFIXES", "balance_document", "inspect_tensor"]
 
 TENSOR_SUFFIXES = (".mtx", ".tns")
 _MOST_PARTS = 1 << 22
@@ -52,7 +52,7 @@ def inspect_tensor(
         }
     assignment, made = case(expr or ("spmv" if len(tensor.shape) == 2 else "add"), tensor, others, columns)
     found = plan(assignment, made, parts, convert=True)
-    document = _document(found, parts)
+    document = balance_document(found, parts)
     if picture is not None:
         _draw(found, picture, f"{Path(path).name}: {assignment}")
     if as_json:
@@ -102,8 +102,8 @@ def _read(path: str, form: str | None, progress: Any) -> Tensor:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _document(found: Plan, parts: int) -> dict[str, Any]:
-    """The JSON document; phases follow each other, so that their largest parts add up."""
+def balance_document(found: Plan, parts: int) -> dict[str, Any]:
+    """Return the JSON document; phases follow each other, so that their largest parts add up."""
     from sparsecc.algebra import split
 
     seconds = 0.0
