@@ -2,10 +2,10 @@
 
     python bench/partition.py --json bench/results/partition.json
 
-Real matrices and tensors from a folder (``--data``, else ``$SPARSECC_TEST_DATA/matrices``) and generated ones: power-law
-rows, one giant row, nothing at all, few entries in very many rows. Work and parts follow from the operands alone and
-are the same on every machine; only ``split_seconds`` is a time, of the NumPy splitter on one thread. The benchmark fails
-if a part has more work than the bound.
+Real matrices and tensors from a folder (``--data``, else ``$SPARSECC_TEST_DATA/matrices``) and generated ones:
+power-law rows, one giant row, nothing at all, few entries in very many rows. Work and parts follow from the operands
+alone and are the same on every machine; only ``split_seconds`` is a time, of the NumPy splitter on one thread. The
+benchmark fails if a part has more work than the bound.
 """
 
 from __future__ import annotations

@@ -1,14 +1,29 @@
 #include "sparsecc/c_api.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "c_guard.h"
 #include "int8.h"
 #include "isa.h"
 #include "operator.h"
+#include "sparsecc/balance.h"
 
 using sparsecc::guard;
 using sparsecc::require;
+
+namespace {
+
+constexpr int64_t kMostParts = 1024;
+
+int64_t copied(const std::vector<int64_t>& from, int64_t* to, int64_t room) {
+  const auto count = static_cast<int64_t>(from.size());
+  std::copy_n(from.begin(), std::clamp<int64_t>(room, 0, count), to);
+  return count;
+}
+
+}  // namespace
 
 int sparsecc_matmul_create(const sparsecc_weight_desc* weight, sparsecc_matmul** out, char* error,
                            size_t error_size) {
@@ -137,11 +152,25 @@ const char* sparsecc_isas(void) { return sparsecc::isa_list(); }
 const char* sparsecc_matmul_kernel(const sparsecc_matmul* op, int64_t rows) { return op->kernel(rows); }
 
 double sparsecc_matmul_balance(const sparsecc_matmul* op, int64_t rows, int64_t parts) {
-  return op->balance(rows, parts);
+  return sparsecc::evenness(op->part_work(rows, parts));
 }
 
 double sparsecc_int8_matmul_balance(const sparsecc_int8_matmul* op, int64_t parts) {
-  return op->shares().balance(parts);
+  return sparsecc::evenness(op->shares().part_work(parts));
+}
+
+int64_t sparsecc_matmul_part_work(const sparsecc_matmul* op, int64_t rows, int64_t parts, int64_t* work,
+                                  int64_t room) {
+  try {
+    return copied(op->part_work(rows, std::clamp<int64_t>(parts, 1, kMostParts)), work, room);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
+
+int64_t sparsecc_int8_matmul_part_work(const sparsecc_int8_matmul* op, int64_t parts, int64_t* work,
+                                       int64_t room) {
+  return copied(op->shares().part_work(parts), work, room);
 }
 
 const char* sparsecc_conv_kernel(const sparsecc_conv* op) { return op->kernel(); }

@@ -97,15 +97,15 @@ const char* sparsecc_matmul::kernel(int64_t rows) const {
 }
 
 // Where rows of x are cut as well, idle threads take the next task.
-double sparsecc_matmul::balance(int64_t rows, int64_t threads) const {
-  if (uses_block(rows) || uses_slice(rows) || tiles_.has_value()) return shares(rows).balance(threads);
+std::vector<int64_t> sparsecc_matmul::part_work(int64_t rows, int64_t threads) const {
+  if (uses_block(rows) || uses_slice(rows) || tiles_.has_value()) return shares(rows).part_work(threads);
   const LaneChunks chunks(rows, element_kernel(linear_.isa, element_->tall).tile.wide);
   const int64_t parts = element_parts(chunks.count(), threads);
   std::vector<int64_t> work(static_cast<size_t>(threads));
   for (int64_t chunk = 0; chunk < chunks.count(); ++chunk)
     for (int64_t part = 0; part < parts; ++part)
       *std::min_element(work.begin(), work.end()) += chunks.wide(chunk) * element_->shares.work(part, parts);
-  return evenness(work);
+  return work;
 }
 
 const Shares& sparsecc_matmul::shares(int64_t rows) const {

@@ -75,8 +75,8 @@ struct sparsecc_matmul {
   sparsecc_matmul(const sparsecc_weight_desc& desc, sparsecc::Weight weight);
   void run(const float* x, int64_t rows, float* y, const sparsecc_executor* executor) const;
   const char* kernel(int64_t rows) const;
-  // The work of the busiest of so many threads over the mean.
-  double balance(int64_t rows, int64_t threads) const;
+  // The work of each of so many threads.
+  std::vector<int64_t> part_work(int64_t rows, int64_t threads) const;
   int64_t inputs() const { return linear_.inputs; }
 
  private:

@@ -231,6 +231,4 @@ Shares::Ranges Shares::of(int64_t part, int64_t parts) const {
 
 int64_t Shares::work(int64_t part, int64_t parts) const { return level(parts).work[at(part)]; }
 
-double Shares::balance(int64_t parts) const { return evenness(level(parts).work); }
-
 }  // namespace sparsecc

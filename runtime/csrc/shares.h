@@ -48,8 +48,8 @@ class Shares {
   // after them. No range has both.
   Ranges of(int64_t part, int64_t parts) const;
   int64_t work(int64_t part, int64_t parts) const;
-  // Work of the largest part over the mean part; 1 without work.
-  double balance(int64_t parts) const;
+  // Of all parts, whose number is rounded up to a power of two of at most 64.
+  const std::vector<int64_t>& part_work(int64_t parts) const { return level(parts).work; }
 
  private:
   static constexpr int kLevels = 7;  // 1, 2, 4 .. 64 parts

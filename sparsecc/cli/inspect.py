@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from sparsecc.cli.arguments import model_argument
+from sparsecc.cli.arguments import input_shapes_option, model_argument, parse_input_shapes, threads_option
+from sparsecc.cli.inspect_partition import inspect_partition
 from sparsecc.cli.inspect_tensor import TENSOR_SUFFIXES, inspect_tensor
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table
 from sparsecc.errors import UsageError
@@ -19,7 +20,10 @@ __all__ = ["command"]
 @model_argument
 @click.option("--expr", help="For a tensor file: spmv, spmm, add, mttkrp, … or 'y(i) = A(i,j) * x(j)'.")
 @click.option(
-    "--parts", type=click.IntRange(min=1), default=64, show_default=True, help="Parts to cut the work into."
+    "--parts",
+    type=click.IntRange(min=1),
+    show_default="64; with --partition the threads",
+    help="Parts to cut the work into.",
 )
 @click.option(
     "--operand",
@@ -35,28 +39,37 @@ __all__ = ["command"]
     "--format", "form", metavar="NAME", help="How the tensor is stored: csr, csc, dcsr, csf or coo."
 )
 @click.option("--picture", metavar="FILE.svg", help="Draw the parts over the matrix.")
+@click.option("--partition", is_flag=True, help="Run MODEL: work of each part, and how busy each thread is.")
+@threads_option
+@input_shapes_option
 @json_option
 def command(
     model: str,
     expr: str | None,
-    parts: int,
+    parts: int | None,
     operands: tuple[str, ...],
     columns: int,
     form: str | None,
     picture: str | None,
+    partition: bool,
+    threads: int,
+    input_shapes: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show the linear sites of MODEL: shape, layout, pattern of the zeros, density and bytes.
 
-    Of a sparse matrix (.mtx) or tensor (.tns), show how evenly the work of an expression is cut into parts.
+    With --partition, show how evenly its sparse operators are dealt to threads, by weights and by the clock. Of a
+    sparse matrix (.mtx) or tensor (.tns), show how evenly the work of an expression is cut into parts.
 
     Example: sparsecc inspect model.onnx --json, sparsecc inspect a.mtx --expr spmv --parts 64
     """
     if Path(model).suffix.lower() in TENSOR_SUFFIXES:
+        if partition or input_shapes:
+            raise UsageError(f"{model}: --partition and --input-shapes are for models")
         return inspect_tensor(
             model,
             expr,
-            parts,
+            parts or 64,
             operands=operands,
             columns=columns,
             form=form,
@@ -65,6 +78,8 @@ def command(
         )
     if expr or operands or form or picture:
         raise UsageError(f"{model}: --expr, --operand, --format and --picture are for .mtx and .tns files")
+    if partition:
+        return inspect_partition(model, parts, threads, parse_input_shapes(input_shapes), as_json=as_json)
     document = inspect_model(model)
     if as_json:
         return print_json(document)

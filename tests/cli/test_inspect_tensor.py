@@ -118,3 +118,5 @@ def test_broken_files_and_options_of_other_files(sparsecc: Run, mlp: Path, tmp_p
     result = sparsecc("inspect", mlp, "--expr", "spmv")
     assert result.code == 2
     assert "are for .mtx and .tns files" in result.err
+    result = sparsecc("inspect", broken, "--partition")
+    assert (result.code, "are for models" in result.err) == (2, True)

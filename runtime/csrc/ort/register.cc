@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "busy.h"
 #include "kernel.h"
 #include "node_reader.h"
 #include "schedule.h"
@@ -68,6 +69,7 @@ OrtStatus* create_kernel(const CustomOp* op, const OrtApi*, const OrtKernelInfo*
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   const auto* node = static_cast<const Kernel*>(kernel);
   return guarded(node->api, "", [&] {
+    const BusyRun run(node->label);
     try {
       node->run(context);
     } catch (const KernelError& error) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "busy.h"
 #include "kernel.h"
 #include "schedule.h"
 
@@ -34,8 +35,30 @@ struct SessionThreads::Job {
   void (*fn)(void*, int64_t);
   void* arg;
   std::thread::id caller;
+  BusyRun* measured;  // null: nobody measures
   std::atomic<bool> shared{false};
 };
+
+namespace {
+
+// While tasks run, each is measured on its own.
+class Lending {
+ public:
+  explicit Lending(BusyRun* run) : run_(run) {
+    if (run_ != nullptr) start_ = Clock::now();
+  }
+  ~Lending() {
+    if (run_ != nullptr) run_->add_lent(Clock::now() - start_);
+  }
+  Lending(const Lending&) = delete;
+  Lending& operator=(const Lending&) = delete;
+
+ private:
+  BusyRun* const run_;
+  Clock::time_point start_;
+};
+
+}  // namespace
 
 void SessionThreads::check() const {
   if (failed_.load()) throw KernelError("a worker ran out of memory");
@@ -46,7 +69,10 @@ void SessionThreads::run_task(void* data, size_t task) {
   if (std::this_thread::get_id() != job->caller) job->shared.store(true, std::memory_order_relaxed);
   // An exception must not unwind through onnxruntime's threads.
   try {
+    if (job->measured == nullptr) return job->fn(job->arg, static_cast<int64_t>(task));
+    const Clock::time_point start = Clock::now();
     job->fn(job->arg, static_cast<int64_t>(task));
+    add_busy(job->measured->label(), Clock::now() - start);
   } catch (...) {
     job->threads->failed_ = true;
   }
@@ -54,7 +80,8 @@ void SessionThreads::run_task(void* data, size_t task) {
 
 void SessionThreads::parallel_for(void* self, int64_t tasks, void (*fn)(void*, int64_t), void* arg) {
   auto* threads = static_cast<SessionThreads*>(self);
-  Job job{threads, fn, arg, std::this_thread::get_id()};
+  Job job{threads, fn, arg, std::this_thread::get_id(), BusyRun::current()};
+  const Lending lending(job.measured);
   const auto total = static_cast<size_t>(std::max<int64_t>(tasks, 0));
   if (total > 1 && threads->executor.threads > 1) {
     // Batch count 0 lets idle threads take the next task, which evens out unequal tasks.
