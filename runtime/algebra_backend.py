@@ -16,6 +16,7 @@ from sparsecc.runtime.capi_algebra import (
     Threads,
     algebra_library,
     native_add,
+    native_matmul,
     native_multiply,
     native_sddmm,
     native_spmm,
@@ -77,13 +78,25 @@ class NativeBackend:
             return None
         return Result((*tensor.levels[:-1], Level(values.shape[1])), values.reshape(-1))
 
+    def spgemm(self, left: TensorLike, right: TensorLike, *, threads: int) -> NativeTensor | None:
+        """Return ``Y(i,k) = A(i,j) * B(j,k)``."""
+        suits = _is_matrix(left) and _is_csr(right)
+        return self._run(native_matmul, threads, left, right) if suits else None
+
+    def masked_spgemm(
+        self, mask: TensorLike, left: TensorLike, right: TensorLike, *, threads: int
+    ) -> NativeTensor | None:
+        """Return ``Y(i,k) = C(i,k) * A(i,j) * B(j,k)``."""
+        suits = all(map(_is_csr, (mask, left, right)))
+        return self._run(native_matmul, threads, left, right, mask) if suits else None
+
     def add(self, tensors: Sequence[TensorLike], *, threads: int) -> NativeTensor | None:
         """Return the sum of tensors whose levels are alike."""
-        return self._joined(native_add, tensors, threads)
+        return self._run(_of_several(native_add), threads, *tensors) if _alike(tensors) else None
 
     def multiply(self, tensors: Sequence[TensorLike], *, threads: int) -> NativeTensor | None:
         """Return the element-wise product of tensors whose levels are alike."""
-        return self._joined(native_multiply, tensors, threads)
+        return self._run(_of_several(native_multiply), threads, *tensors) if _alike(tensors) else None
 
     def close(self) -> None:
         """End the threads. Calling it again does nothing."""
@@ -106,27 +119,22 @@ class NativeBackend:
             self._pools[threads] = Threads(threads)
         return self._pools[threads]
 
-    def _run(
-        self, kernel: Callable[..., Any], threads: int, tensor: TensorLike, *arrays: NDArray[Any]
-    ) -> Any:
-        if not _same_floats(tensor.values, *arrays):
+    def _run(self, kernel: Callable[..., Any], threads: int, *operands: TensorLike | NDArray[Any]) -> Any:
+        types = {item.dtype if isinstance(item, np.ndarray) else item.values.dtype for item in operands}
+        if len(types) > 1 or types.pop() not in (np.float32, np.float64):
             return None
-        return kernel(tensor, *arrays, threads=self._pool(threads))
-
-    def _joined(
-        self, kernel: Callable[..., NativeTensor], tensors: Sequence[TensorLike], threads: int
-    ) -> NativeTensor | None:
-        kinds = {tuple(map(_is_dense, tensor.levels)) for tensor in tensors}
-        form = kinds.pop()
-        alike = not kinds and form[-1] is False and tuple(sorted(form, reverse=True)) == form
-        if not alike or not _same_floats(*(tensor.values for tensor in tensors)):
-            return None
-        return kernel(tensors, threads=self._pool(threads))
+        return kernel(*operands, threads=self._pool(threads))
 
 
-def _same_floats(*arrays: NDArray[Any]) -> bool:
-    types = {array.dtype for array in arrays}
-    return types == {np.dtype(np.float32)} or types == {np.dtype(np.float64)}
+def _of_several(kernel: Callable[..., NativeTensor]) -> Callable[..., NativeTensor]:
+    return lambda *tensors, threads: kernel(tensors, threads=threads)
+
+
+def _alike(tensors: Sequence[TensorLike]) -> bool:
+    """Whether all have the same levels, dense ones, then compressed ones."""
+    kinds = {tuple(map(_is_dense, tensor.levels)) for tensor in tensors}
+    form = list(next(iter(kinds)))
+    return len(kinds) == 1 and not form[-1] and form == sorted(form, reverse=True)
 
 
 def _is_dense(level: Any) -> bool:
@@ -139,3 +147,7 @@ def _ends_compressed(tensor: TensorLike) -> bool:
 
 def _is_matrix(tensor: TensorLike) -> bool:
     return len(tensor.levels) == 2 and _ends_compressed(tensor)
+
+
+def _is_csr(tensor: TensorLike) -> bool:
+    return _is_matrix(tensor) and _is_dense(tensor.levels[0])

@@ -27,6 +27,9 @@ NAMED = [
     ("S(i,j,n) = T(i,j,k) * M(k,n)", "csf"),
     ("S(i,j) = A(i,j) - 2 * B(i,j) + A(i,j)", "same"),
     ("S(j,i) = A(i,j) * B(i,j)", "csc"),
+    ("Y(i,k) = A(i,j) * D(j,k)", "same"),
+    ("Y(i,k) = A(i,j) * D(j,k)", None),
+    ("Y(i,k) = C(i,k) * E(i,j) * D(j,k)", "csr"),
     ("S(i,j,k) = T(i,j,k) + R(i,j,k)", "csf"),
     ("S(i,j,k) = T(i,j,k) * R(i,j,k)", "csf"),
 ]
@@ -46,6 +49,11 @@ def test_the_library_agrees_with_numpy(backend, text, result, form, dtype, monke
     operands |= {name: sparse(17, 11, 5, form="csf", dtype=dtype) for name in "TR"}
     operands |= {"x": np.arange(11, dtype=dtype), "c": np.arange(5, dtype=dtype), "M": np.ones((5, 3), dtype)}
     operands |= {name: RNG.integers(0, 9, (n, 3)).astype(dtype) for name, n in (("N", 11), ("U", 17))}
+    operands |= {
+        "C": sparse(17, 9, dtype=dtype),
+        "D": sparse(11, 9, dtype=dtype),
+        "E": sparse(17, 11, dtype=dtype),
+    }
     result = form if result == "same" else result
     expected = evaluate(text, operands)
     monkeypatch.setattr("sparsecc.algebra.calls.execute", None)  # NumPy is not asked
@@ -68,6 +76,9 @@ def test_operands_without_a_kernel_are_left_to_numpy(backend):
         ("ij,j->i", {"A": whole, "B": x.astype(np.int64)}, None),
         ("ij,j->i", {"A": blocks, "B": x}, None),
         ("ij,ij->ij", {"A": a, "B": b}, "csr"),
+        ("ij,kj->ki", {"A": b, "B": b}, "csr"),
+        ("ij,jk->ik", {"A": a, "B": sparse(7, 6, form="dcsr")}, "csr"),
+        ("ik,ij,jk->ik", {"A": b, "B": a, "C": sparse(7, 7)}, "csr"),
         ("ij,ij->ij", {"A": blocks, "B": blocks}, "csr"),
         ("ij,ij->ij", {"A": whole, "B": whole}, "csr"),
     ):
