@@ -226,8 +226,8 @@ def optimize(
         sparsity: fraction of the weights to remove, in [0, 1).
         method: ``magnitude``, or with calibration data ``wanda``, ``dass``, ``wanda-ols``, ``sparsegpt``, ``alps``
             or ``obc``; ``tiles``, ``armor`` and ``sparse-lowrank`` split or factorise weights too; ``structured``
-            removes channels, neurons and heads instead, ``depth`` whole residual blocks; ``svd``, or with calibration
-            data ``whitened-svd``, ``rrr``, ``asvd`` and ``fwsvd``, put smaller factors in the place of weights.
+            removes channels, neurons and heads instead, ``depth`` whole residual blocks; ``rrr``, ``svd`` and the
+            others of ``sparsecc.plan.presets.FACTOR`` put smaller operators in the place of weights.
         match: which sites: glob or ``re:`` expression.
         overrides: per-site settings, after those of the recipe.
         calibration_data: ``.npz``, folder, ``FILE.py:func`` or ``synthetic``; also decides the input shapes timed.

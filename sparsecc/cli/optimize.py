@@ -49,8 +49,10 @@ _MOST_NOTES = 12
     "--method",
     help="How to prune: magnitude, or with calibration data wanda, dass, wanda-ols, sparsegpt, alps or obc (the last "
     "four also change the weights that stay); tiles, armor and sparse-lowrank split or factorise weights; structured "
-    "removes channels, neurons and heads, depth whole residual blocks; svd, or with calibration data whitened-svd, "
-    "rrr, asvd or fwsvd, put smaller factors in the place of weights.",
+    "removes channels, neurons and heads, depth whole residual blocks. Or smaller operators in the place of weights: "
+    "svd or, with calibration data, rrr, rrr-shared, whitened-svd, asvd, fwsvd, cur, interpolative, compot, cospadi, "
+    "rocket, btt, monarch, blast, blockdiag-lowrank, kronecker, tensor-train; faust for fast transforms; spatial-svd, "
+    "tucker, cp, separable or best for convolutions; embedding, modegpt, mobe; slab, seedlm, bitstack pack bits.",
 )
 @click.option(
     "--flops-ratio",

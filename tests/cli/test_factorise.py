@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from sparsecc.plan.presets import FACTOR
 
 
 def test_factorised_sites_are_one_line_each_and_the_file_runs_anywhere(sparsecc, mlp, tmp_path):
@@ -30,6 +33,11 @@ def test_factorised_sites_are_one_line_each_and_the_file_runs_anywhere(sparsecc,
     assert [node.op_type for node in model.graph.node].count("MatMul") == 4
     assert {node.domain for node in model.graph.node} == {""}
     onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+
+
+def test_help_names_every_method_that_factorises(sparsecc):
+    told = set(re.findall(r"[a-z-]+", sparsecc("optimize", "--help").out))
+    assert not set(FACTOR) - told
 
 
 def test_flags_of_other_methods_are_refused_in_one_line(sparsecc, mlp):

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 
 from sparsecc.ir import Model
+from sparsecc.passes.hybrid.rewriting import PART_KEY
 from sparsecc.plan.decisions import decisions
 from sparsecc.plan.rounds import Outcome
 from sparsecc.pm import PassContext, PassReport, Pipeline
@@ -47,3 +48,20 @@ def test_what_became_of_a_module_is_told_beside_the_choice_of_layout():
     layout.skip("first", "too few zeros")
     (first, _) = decisions(model, model, Outcome(model, [smaller, layout], {}), kept=True)
     assert first.reason == "32 -> 24 neurons; too few zeros"
+
+
+def test_zeros_of_a_sparse_part_that_is_stored_dense_count():
+    model = two_layers()
+    (first, _) = model.sites()
+    weight = first.numpy().copy()
+    weight[::2] = 0
+    first.replace(weight)
+    first.node.metadata_props[PART_KEY] = "whole"
+    report = PassReport("factor-compot")
+    report.change(
+        "whole", "dictionary of 32: 0.5 of the numbers", form="dictionary of 32", op="MatMul", outputs=64,
+        inputs=32, parameters=0.5,
+    )  # fmt: skip
+    (whole, _) = decisions(model, model, Outcome(model, [report], {}), kept=True)
+    assert whole.density == 0.5 + 0.25  # half of 32 x 32 zeros, of 64 x 32 numbers
+    assert whole.reason.endswith("its sparse part is faster dense in this model: 0.75 with the zeros")
