@@ -29,7 +29,9 @@ __all__ = [
     "algebra_library",
     "find_splits",
     "native_add",
+    "native_inner",
     "native_matmul",
+    "native_mttkrp",
     "native_multiply",
     "native_sddmm",
     "native_spmm",
@@ -142,6 +144,10 @@ _SIGNATURES: Signatures = {
         (_POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
     ),
     "sparsecc_join": (ctypes.c_int, (_POINTER, ctypes.c_int32, ctypes.c_int32, _POINTER, _POINTER, *_ERROR)),
+    "sparsecc_mttkrp": (
+        ctypes.c_int,
+        (_POINTER, _POINTER, _COUNT, _POINTER, ctypes.c_char_p, _POINTER, *_ERROR),
+    ),
     "sparsecc_product_create": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, *_ERROR)),
     "sparsecc_product_entries": (_COUNT, (_POINTER,)),
     "sparsecc_product_fetch": (ctypes.c_int, (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, *_ERROR)),
@@ -455,6 +461,50 @@ def native_sddmm(
         _isa(isa), _executor(threads),
     )  # fmt: skip
     return out
+
+
+def native_mttkrp(
+    a: TensorLike | NativeTensor,
+    factors: Sequence[NDArray[Any]],
+    *,
+    threads: Threads | None = None,
+    isa: str | None = None,
+) -> NDArray[Any]:
+    """Return ``y(i, n) = A(i, k, l, ...) * B(k, n) * C(l, n) * ...``, for any number of modes from two on.
+
+    Args:
+        a: levels below the first are compressed (CSF). The first level is the mode of the result.
+        factors: ``[size, columns]``, one for each mode but the first, in the order of the levels.
+        threads: as in ``native_spmv``.
+        isa: as in ``native_spmv``.
+
+    Returns:
+        ``[size of the first mode, columns]``.
+
+    Raises:
+        ModelError: the tensor is malformed.
+        UsageError: factors do not fit, or a level below the first is dense.
+    """
+    tensor = NativeTensor.of(a)
+    if not factors or len(factors) != len(tensor.levels) - 1:
+        raise UsageError(f"{len(factors)} factors for {len(tensor.levels)} modes: there must be one less")
+    columns = int(np.shape(factors[0])[-1]) if np.ndim(factors[0]) else -1
+    held = [
+        _dense(factor, tensor, (level.size, columns), f"factor {number}")
+        for number, (factor, level) in enumerate(zip(factors, tensor.levels[1:], strict=True))
+    ]
+    y = np.empty((tensor.levels[0].size, columns), tensor.values.dtype)
+    pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
+    call(
+        algebra_library().sparsecc_mttkrp, tensor.desc, pointers, columns, y.ctypes.data, _isa(isa),
+        _executor(threads),
+    )  # fmt: skip
+    return y
+
+
+def native_inner(operands: Sequence[TensorLike | NativeTensor], *, threads: Threads | None = None) -> float:
+    """Return the sum over all entries of the element-wise product of tensors; errors as ``native_add``."""
+    return float(native_multiply(operands, threads=threads).values.sum())
 
 
 def native_add(

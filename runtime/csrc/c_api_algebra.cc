@@ -1,6 +1,7 @@
 #include <vector>
 
 #include "algebra/join.h"
+#include "algebra/mttkrp.h"
 #include "algebra/rows.h"
 #include "algebra/spgemm.h"
 #include "algebra/splitter.h"
@@ -90,6 +91,18 @@ int sparsecc_sddmm(const sparsecc_tensor* s, const void* u, const void* v, int64
     require(inner >= 0 && inner <= kMostColumns, "the inner size is negative or too large");
     require(u != nullptr && v != nullptr && out != nullptr, "u, v and out must not be null");
     algebra::sddmm(*s, u, v, inner, out, choose_isa(isa), executor);
+  });
+}
+
+int sparsecc_mttkrp(const sparsecc_tensor* a, const void* const* factors, int64_t columns, void* y, const char* isa,
+                    const sparsecc_executor* executor, char* error, size_t error_size) {
+  return guard(error, error_size, [&] {
+    check_rows(a);
+    require(columns >= 0 && columns <= kMostColumns, "columns are negative or too many");
+    require(factors != nullptr && y != nullptr, "factors and y must not be null");
+    for (int32_t level = 1; level < a->level_count; ++level)
+      require(factors[level - 1] != nullptr, "factors must not be null");
+    algebra::mttkrp(*a, factors, columns, y, choose_isa(isa), executor);
   });
 }
 

@@ -50,11 +50,32 @@ struct SddmmJob {
   V* out;
 };
 
+// out[i] = sum of values[n] * the product of the rows of all factors, over coordinates [begin, end) of the last level of
+// a tree whose levels are compressed below the first, of which i is a node.
+constexpr int kMostModes = 16;
+
+template <class V, class I>
+struct MttkrpJob {
+  int modes;  // 2 or more
+  const I* pos[kMostModes];  // of all levels but the first
+  const I* crd[kMostModes];
+  const V* values;
+  const V* factors[kMostModes];  // [size][columns], of all levels but the first
+  int64_t columns;
+  int64_t begin, end;
+  int64_t node[kMostModes];  // those that `begin` is in, of all levels but the last
+  V* sums;                   // room for [modes - 1][columns]
+  V* out;                    // [nodes of the first level][columns]
+  const I* places;           // where those go; null: in order
+  V* carry;                  // instead of `out` for the first node; null: it begins here
+};
+
 template <class V, class I>
 struct AlgebraKernels {
   void (*spmv)(SpmvJob<V, I>* job);
   void (*spmm)(const SpmmJob<V, I>* job);
   void (*sddmm)(const SddmmJob<V, I>* job);
+  void (*mttkrp)(MttkrpJob<V, I>* job);
 };
 
 struct AlgebraTable {

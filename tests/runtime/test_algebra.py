@@ -19,7 +19,9 @@ from sparsecc.runtime.capi_algebra import (
     Threads,
     find_splits,
     native_add,
+    native_inner,
     native_matmul,
+    native_mttkrp,
     native_multiply,
     native_sddmm,
     native_spmm,
@@ -352,6 +354,67 @@ def test_matrices_that_cannot_be_multiplied() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             native_matmul(*operands)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("shape", "form"),
+    [
+        ((6, 9), "csr"),
+        ((5, 7, 9), "csf"),
+        ((1, 40, 60), "csf"),
+        ((30, 1, 50), "dense,compressed,compressed"),
+        ((5, 6, 7, 8), "csf"),
+        ((9, 3, 2, 4, 3), "csf"),
+    ],
+)
+def test_tensor_times_factors(isa: str, shape: tuple[int, ...], form: str) -> None:
+    rng = np.random.default_rng(shape)
+    letters = "abcde"[: len(shape)]
+    subscripts = f"{letters},{','.join(f'{letter}n' for letter in letters[1:])}->{letters[0]}n"
+    with Threads(3) as threads:
+        for dtype, density, columns in ((np.float32, 0.3, 16), (np.float64, 0.9, 5), (np.float64, 0.0, 3)):
+            tensor = random_tensor(rng, shape, density, form, dtype)
+            factors = [rng.standard_normal((size, columns)).astype(dtype) for size in shape[1:]]
+            wanted, scale = (
+                np.einsum(subscripts, *(array.astype(np.float64) for array in arrays))
+                for arrays in ([tensor.to_dense(), *factors], [abs(tensor.to_dense()), *map(np.abs, factors)])
+            )
+            alone = native_mttkrp(narrow(tensor), factors, isa=isa)
+            for result in (alone, native_mttkrp(tensor, factors, isa=isa)):
+                close(result, wanted, scale, int(np.prod(shape[1:])))
+            np.testing.assert_array_equal(
+                native_mttkrp(narrow(tensor), factors, isa=isa, threads=threads), alone
+            )
+
+
+def test_giant_slice_of_a_tensor_is_cut() -> None:
+    rng = np.random.default_rng(4)
+    entries = np.argwhere(rng.random((3, 60, 70)) < np.array([0.001, 0.9, 0.002])[:, None, None])
+    tensor = Tensor.from_coordinates(entries, rng.standard_normal(len(entries)), (3, 60, 70), "csf")
+    factors = [rng.standard_normal((size, 33)) for size in (60, 70)]
+    wanted = np.einsum("abc,bn,cn->an", tensor.to_dense(), *factors)
+    alone = native_mttkrp(tensor, factors)
+    np.testing.assert_allclose(alone, wanted, atol=1e-10)
+    with Threads(4) as threads:
+        np.testing.assert_array_equal(native_mttkrp(tensor, factors, threads=threads), alone)
+    for wrong, message in (
+        (factors[:1], "1 factors for 3 modes"),
+        (factors[::-1], "factor 0 has shape"),
+        ([factors[0], factors[1][:, 1:]], "factor 1 has shape"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            native_mttkrp(tensor, wrong)
+    with pytest.raises(UsageError, match="must be compressed"):
+        native_mttkrp(tensor.converted("dense,dense,compressed"), factors)
+
+
+def test_inner_products_of_tensors() -> None:
+    rng = np.random.default_rng(6)
+    tensors = [with_integers(rng, (7, 8, 9), density, "csf") for density in (0.5, 0.2, 0.9)]
+    for count in (1, 2, 3):
+        dense = np.multiply.reduce([tensor.to_dense() for tensor in tensors[:count]])
+        assert native_inner(tensors[:count]) == dense.sum()
 
 
 def test_busy_time_is_of_every_thread_and_starts_again() -> None:

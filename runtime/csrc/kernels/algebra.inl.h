@@ -53,10 +53,11 @@ SPARSECC_INLINE V total(typename Lanes<V, kCount>::Type v) {
 }
 
 #include "algebra_rows.inl.h"
+#include "algebra_mttkrp.inl.h"
 
 }  // namespace
 
-#define SPARSECC_ALGEBRA(V, I) {spmv<V, I>, spmm<V, I>, sddmm<V, I>}
+#define SPARSECC_ALGEBRA(V, I) {spmv<V, I>, spmm<V, I>, sddmm<V, I>, mttkrp<V, I>}
 
 extern const AlgebraTable kAlgebra = {SPARSECC_ALGEBRA(float, int32_t), SPARSECC_ALGEBRA(float, int64_t),
                                       SPARSECC_ALGEBRA(double, int32_t), SPARSECC_ALGEBRA(double, int64_t)};

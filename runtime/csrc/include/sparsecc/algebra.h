@@ -82,6 +82,11 @@ SPARSECC_API int sparsecc_spmm(const sparsecc_tensor* a, const void* x, int64_t 
 /* out[n] = values[n] * (u[row] . v[coordinate]), one for each value of `s`; u [rows][inner], v [size][inner]. */
 SPARSECC_API int sparsecc_sddmm(const sparsecc_tensor* s, const void* u, const void* v, int64_t inner, void* out,
                                 const char* isa, const sparsecc_executor* executor, char* error, size_t error_size);
+/* y[i] = sum of values * the product of the rows of all factors (MTTKRP): factors[l] is [size of level l + 1][columns],
+ * y [size of level 0][columns]. Levels below the first are compressed; for another mode the tensor is stored with that
+ * one first. */
+SPARSECC_API int sparsecc_mttkrp(const sparsecc_tensor* a, const void* const* factors, int64_t columns, void* y,
+                                 const char* isa, const sparsecc_executor* executor, char* error, size_t error_size);
 
 /* ---- sparse results ----------------------------------------------------------------------------------------
  * The caller brings the room; counts are set to what has been written. */
