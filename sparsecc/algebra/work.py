@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.algebra.baselines import entry_split, row_split
+from sparsecc.algebra.baselines import entry_split, one_split, row_split
 from sparsecc.algebra.gather import Gathered, WalkLevel
 from sparsecc.algebra.joins import index_sizes
 from sparsecc.algebra.levels import Dense, Tensor
 from sparsecc.algebra.nest import Nest, Operand, nests
 from sparsecc.algebra.notation import Assignment, parse
 from sparsecc.algebra.ordering import Storage, storage_order
-from sparsecc.algebra.splitter import Int64, Walk, split
+from sparsecc.algebra.splitter import Walk, split
 from sparsecc.algebra.visit import Phase, Survivors, survivors, visit
 
 __all__ = ["Plan", "Problem", "cut", "plan", "problem"]
@@ -28,6 +28,9 @@ _MOST_PARTS = 64
 
 #: Steps below which one more part costs more than it saves.
 _LEAST_WORK = 16_384
+
+
+_NOTHING = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +104,23 @@ class Plan(Problem):
 
     @cached_property
     def row_balance(self) -> float:
-        """The same, were the coordinates of the outermost loop cut evenly."""
-        return self._other([row_split(phase) for phase in self.every_phase])
+        """Largest part / mean, were the coordinates of the outermost loop cut evenly."""
+        found = [sum(map(row_split, phases), _NOTHING).max() for phases in self.phases if phases]
+        return self._relative(found)
 
     @cached_property
     def entry_balance(self) -> float:
-        """The same, were the stored entries of the largest operand cut evenly."""
-        return self._other([entry_split(phase) for phase in self.every_phase])
+        """Largest part / mean, were the stored entries of the largest operand cut evenly in each phase."""
+        return self._relative([entry_split(phase).max() for phase in self.every_phase])
 
-    def _other(self, parts: Sequence[Int64]) -> float:
-        return sum(int(work.max()) for work in parts) / self.mean if self.work else 1.0
+    @cached_property
+    def single_balance(self) -> float:
+        """Largest part / mean, were everything cut once, as well as one can without phases."""
+        found = [sum(one_split(phases), _NOTHING).max() for phases in self.phases if phases]
+        return self._relative(found)
+
+    def _relative(self, largest: Sequence[int]) -> float:
+        return float(sum(largest) / self.mean) if self.work else 1.0
 
 
 def plan(

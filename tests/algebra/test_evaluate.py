@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.algebra import Tensor, evaluate, parse
+from sparsecc.algebra import Tensor, einsum, evaluate, parse
 from sparsecc.algebra.notation import Access, Number, Product, Sum, indices_of
 from sparsecc.errors import SpecError
 
@@ -99,6 +99,9 @@ def test_values_are_those_of_plain_loops(data):
             operands[access.name] = Tensor.from_coordinates(places, values, shape, form)
     expected = plain_loops(assignment, arrays)
     np.testing.assert_array_equal(evaluate(assignment, operands), expected)
+    np.testing.assert_array_equal(
+        einsum(str(assignment), operands, parts=data.draw(st.integers(1, 5))), expected
+    )
     if assignment.output.indices:
         form = data.draw(st.sampled_from(["coo", *FORMATS[len(assignment.output.indices)]]))
         result = evaluate(assignment, operands, form)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.algebra import Compressed, Dense, Tensor, Walk, evaluate, parse, plan, split
+from sparsecc.algebra.baselines import one_split
 from sparsecc.algebra.execute import execute
 from sparsecc.algebra.gather import Gathered
 from sparsecc.algebra.visit import survivors, visit
@@ -51,7 +54,7 @@ def expressions(draw):
 def problems(draw):
     assignment = draw(expressions())
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    sizes = {index: draw(st.integers(1, 4)) for index in "ijkl"}
+    sizes = {index: draw(st.sampled_from([1, 2, 3, 4, 4, 4, 0])) for index in "ijkl"}
     operands = {}
     for access in assignment.inputs:
         shape = tuple(sizes[index] for index in access.indices)
@@ -222,7 +225,7 @@ def test_work_of_rows_is_what_counting_finds(text, form):
     rng = np.random.default_rng(3)
     operands = {name: packed(random_array(rng, (12, 12), 0.4), form) for name in "AB"}
     cut = plan(text, operands, 5)
-    expected = sum(row_work(phase, 5).max() for phase in cut.every_phase) / cut.mean
+    expected = sum(row_work(phase, 5) for phase in cut.every_phase).max() / cut.mean
     assert cut.row_balance == pytest.approx(expected)
 
 
@@ -252,6 +255,10 @@ def test_work_is_that_of_the_models():
     assert leaves("M(i,n) = T(i,k,l) * P(k,n) * Q(l,n)") == [3 * nnz["T"]]
     rows, fibres = int((t != 0).any((1, 2)).sum()), int((t != 0).any(2).sum())
     assert leaves("a = T(i,j,k) * R(i,j,k)") == [2 * rows, 2 * fibres, 2 * nnz["T"]]
+    blocks = packed(np.ones((3, 4, 2, 3)), "dense,compressed,dense,dense")
+    vector = {"A": blocks, "x": np.ones((4, 3)), "X": np.ones((4, 3, 5))}
+    assert plan("y(a,c) = A(a,b,c,d) * x(b,d)", vector, 3, weights=(0, 1)).work == 3 * 4 * 6
+    assert plan("y(a,c,n) = A(a,b,c,d) * X(b,d,n)", vector, 3, weights=(0, 1)).work == 3 * 4 * 6 * 5
     cut = plan("y(i) = A(i,j) * x(j)", operands, 3)
     assert cut.work == nnz["A"] + 9
     assert plan("S(i,j) = A(i,j) + B(i,j)", operands, 3).work == nnz["A"] + nnz["B"] + 9
@@ -266,6 +273,7 @@ def test_cutting_anew_after_an_intersection_keeps_parts_equal():
     cut = plan("S(i,j) = A(i,j) * B(i,j)", operands, 16, output="dcsr")
     assert len(cut.every_phase) == 2
     assert cut.balance < 1.05
+    assert cut.single_balance > 2
     walks = [Walk.of(operands[name]) for name in "AB"]
     table = split(walks, 16)
     useful = np.zeros(16, np.int64)
@@ -275,6 +283,36 @@ def test_cutting_anew_after_an_intersection_keeps_parts_equal():
         before = np.concatenate([[0], np.cumsum(np.isin(rows, common))])
         useful += np.diff(before[cursor[1]])
     assert useful.max() * 16 / useful.sum() > 2
+    leaves = plan("S(i,j) = A(i,j) * B(i,j)", operands, 16, weights=(0, 1)).every_phase[1].table.work
+    assert useful.sum() == leaves
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems(), st.integers(1, 9))
+def test_one_cut_of_everything_covers_the_work_of_all_phases(problem, parts):
+    assignment, operands = problem
+    cut = plan(assignment, operands, parts, convert=True)
+    for phases in cut.phases:
+        if not phases:
+            continue
+        shares = one_split(phases)
+        assert [int(work.sum()) for work in shares] == [phase.table.work for phase in phases]
+        assert all((work >= 0).all() for work in shares)
+        if len(phases) == 1 and len(phases[0].nest.loops) == len(phases[0].loops):
+            np.testing.assert_array_equal(shares[0], phases[0].table.part_work())
+
+
+def test_one_cut_of_a_product_knows_the_left_operand_only():
+    a = random_array(RNG, (30, 30), 0.3)
+    b = random_array(RNG, (30, 30), 0.1)
+    b[7] = 1
+    cut = plan("Y(i,k) = A(i,j) * B(j,k)", {"A": packed(a), "B": packed(b)}, 4, weights=(0, 1))
+    shares = one_split(cut.every_phase)
+    rows, columns = np.nonzero(a)
+    ends = np.arange(5) * len(rows) // 4
+    counts = (b != 0).sum(1)[columns]
+    np.testing.assert_array_equal(shares[0], np.diff(ends))
+    np.testing.assert_array_equal(shares[1], [counts[s:e].sum() for s, e in itertools.pairwise(ends)])
 
 
 def test_parts_of_unequal_workers():
