@@ -67,6 +67,7 @@ def inspect_tensor(
             ("balanced parts", document["lambda"]),
             ("equal rows", found.row_balance),
             ("equal entries", found.entry_balance),
+            *([("one cut for all phases", found.single_balance)] if len(found.every_phase) > 1 else []),
         )
     ]
     print_table((f"{parts} parts", ">largest", ">mean", ">lambda"), rows)
@@ -121,6 +122,7 @@ def balance_document(found: Plan, parts: int) -> dict[str, Any]:
         "split_seconds": seconds,
         "row_lambda": found.row_balance,
         "entry_lambda": found.entry_balance,
+        "single_lambda": found.single_balance,
         "phases": len(found.every_phase),
     }
 

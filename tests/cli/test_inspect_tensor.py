@@ -57,6 +57,17 @@ def test_figures_of_a_product_by_hand(sparsecc: Run, skewed: Path) -> None:
     assert found["row_lambda"] == pytest.approx(49 / (119 / 8))  # the full row, four others, and five rows
 
 
+def test_one_cut_for_all_phases_is_compared_where_there_are_several(sparsecc: Run, skewed: Path) -> None:
+    found = json.loads(sparsecc("inspect", skewed, "--expr", "spgemm", "--parts", 8, "--json").out)
+    assert found["phases"] == 2
+    assert found["single_lambda"] > found["lambda"]
+    shown = sparsecc("inspect", skewed, "--expr", "spgemm", "--parts", 8).out
+    assert f"one cut for all phases  {found['single_lambda'] * found['mean']:>7.0f}" in shown
+    assert "one cut" not in sparsecc("inspect", skewed, "--expr", "spmv", "--parts", 8).out
+    one = json.loads(sparsecc("inspect", skewed, "--expr", "add", "--parts", 8, "--json").out)
+    assert one["single_lambda"] == one["lambda"]
+
+
 def test_expressions_operands_and_formats_of_ones_own(sparsecc: Run, skewed: Path) -> None:
     for arguments in (
         ("--expr", "y(i) = A(i,j) * x(j)", "--format", "dcsr"),
