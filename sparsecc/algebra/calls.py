@@ -40,6 +40,8 @@ def einsum(
     >>> einsum("S(i,j) = A(i,j) - 2 * B(i,j)", A=A, B=A, parts=3, format="csr").values
     array([-1., -2., -3.])
 
+    Operands whose levels suit no common order of loops are stored anew, those with fewest entries first.
+
     Args:
         expression: in index notation or as einsum subscripts, see ``notation.parse``.
         operands: by name; tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC or COO.

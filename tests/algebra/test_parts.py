@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -118,6 +119,35 @@ def test_bits_do_not_depend_on_threads_and_integers_not_on_parts(problem, parts)
     assert once.tobytes() == again.tobytes()
     exact = [execute(plan(assignment, operands, count, convert=True)) for count in (1, parts)]
     np.testing.assert_array_equal(*exact)
+
+
+@pytest.mark.parametrize(
+    "text", ["y(i) = A(i,j) * x(j)", "y(i) = b(i) + A(i,j) * x(j)", "Y(n,i) = A(i,j) * N(j,n)"]
+)
+def test_parts_share_no_place_but_the_carry(text, monkeypatch):
+    """On threads a place is written by one part only; one place per part is handed back and added by the caller."""
+    a = random_array(RNG, (30, 30), 0.3)
+    a[4] = 1
+    operands = {
+        "A": packed(a),
+        "x": np.arange(30.0),
+        "b": np.arange(30.0),
+        "N": random_array(RNG, (30, 2), 1),
+    }
+    written, carried = [], []
+
+    def add(view, places, values):
+        mine = carried if threading.current_thread() is threading.main_thread() else written
+        mine.append([tuple(place) for place in places])
+        view[tuple(places.T)] += values
+
+    monkeypatch.setattr("sparsecc.algebra.execute._add", add)
+    cut = plan(text, operands, 40)
+    np.testing.assert_array_equal(execute(cut, threads=3), evaluate(text, operands))
+    places = [place for some in written for place in some]
+    assert len(places) == len(set(places))
+    assert len(carried) == 40
+    assert max(map(len, carried)) == 1
 
 
 def lengths_to_csr(lengths, columns, rng):
