@@ -77,7 +77,7 @@ def _within(places: Int64, paths: Int64, lengths: Int64) -> tuple[Int64, Int64]:
     """Paths through all loops as paths through a list of survivors and the loops inside."""
     low, high = np.zeros(len(paths), np.int64), np.full(len(paths), len(places), np.int64)
     loops = places.shape[1]
-    for at, column in enumerate(places.T):
+    for at, column in enumerate(places.T[: paths.shape[1]]):
         rows = np.flatnonzero(at < lengths)
         wanted = paths[rows, at]
         start = search_windows(column, low[rows], high[rows], wanted)

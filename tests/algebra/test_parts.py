@@ -342,6 +342,10 @@ def test_one_cut_of_a_product_knows_the_left_operand_only():
     ends = np.arange(5) * len(rows) // 4
     counts = (b != 0).sum(1)[columns]
     np.testing.assert_array_equal(shares[0], np.diff(ends))
+    chain = plan("Y(i,l) = A(i,j) * B(j,k) * C(k,l)", {"A": packed(a), "B": packed(b), "C": packed(b)}, 4)
+    assert [int(work.sum()) for work in one_split(chain.every_phase)] == [
+        p.table.work for p in chain.every_phase
+    ]
     np.testing.assert_array_equal(shares[1], [counts[s:e].sum() for s, e in itertools.pairwise(ends)])
 
 
