@@ -164,7 +164,7 @@ def test_unknown_pass_lists_the_known():
     with pytest.raises(SpecError) as caught:
         Pipeline.parse("tidy,prune-magnitud")
     assert "unknown pass 'prune-magnitud' (did you mean 'prune-magnitude'?)" in str(caught.value)
-    assert "known: allocate, choose-layout, " in str(caught.value)
+    assert "known: allocate, allocate-parameters, choose-layout, " in str(caught.value)
     assert "prune-magnitude, " in str(caught.value)
 
 
