@@ -11,6 +11,7 @@ Work is cut into a number of parts that depends on the operands only, so results
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, UsageError
-from sparsecc.runtime.capi import NativeHandle, Signatures, call, declare, encoded, open_library, usable_isas
-from sparsecc.runtime.native import get_library_path
+from sparsecc.runtime.capi import NativeHandle, Signatures, call, declare, encoded, open_library
+from sparsecc.runtime.native import LIBRARY_VARIABLE, get_library_path
 
 __all__ = [
     "Level",
@@ -160,15 +161,18 @@ _SIGNATURES: Signatures = {
 
 
 @cache
-def _library(path: str) -> ctypes.CDLL:
-    library = open_library(path)
+def _library(_wanted: str | None) -> ctypes.CDLL:
+    library = open_library(get_library_path())
     declare(library, _SIGNATURES)
     return library
 
 
 def algebra_library() -> ctypes.CDLL:
-    """Return the library with its functions for tensor algebra declared; raises ``RuntimeMissingError``."""
-    return _library(get_library_path())
+    """Return the library with its functions for tensor algebra declared; raises ``RuntimeMissingError``.
+
+    It is looked for once for each value of ``SPARSECC_OPS_LIBRARY``: that takes as long as many a product.
+    """
+    return _library(os.environ.get(LIBRARY_VARIABLE))
 
 
 class Threads(NativeHandle):
@@ -379,12 +383,6 @@ def _dense(array: NDArray[Any], tensor: NativeTensor, shape: tuple[int, ...], na
     return found
 
 
-def _isa(isa: str | None) -> bytes | None:
-    if isa is None:
-        usable_isas(get_library_path())
-    return encoded(isa)
-
-
 def native_spmv(
     a: TensorLike | NativeTensor, x: NDArray[Any], *, threads: Threads | None = None, isa: str | None = None
 ) -> NDArray[Any]:
@@ -411,7 +409,7 @@ def native_spmv(
         tensor.desc,
         x.ctypes.data,
         y.ctypes.data,
-        _isa(isa),
+        encoded(isa),
         _executor(threads),
     )
     return y
@@ -425,7 +423,7 @@ def native_spmm(
     x = _dense(x, tensor, (tensor.levels[-1].size, -1), "x")
     y = np.empty((tensor.result_rows, x.shape[1]), tensor.values.dtype)
     call(
-        algebra_library().sparsecc_spmm, tensor.desc, x.ctypes.data, x.shape[1], y.ctypes.data, _isa(isa),
+        algebra_library().sparsecc_spmm, tensor.desc, x.ctypes.data, x.shape[1], y.ctypes.data, encoded(isa),
         _executor(threads),
     )  # fmt: skip
     return y
@@ -458,7 +456,7 @@ def native_sddmm(
     out = np.empty(len(tensor.values), tensor.values.dtype)
     call(
         algebra_library().sparsecc_sddmm, tensor.desc, u.ctypes.data, v.ctypes.data, u.shape[1], out.ctypes.data,
-        _isa(isa), _executor(threads),
+        encoded(isa), _executor(threads),
     )  # fmt: skip
     return out
 
@@ -496,7 +494,7 @@ def native_mttkrp(
     y = np.empty((tensor.levels[0].size, columns), tensor.values.dtype)
     pointers = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
     call(
-        algebra_library().sparsecc_mttkrp, tensor.desc, pointers, columns, y.ctypes.data, _isa(isa),
+        algebra_library().sparsecc_mttkrp, tensor.desc, pointers, columns, y.ctypes.data, encoded(isa),
         _executor(threads),
     )  # fmt: skip
     return y

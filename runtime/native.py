@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["get_library_path", "load", "register"]
 
-_VARIABLE = "SPARSECC_OPS_LIBRARY"
+LIBRARY_VARIABLE = "SPARSECC_OPS_LIBRARY"
 _FILES = {"cpu": "libsparsecc_ops.so"}
 _OLDEST_ONNXRUNTIME = (1, 17)
 _THREADS = "sparsecc.threads"
@@ -47,7 +47,7 @@ def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = 
     """
     if target not in _FILES:
         raise UsageError(f"no operator library for target '{target}': known targets are {', '.join(_FILES)}")
-    for origin, given in (("path", path), (_VARIABLE, os.environ.get(_VARIABLE))):
+    for origin, given in (("path", path), (LIBRARY_VARIABLE, os.environ.get(LIBRARY_VARIABLE))):
         if given:
             return _existing(Path(given), origin)
     candidates = [base / "lib" / _FILES[target] for base in _package_folders()]
@@ -57,7 +57,7 @@ def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = 
     raise RuntimeMissingError(
         f"the operator library {_FILES[target]} is not built (looked in "
         f"{', '.join(str(candidate.parent) for candidate in candidates)}): run `make build` in the checkout, "
-        f"or install sparsecc from a wheel, or set {_VARIABLE} to the file"
+        f"or install sparsecc from a wheel, or set {LIBRARY_VARIABLE} to the file"
     )
 
 

@@ -208,8 +208,7 @@ struct EmitLeaves {
     void merge_group() {
       const std::vector<Leaves<V, I>>& from = to.leaves;
       if (from.size() == 2) {
-        entries += merge_two(from[0], windows[0], from[1], windows[1], crd + entries, values + entries,
-                             std::integral_constant<Join, kJoin>{});
+        entries += merge_two<kJoin>(from[0], windows[0], from[1], windows[1], crd + entries, values + entries);
         return;
       }
       merge<kJoin>(

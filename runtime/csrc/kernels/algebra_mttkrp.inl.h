@@ -2,6 +2,16 @@
 // of its own node, when the last coordinate below that node is done.
 #pragma once
 
+// y += factor * x, column by column.
+template <class V>
+SPARSECC_INLINE void add_scaled(V* y, const V* factor, const V* x, int64_t columns) {
+  constexpr int kCount = kWide<V>;
+  int64_t i = 0;
+  for (; i + kCount <= columns; i += kCount)
+    store<kCount>(y + i, load<kCount>(y + i) + load<kCount>(factor + i) * load<kCount>(x + i));
+  for (; i < columns; ++i) y[i] += factor[i] * x[i];
+}
+
 // The nodes that coordinate `n` of the last level is in, from those of an earlier one on.
 template <class V, class I>
 SPARSECC_INLINE void find_nodes(const MttkrpJob<V, I>& job, int64_t n, int64_t* node) {
@@ -19,7 +29,7 @@ void mttkrp(MttkrpJob<V, I>* job) {
   const RowPart<V, I> leaves = {job->pos[last], job->crd[last], job->values, 0, 0, 0, 0};
   int64_t node[kMostModes], next[kMostModes];
   for (int level = 0; level < last; ++level) node[level] = next[level] = job->node[level];
-  for (int64_t i = 0; i < last * columns; ++i) job->sums[i] = V{0};
+  __builtin_memset(job->sums, 0, static_cast<size_t>(last * columns) * sizeof(V));
   V* to = job->carry;
   for (int64_t n = job->begin; n < job->end;) {
     const int64_t end = least(job->pos[last][node[last - 1] + 1], job->end);
@@ -32,13 +42,13 @@ void mttkrp(MttkrpJob<V, I>* job) {
       V* sums = job->sums + level * columns;
       if (level > 0) {
         const V* factor = job->factors[level] + job->crd[level][node[level]] * columns;
-        for (int64_t i = 0; i < columns; ++i) sums[i - columns] += factor[i] * sums[i];
+        add_scaled(sums - columns, factor, sums, columns);
       } else {
         if (to == nullptr) to = job->out + (job->places == nullptr ? node[0] : int64_t{job->places[node[0]]}) * columns;
-        for (int64_t i = 0; i < columns; ++i) to[i] = sums[i];
+        __builtin_memcpy(to, sums, static_cast<size_t>(columns) * sizeof(V));
         to = nullptr;
       }
-      for (int64_t i = 0; i < columns; ++i) sums[i] = V{0};
+      __builtin_memset(sums, 0, static_cast<size_t>(columns) * sizeof(V));
     }
     for (int level = done; level < last; ++level) node[level] = next[level];
   }
