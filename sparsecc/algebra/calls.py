@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sparsecc.algebra.execute import execute
 from sparsecc.algebra.levels import Tensor
+from sparsecc.algebra.notation import parse
 from sparsecc.algebra.patterns import computed, recognise
 from sparsecc.algebra.work import cut, problem
 from sparsecc.errors import SpecError
@@ -19,9 +20,8 @@ __all__ = ["einsum"]
 
 def einsum(
     expression: str,
-    operands: Mapping[str, Any] | None = None,
     /,
-    *,
+    *operands: Any,
     format: str | None = None,
     parts: int | None = None,
     threads: int = 1,
@@ -34,7 +34,7 @@ def einsum(
     >>> A = scipy.sparse.csr_array(np.array([[1.0, 0, 2], [0, 0, 3]]))
     >>> einsum("y(i) = A(i,j) * x(j)", A=A, x=np.array([1.0, 1, 1]))
     array([3., 3.])
-    >>> einsum("ij,kj->ik", A=A, B=A, format="csr").to_dense()
+    >>> einsum("ij,kj->ik", A, A, format="csr").to_dense()
     array([[5., 6.],
            [6., 9.]])
     >>> einsum("S(i,j) = A(i,j) - 2 * B(i,j)", A=A, B=A, parts=3, format="csr").values
@@ -44,7 +44,8 @@ def einsum(
 
     Args:
         expression: in index notation or as einsum subscripts, see ``notation.parse``.
-        operands: by name; tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC or COO.
+        operands: tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC or COO; in the order in which the
+            expression first names them, or one mapping by their names.
         format: of the result (``levels.format_levels``); None: a dense array.
         parts: how many; by default up to 64, fewer where there is little work.
         threads: that parts run on. Results are the same bits for any number of them; they depend on ``parts``.
@@ -60,11 +61,21 @@ def einsum(
         SpecError: the expression is none, or operands are missing or do not fit.
         ModelError: coordinates of an operand are unsorted, there twice or out of range, or the result is too large.
     """
-    given = {name: _operand(name, item) for name, item in {**(operands or {}), **named}.items()}
+    given = {name: _operand(name, item) for name, item in _by_name(expression, operands, named).items()}
     whole = problem(expression, given, format, convert=True)
     call = recognise(whole, format) if backend is not None else None
     found = computed(whole, call, backend, threads, format) if call is not None else None
     return found if found is not None else execute(cut(whole, parts), format, threads)
+
+
+def _by_name(expression: str, operands: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    if len(operands) == 1 and isinstance(operands[0], Mapping):
+        return {**operands[0], **named}
+    inputs = parse(expression).inputs
+    names = [name for name in dict.fromkeys(access.name for access in inputs) if name not in named]
+    if len(operands) != len(names) and operands:
+        raise SpecError(f"{len(operands)} operands for {len(names)} names: {', '.join(names)}")
+    return {**dict(zip(names, operands, strict=False)), **named}
 
 
 def _operand(name: str, item: Any) -> Tensor | NDArray[Any]:

@@ -188,3 +188,13 @@ def test_examples_in_the_documentation(module):
     found = doctest.testmod(importlib.import_module(f"sparsecc.algebra.{module}"))
     assert found.attempted > 0
     assert found.failed == 0
+
+
+def test_operands_go_by_their_place_or_by_name():
+    matrix, x = OPERANDS["A"], OPERANDS["x"]
+    wanted = matrix.to_dense() @ x
+    for call in (("ij,j->i", matrix, x), ("y(i) = A(i,j) * x(j)", {"A": matrix, "x": x})):
+        np.testing.assert_array_equal(einsum(*call), wanted)
+    np.testing.assert_array_equal(einsum("y(i) = x(j) * A(i,j)", x, A=matrix), wanted)
+    with pytest.raises(SpecError, match="1 operands for 2 names: A, B"):
+        einsum("ij,j->i", matrix)
