@@ -16,7 +16,9 @@ from sparsecc.runtime.capi_algebra import (
     Threads,
     algebra_library,
     native_add,
+    native_inner,
     native_matmul,
+    native_mttkrp,
     native_multiply,
     native_sddmm,
     native_spmm,
@@ -78,6 +80,13 @@ class NativeBackend:
             return None
         return Result((*tensor.levels[:-1], Level(values.shape[1])), values.reshape(-1))
 
+    def mttkrp(
+        self, tensor: TensorLike, x: NDArray[Any], z: NDArray[Any], *, threads: int
+    ) -> NDArray[Any] | None:
+        """Return ``Y(i,n) = T(i,j,k) * x(j,n) * z(k,n)``."""
+        suits = not any(map(_is_dense, tensor.levels[1:]))
+        return self._run(_with_factors, threads, tensor, x, z) if suits else None
+
     def spgemm(self, left: TensorLike, right: TensorLike, *, threads: int) -> NativeTensor | None:
         """Return ``Y(i,k) = A(i,j) * B(j,k)``."""
         suits = _is_matrix(left) and _is_csr(right)
@@ -97,6 +106,11 @@ class NativeBackend:
     def multiply(self, tensors: Sequence[TensorLike], *, threads: int) -> NativeTensor | None:
         """Return the element-wise product of tensors whose levels are alike."""
         return self._run(_of_several(native_multiply), threads, *tensors) if _alike(tensors) else None
+
+    def inner(self, tensors: Sequence[TensorLike], *, threads: int) -> NDArray[Any] | None:
+        """Return the sum of the element-wise product of tensors whose levels are alike."""
+        found = self._run(_of_several(native_inner), threads, *tensors) if _alike(tensors) else None
+        return None if found is None else np.asarray(found, tensors[0].values.dtype)
 
     def close(self) -> None:
         """End the threads. Calling it again does nothing."""
@@ -126,7 +140,11 @@ class NativeBackend:
         return kernel(*operands, threads=self._pool(threads))
 
 
-def _of_several(kernel: Callable[..., NativeTensor]) -> Callable[..., NativeTensor]:
+def _with_factors(tensor: TensorLike, *factors: NDArray[Any], threads: Threads | None) -> NDArray[Any]:
+    return native_mttkrp(tensor, factors, threads=threads)
+
+
+def _of_several(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *tensors, threads: kernel(tensors, threads=threads)
 
 

@@ -68,8 +68,6 @@ def recognise(problem: Problem, format: str | None) -> Call | None:
     if len(problem.nests) != 1:
         return None
     nest = problem.nests[0]
-    if any(operand.access is None for operand in nest.operands):
-        return None
     call = _sum(problem, nest) if len(nest.terms) > 1 else _product(problem, nest)
     return None if call is None or (call.dense and format is not None) else call
 

@@ -278,6 +278,7 @@ def test_work_is_that_of_the_models():
     assert leaves("y(i) = A(i,j) * x(j)") == [nnz["A"]]
     assert leaves("Y(i,n) = A(i,j) * N(j,n)") == [4 * nnz["A"]]
     assert leaves("S(i,j) = A(i,j) * N(i,n) * V(n,j)") == [4 * nnz["A"]]
+    assert leaves("S(i,j) = A(i,j) * (N(i,n) * V(n,j) - A(i,j))") == [5 * nnz["A"]]
     assert leaves("S(i,j) = A(i,j) + B(i,j) + C(i,j)") == [nnz["A"] + nnz["B"] + nnz["C"]]
     assert leaves("S(i,j) = A(i,j) * B(i,j)") == [nnz["A"] + nnz["B"]]
     assert leaves("Y(i,k) = A(i,j) * B(j,k)") == [nnz["A"], products(a, b)]

@@ -27,6 +27,9 @@ NAMED = [
     ("S(i,j,n) = T(i,j,k) * M(k,n)", "csf"),
     ("S(i,j) = A(i,j) - 2 * B(i,j) + A(i,j)", "same"),
     ("S(j,i) = A(i,j) * B(i,j)", "csc"),
+    ("Y(i,n) = T(i,j,k) * N(j,n) * M(k,n)", None),
+    ("a = T(i,j,k) * R(i,j,k)", None),
+    ("a = A(i,j) * B(i,j)", None),
     ("Y(i,k) = A(i,j) * D(j,k)", "same"),
     ("Y(i,k) = A(i,j) * D(j,k)", None),
     ("Y(i,k) = C(i,k) * E(i,j) * D(j,k)", "csr"),
@@ -70,6 +73,7 @@ def test_operands_without_a_kernel_are_left_to_numpy(backend):
     a, b = sparse(6, 7), sparse(6, 7, form="dcsr")
     whole = a.astype(np.int64)
     x = np.arange(7.0)
+    cube = sparse(3, 4, 5, form="dense,dense,compressed")
     blocks = sparse(6, 7, form="compressed,dense")
     for text, operands, form in (
         ("ij,j->i", {"A": a, "B": x.astype(np.float32)}, None),
@@ -77,6 +81,8 @@ def test_operands_without_a_kernel_are_left_to_numpy(backend):
         ("ij,j->i", {"A": blocks, "B": x}, None),
         ("ij,ij->ij", {"A": a, "B": b}, "csr"),
         ("ij,kj->ki", {"A": b, "B": b}, "csr"),
+        ("ij,ij->", {"A": a, "B": b}, None),
+        ("ijk,jn,kn->in", {"A": cube, "B": np.ones((4, 2)), "C": np.ones((5, 2))}, None),
         ("ij,jk->ik", {"A": a, "B": sparse(7, 6, form="dcsr")}, "csr"),
         ("ik,ij,jk->ik", {"A": b, "B": a, "C": sparse(7, 7)}, "csr"),
         ("ij,ij->ij", {"A": blocks, "B": blocks}, "csr"),
