@@ -8,7 +8,7 @@ WORKERS ?= 2
 NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 
 # Through the C interface, with threads, and whole sessions with flipped bytes: what ends within some minutes.
-SANITIZED_TESTS := $(addprefix tests/runtime/test_,kernels.py int8.py tiles.py planes.py balance.py malformed.py algebra.py)
+SANITIZED_TESTS := $(addprefix tests/runtime/test_,kernels.py int8.py tiles.py planes.py balance.py malformed.py algebra.py algebra_ops.py)
 
 .PHONY: help demo test test-heal build lint types format wheel-test test-asan arm64 test-arm64 docs clean
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from sparsecc.errors import SpecError, UsageError
@@ -129,17 +130,19 @@ class SparsifyAttention(Pass):
         taken = value_names(model.onnx)
         seen = matches[0][1].seen
         name = str(matches[0][0].name)
-        positions = initializer(graph, taken, f"{name}.positions", seen.positions)
-        coordinates = initializer(graph, taken, f"{name}.coordinates", seen.coordinates)
+        parts = {
+            "positions": seen.positions,
+            "coordinates": seen.coordinates,
+            "shape": np.array(seen.shape, np.int64),
+        }
+        pattern = [initializer(graph, taken, f"{name}.{part}", array) for part, array in parts.items()]
         for node, match in matches:
-            _replace(graph, node, match, positions, coordinates)
+            _replace(graph, node, match, pattern)
         remove_dead(model.onnx)
         return [(str(node.name), match) for node, match in matches]
 
 
-def _replace(
-    graph: ir.Graph, node: ir.Node, match: MaskedAttention, positions: ir.Value, coordinates: ir.Value
-) -> None:
+def _replace(graph: ir.Graph, node: ir.Node, match: MaskedAttention, pattern: list[ir.Value]) -> None:
     last = match.output.producer()
     assert last is not None, "a match ends at a node"
     k = match.k
@@ -147,7 +150,5 @@ def _replace(
         turn = ir.Node("", "Transpose", [k], [ir.AttrInt64s("perm", list(match.k_axes))])
         graph.insert_before(last, turn)
         k = turn.outputs[0]
-    sparse = sparse_attention_node(
-        match.q, k, match.v, positions, coordinates, scale=match.scale, name=str(node.name)
-    )
+    sparse = sparse_attention_node(match.q, k, match.v, *pattern, scale=match.scale, name=str(node.name))
     replace(match.output, sparse, sparse.outputs[0], last)

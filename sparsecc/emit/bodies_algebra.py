@@ -115,13 +115,9 @@ SOFTMAX = f"""
   y = Reshape <allowzero = 1> (by_batch, values_shape)
 """
 
-# Rows without any key get a mask of zeros, which keeps NaN away, and become zero in the end.
+# The mask is made of the components alone, so that it is folded where those are constant. Rows without any key get a
+# mask of zeros, which keeps NaN away, and become zero in the end.
 ATTENTION = f"""{_COORDINATES}{_ROWS}
-  two = Constant <value = int64[1] {{2}}> ()
-  three = Constant <value = int64[1] {{3}}> ()
-  k_shape = Shape (k)
-  keys = Slice (k_shape, two, three)
-  mask_shape = Concat <axis = 0> (row_count, keys)
   columns = Unsqueeze (coordinates_64, one)
   pairs = Concat <axis = 1> (at, columns)
   starts = Slice (positions_64, zero, last)
@@ -131,7 +127,7 @@ ATTENTION = f"""{_COORDINATES}{_ROWS}
   nothing_32 = Constant <value = float {{0.0}}> ()
   never = Constant <value = float {{-inf}}> ()
   outside = Where (row_some, never, nothing_32)
-  hidden = Expand (outside, mask_shape)
+  hidden = Expand (outside, shape)
   seen = ConstantOfShape <value = float[1] {{0.0}}> (entries)
   mask = ScatterND (hidden, pairs, seen)
   k_turned = Transpose <perm = [0, 1, 3, 2]> (k)

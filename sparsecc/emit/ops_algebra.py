@@ -191,6 +191,7 @@ class SparseAttentionOp(AlgebraOp):
             Input("v", "float32", "[B,heads,T,D]", "values"),
             Input("positions", "int32/int64", "[S+1]", "where the keys of each query begin, and the end"),
             Input("coordinates", "int32/int64", "[entries]", "the keys that each query sees, rising"),
+            Input("shape", "int64", "[2]", "S and T"),
         )
 
     @property

@@ -161,6 +161,7 @@ def sparse_attention_node(
     v: ir.Value,
     positions: ir.Value,
     coordinates: ir.Value,
+    shape: ir.Value,
     *,
     scale: float,
     name: str,
@@ -173,13 +174,14 @@ def sparse_attention_node(
         v: ``[B, heads, T, size]``.
         positions: see ``Csr``, a row for each query.
         coordinates: the keys that it sees, the same for all heads.
+        shape: int64 ``[2]``: S and T.
         scale: factor of the scores.
         name: of the node.
     """
     return ir.Node(
         DOMAIN,
         "SparseAttention",
-        [q, k, v, positions, coordinates],
+        [q, k, v, positions, coordinates, shape],
         [ir.AttrFloat32("scale", scale), ir.AttrString("format", FORMAT)],
         name=name,
         version=DOMAIN_VERSION,

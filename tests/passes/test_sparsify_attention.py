@@ -190,7 +190,7 @@ def test_attentions_with_one_mask_share_its_pattern() -> None:
     assert "would make the model 0.500x as fast" in report.skipped[0].reason
     assert costs.asked == 2
     assert {name for name in model.onnx.graph.initializers if "m1" not in name} == {
-        "m2", "one.positions", "one.coordinates",
+        "m2", "one.positions", "one.coordinates", "one.shape",
     }  # fmt: skip
 
 

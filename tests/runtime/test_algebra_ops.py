@@ -97,7 +97,7 @@ def cases(rows: int, columns: int, density: float, kind: type) -> list[tuple[str
         ("SparseSoftmax", [positions, floats(count)], ""),
         ("SparseSoftmax", [positions, floats(2, 3, count)], ""),
         ("SparseAttention", [floats(2, 3, rows, 4), floats(2, 3, columns, 4, seed=1), floats(2, 3, columns, 4, seed=2),
-                             positions, coordinates], ""),
+                             positions, coordinates, shape], ""),
     ]  # fmt: skip
 
 
@@ -199,10 +199,11 @@ def test_attention_over_a_pattern(session, monkeypatch, isa: str, which: str) ->
         floats(2, 3, keys, 24),
         floats(2, 3, keys, 24, seed=3),
         *components(mask),
+        np.array(mask.shape),
     ]
     (expected,) = emit.operators()["SparseAttention"].reference(arrays, {"scale": 0.5})
     results = []
-    for threads, constant in ((1, ()), (3, (3, 4))):
+    for threads, constant in ((1, ()), (3, (3, 4, 5))):
         model = model_of("SparseAttention", arrays, constant=constant)
         one = session(model.to_proto(), library=True, threads=threads)
         results += [one.run(None, feeds(model, arrays))[0] for _ in range(2)]
@@ -211,23 +212,21 @@ def test_attention_over_a_pattern(session, monkeypatch, isa: str, which: str) ->
     assert not results[0][:, :, ~mask.any(1)].any()
 
 
-def test_constant_pattern_serves_other_sizes(session) -> None:
-    """How many keys there are is only known when the node runs; the rows must fit."""
+@pytest.mark.parametrize("constant", [(), (3, 4, 5)])
+def test_pattern_of_other_sizes(session, constant: tuple[int, ...]) -> None:
     positions, coordinates = components(masks()["wide"])
-    arrays = [floats(1, 1, 61, 8), floats(1, 1, 203, 8), floats(1, 1, 203, 8, seed=1), positions, coordinates]
-    model = model_of("SparseAttention", arrays, constant=(3, 4))
+    q, k = floats(1, 1, 61, 8), floats(1, 1, 203, 8)
+    arrays = [q, k, k, positions, coordinates, np.array([61, 203])]
+    model = model_of("SparseAttention", arrays, constant=constant)
     for value in (*model.onnx.graph.inputs, *model.onnx.graph.outputs):
         value.shape = None
     one = session(model.to_proto(), library=True)
-    for keys in (203, 210, 203):
-        q, k, v = arrays[0], floats(1, 1, keys, 8), floats(1, 1, keys, 8, seed=1)
-        (expected,) = emit.operators()["SparseAttention"].reference([q, k, v, *arrays[3:]], {"scale": 0.5})
-        (y,) = one.run(None, {"q": q, "k": k, "v": v})
-        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(Exception, match="out of range"):
-        one.run(None, {"q": q, "k": k[:, :, :100], "v": v[:, :, :100]})
-    with pytest.raises(Exception, match="62 positions for 60 rows"):
-        one.run(None, {"q": q[:, :, :60], "k": k, "v": v})
+    given = feeds(model, arrays)
+    one.run(None, given)
+    with pytest.raises(Exception, match="there are 61 queries and 100 keys"):
+        one.run(None, {**given, "k": k[:, :, :100], "v": k[:, :, :100]})
+    with pytest.raises(Exception, match="there are 60 queries and 203 keys"):
+        one.run(None, {**given, "q": q[:, :, :60]})
 
 
 # ---- models -----------------------------------------------------------------------------------------
@@ -357,10 +356,9 @@ def test_bad_components_of_other_operators(session, change, message) -> None:
     sampled = [*given, floats(3), np.array([3, 4]), floats(3, 2), floats(4, 2)]
     with pytest.raises(Exception, match=message):
         run_bare(session, "SparseEinsumSampled", sampled)
+    q, k = floats(1, 1, 3, 2), floats(1, 1, 4, 2)
     with pytest.raises(Exception, match=message):
-        run_bare(
-            session, "SparseAttention", [floats(1, 1, 3, 2), floats(1, 1, 4, 2), floats(1, 1, 4, 2), *given]
-        )
+        run_bare(session, "SparseAttention", [q, k, k, *given, np.array([3, 4])])
     if 0 in change and len(change[0]) != 3:
         with pytest.raises(Exception, match="position"):
             run_bare(session, "SparseSoftmax", [change[0], floats(3)])
@@ -397,14 +395,14 @@ def test_bad_attributes(session, name, attributes, message) -> None:
 
 
 def test_bad_attention_and_samples(session) -> None:
-    sparse = [POSITIONS, COORDINATES]
+    sparse = [POSITIONS, COORDINATES, np.array([3, 4])]
     with pytest.raises(Exception, match="twice"):
         run_bare(
             session, "SparseAttention", [floats(1, 1, 3, 2), floats(1, 1, 4, 2), floats(1, 1, 4, 3), *sparse]
         )
     with pytest.raises(Exception, match="twice"):
         run_bare(session, "SparseAttention", [floats(3, 2), floats(4, 2), floats(4, 2), *sparse])
-    full = [*sparse, floats(3), np.array([3, 4])]
+    full = [*sparse[:2], floats(3), sparse[2]]
     with pytest.raises(Exception, match="last dimensions differ"):
         run_bare(session, "SparseEinsumSampled", [*full, floats(3, 2), floats(4, 3)])
     with pytest.raises(Exception, match="do not broadcast"):

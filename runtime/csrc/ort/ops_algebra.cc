@@ -1,7 +1,6 @@
 // Operators of sparse tensor algebra: operands come as the arrays of their storage, at run time or as constants.
 // sparsecc/emit/ops_algebra.py declares the same set.
 #include <algorithm>
-#include <mutex>
 #include <optional>
 
 #include "kernel.h"
@@ -107,6 +106,17 @@ struct Components {
   int64_t rows = 0, columns = 0;
 
   sparsecc_level level() const { return read_level(positions, coordinates, rows, columns); }
+  // What is constant on the node, with its shape; nothing if any part is computed.
+  static std::optional<Components> constant(const NodeReader& node, size_t positions, size_t coordinates,
+                                            size_t shape) {
+    std::optional<TensorView> parts[] = {node.if_constant(positions), node.if_constant(coordinates),
+                                         node.if_constant(shape)};
+    if (!parts[0] || !parts[1] || !parts[2]) return std::nullopt;
+    Components known{*std::move(parts[0]), *std::move(parts[1])};
+    known.set_shape(*parts[2]);
+    return known;
+  }
+
   void set_shape(const TensorView& shape) {
     if (shape.type != ElementType::kInt64 || shape.dims.size() != 1 || shape.count != 2)
       throw KernelError("shape must be two int64, has shape " + to_text(shape.dims));
@@ -135,12 +145,9 @@ class EinsumKernel final : public Kernel {
       : Kernel(functions, std::move(node_label)), product_(product), gauge_(threads) {
     check_format(node);
     read_equation(node);
-    std::optional<TensorView> positions = node.if_constant(0), coordinates = node.if_constant(1),
-                              shape = node.if_constant(3);
-    if (!positions || !coordinates || !shape) return;
-    Components known{*std::move(positions), *std::move(coordinates)};
-    known.set_shape(*shape);
-    check_components(known);
+    const std::optional<Components> known = Components::constant(node, 0, 1, 3);
+    if (!known) return;
+    check_components(*known);
     checked_before_ = true;
   }
 
@@ -307,9 +314,13 @@ class SparseAttentionKernel final : public Kernel {
                         int32_t threads)
       : Kernel(functions, std::move(node_label)),
         scale_(node.number("scale")),
-        constant_(node.if_constant(3) && node.if_constant(4)),
         gauge_(threads) {
     check_format(node);
+    const std::optional<Components> known = Components::constant(node, 3, 4, 5);
+    if (!known) return;
+    known_ = make_pattern(*known);
+    known_rows_ = known->rows;
+    known_columns_ = known->columns;
   }
 
   void run(OrtKernelContext* context) const override {
@@ -335,7 +346,8 @@ class SparseAttentionKernel final : public Kernel {
     set_strides(desc.y_strides, desc, desc.queries);
     set_strides(desc.k_strides, desc, desc.keys);
     set_strides(desc.v_strides, desc, desc.keys);
-    const PatternPtr pattern = pattern_for(context, desc);
+    const PatternPtr pattern = known_ != nullptr ? known_ : pattern_of(context, desc);
+    if (known_ != nullptr) check_sizes(known_rows_, known_columns_, desc);
     desc.y = static_cast<float*>(make_output(api, context, 0, q.dims));
     SessionThreads threads(api, context, gauge_);
     checked([&](char* error, size_t size) {
@@ -351,22 +363,22 @@ class SparseAttentionKernel final : public Kernel {
     strides[2] = rows * desc.head_size;
   }
 
-  // One for all runs where the components are constants: how many keys there are is only known at the first.
-  PatternPtr pattern_for(const OrtKernelContext* context, const sparsecc_attention_desc& desc) const {
-    const TensorView positions = read_input(api, context, 3), coordinates = read_input(api, context, 4);
-    if (!constant_) return make_pattern(positions, coordinates, desc);
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (known_ == nullptr || known_queries_ != desc.queries || known_keys_ != desc.keys) {
-      known_ = make_pattern(positions, coordinates, desc);
-      known_queries_ = desc.queries;
-      known_keys_ = desc.keys;
+  static void check_sizes(int64_t rows, int64_t columns, const sparsecc_attention_desc& desc) {
+    if (rows != desc.queries || columns != desc.keys) {
+      throw KernelError("shape is " + to_text({rows, columns}) + ", there are " + std::to_string(desc.queries) +
+                        " queries and " + std::to_string(desc.keys) + " keys");
     }
-    return known_;
   }
 
-  static PatternPtr make_pattern(const TensorView& positions, const TensorView& coordinates,
-                                 const sparsecc_attention_desc& desc) {
-    const sparsecc_level level = read_level(positions, coordinates, desc.queries, desc.keys);
+  PatternPtr pattern_of(const OrtKernelContext* context, const sparsecc_attention_desc& desc) const {
+    Components sparse{read_input(api, context, 3), read_input(api, context, 4)};
+    sparse.set_shape(read_input(api, context, 5));
+    check_sizes(sparse.rows, sparse.columns, desc);
+    return make_pattern(sparse);
+  }
+
+  static PatternPtr make_pattern(const Components& sparse) {
+    const sparsecc_level level = sparse.level();
     sparsecc_attention_pattern* pattern = nullptr;
     checked([&](char* error, size_t size) {
       return sparsecc_attention_pattern_create(&level, nullptr, &pattern, error, size);
@@ -375,10 +387,8 @@ class SparseAttentionKernel final : public Kernel {
   }
 
   const float scale_;
-  const bool constant_;  // the components
-  mutable std::mutex mutex_;
-  mutable PatternPtr known_;
-  mutable int64_t known_queries_ = -1, known_keys_ = -1;
+  PatternPtr known_;  // of constant components
+  int64_t known_rows_ = 0, known_columns_ = 0;
   mutable ThreadGauge gauge_;
 };
 
@@ -409,7 +419,7 @@ std::vector<OperatorSpec> algebra_operators() {
                    [](const NodeReader& node, const Functions& api, const std::string& label, int32_t threads) {
                      return std::make_unique<SoftmaxKernel>(node, api, label, threads);
                    }});
-  specs.push_back({"SparseAttention", {kFloat, kFloat, kFloat, kIntegers, kIntegers}, {kFloat},
+  specs.push_back({"SparseAttention", {kFloat, kFloat, kFloat, kIntegers, kIntegers, kInt64}, {kFloat},
                    [](const NodeReader& node, const Functions& api, const std::string& label, int32_t threads) {
                      return std::make_unique<SparseAttentionKernel>(node, api, label, threads);
                    }});
