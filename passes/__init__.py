@@ -65,4 +65,5 @@ LOADERS: dict[str, str] = {
     "lower-sparse": "sparsecc.passes.lower.lower_sparse:LowerSparse",
     "fuse-transformer": "sparsecc.passes.lower.fuse_transformer:FuseTransformer",
     "sparsify-attention": "sparsecc.passes.lower.sparsify_attention:SparsifyAttention",
+    "partition": "sparsecc.passes.partition.partition:Partition",
 }

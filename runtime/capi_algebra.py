@@ -98,6 +98,8 @@ class _Tensor(ctypes.Structure):
         ("value_bytes", ctypes.c_int32),
         ("values", ctypes.c_void_p),
         ("value_count", ctypes.c_int64),
+        ("cuts", ctypes.c_void_p),
+        ("cut_parts", ctypes.c_int32),
     )
 
 

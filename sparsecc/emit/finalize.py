@@ -72,7 +72,7 @@ def _operator(node: ir.Node) -> Operator:
             "use the sparsecc release that wrote the model"
         )
     given = [value for value in node.inputs if value is not None]
-    missing = [item.name for item in op.attributes if item.name not in node.attributes]
+    missing = [item.name for item in op.attributes if not (item.optional or item.name in node.attributes)]
     if (
         len(given) != len(op.inputs)
         or len(node.inputs) != len(op.inputs)

@@ -70,11 +70,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Attribute:
-    """One attribute of an operator; always present on a node."""
+    """One attribute of an operator; always present on a node unless it is optional."""
 
     name: str
     type: str
     doc: str
+    optional: bool = False
 
 
 class Operator(ABC):
@@ -167,7 +168,7 @@ class Operator(ABC):
 
     def function_in(self, opset: int, body: str) -> str:
         """Return ``body``, nodes in ONNX's text form, with the function's head around it."""
-        attributes = ", ".join(attribute.name for attribute in self.attributes)
+        attributes = ", ".join(item.name for item in self.attributes if not item.optional)
         inputs = ", ".join(item.name for item in self.inputs)
         outputs = ", ".join(item.name for item in self.outputs)
         head = f"{self.name} <{attributes}>" if attributes else self.name

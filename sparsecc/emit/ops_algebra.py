@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sparsecc.emit.bodies_algebra import ATTENTION, EINSUM, EINSUM_SAMPLED, EINSUM_VECTOR, SOFTMAX
 from sparsecc.emit.operator import Attribute, Attributes, Constants, Dim, Input, Operator, Output, Shapes
 from sparsecc.errors import ModelError
-from sparsecc.ir.ops_algebra import EINSUMS, FORMAT
+from sparsecc.ir.ops_algebra import CUTS, EINSUMS, FORMAT
 
 __all__ = ["AlgebraOp", "algebra_operators"]
 
@@ -32,6 +32,13 @@ _VALUES = Input(
     "values", "float32", "[...,entries]", "of the entries; the pattern is the same for all leading axes"
 )
 _SHAPE = Input("shape", "int64", "[2]", "rows and columns")
+_CUTS = Attribute(
+    CUTS,
+    "ints",
+    "rows, then entries, before each part: where the work is cut, as the pass `partition` writes it for constant "
+    "operands; optional, and never changes more than the order of sums",
+    optional=True,
+)
 _FORMAT = Attribute("format", "string", f"`{FORMAT}`: how the sparse operand is stored")
 
 
@@ -86,7 +93,7 @@ class EinsumOp(AlgebraOp):
     def attributes(self) -> tuple[Attribute, ...]:
         """All attributes."""
         equation = f"`{EINSUMS[self.type]}` in any letters; each term may have leading ones, which broadcast"
-        return (Attribute("equation", "string", equation), _FORMAT)
+        return (Attribute("equation", "string", equation), _FORMAT, _CUTS)
 
     def output_shapes(
         self, inputs: Shapes, constants: Constants, attributes: Attributes

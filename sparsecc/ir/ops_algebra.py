@@ -18,6 +18,7 @@ from sparsecc.errors import SpecError
 from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION
 
 __all__ = [
+    "CUTS",
     "EINSUMS",
     "FORMAT",
     "Csr",
@@ -27,6 +28,9 @@ __all__ = [
     "sparse_attention_node",
     "sparse_softmax_node",
 ]
+
+CUTS = "cuts"
+"""Attribute of the operators in ``EINSUMS``: ints ``[2 * (parts + 1)]``, rows and then entries before each part."""
 
 FORMAT = "csr"
 """How sparse operands are stored: the only value of the attribute so far."""

@@ -41,7 +41,20 @@ class Parts {
   static RowCuts cut(const sparsecc_tensor& tensor, int64_t width) {
     const sparsecc_level& last = tensor.levels[tensor.level_count - 1];
     const int64_t work = last.pos_count - 1 + last.crd_count;
-    return cut_rows(last, 1, 1, parts_for(work, std::max<int64_t>(kGrain / std::max<int64_t>(width, 1), 1)));
+    const int64_t parts = parts_for(work, std::max<int64_t>(kGrain / std::max<int64_t>(width, 1), 1));
+    return has_cuts(tensor) ? given(tensor, parts) : cut_rows(last, 1, 1, parts);
+  }
+
+  // Every so many cuts of the table, so that there are at most `most` parts.
+  static RowCuts given(const sparsecc_tensor& tensor, int64_t most) {
+    int64_t step = 1;
+    while (tensor.cut_parts % step != 0 || tensor.cut_parts / step > most) ++step;
+    RowCuts cuts;
+    for (int64_t i = 0; i <= tensor.cut_parts; i += step) {
+      cuts.rows.push_back(tensor.cuts[i]);
+      cuts.leaves.push_back(tensor.cuts[tensor.cut_parts + 1 + i]);
+    }
+    return cuts;
   }
 
   Rows<V, I> rows_;

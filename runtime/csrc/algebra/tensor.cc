@@ -1,9 +1,12 @@
 #include "algebra/tensor.h"
 
+#include <cstddef>
+
 namespace sparsecc::algebra {
 namespace {
 
 constexpr int32_t kMostLevels = 64;
+constexpr int32_t kMostCutParts = 4096;
 constexpr int64_t kMostNodes = int64_t{1} << 48;
 
 std::string named(int32_t level, const char* what) { return "level " + show(level) + ": " + what; }
@@ -39,7 +42,24 @@ void check_fibres(const sparsecc_level& level, int32_t number) {
   }
 }
 
+// A cut lies behind a row's header and inside that row, or before everything.
+void check_cuts(const sparsecc_tensor& tensor) {
+  require(tensor.level_count > 0 && !is_dense(tensor.levels[tensor.level_count - 1]),
+          "cuts need a compressed last level");
+  const sparsecc_level& last = tensor.levels[tensor.level_count - 1];
+  const int64_t *rows = tensor.cuts, *leaves = rows + tensor.cut_parts + 1, all = last.pos_count - 1;
+  require(rows[0] == 0 && leaves[0] == 0, "cuts do not begin at 0");
+  require(rows[tensor.cut_parts] == all && leaves[tensor.cut_parts] == last.crd_count, "cuts do not end at the end");
+  for (int32_t i = 1; i <= tensor.cut_parts; ++i) {
+    require(rows[i] >= rows[i - 1] && rows[i] <= all && leaves[i] >= leaves[i - 1], "cuts do not rise to the end");
+    const int64_t low = rows[i] == 0 ? 0 : pos_at(last, rows[i] - 1), high = rows[i] == 0 ? 0 : pos_at(last, rows[i]);
+    require(leaves[i] >= low && leaves[i] <= high, "a cut is not in the row before it");
+  }
+}
+
 }  // namespace
+
+bool has_cuts(const sparsecc_tensor& tensor) { return tensor.struct_size >= sizeof(tensor) && tensor.cuts != nullptr; }
 
 void check_levels(const sparsecc_level* levels, int32_t level_count) {
   require(level_count >= 0 && level_count <= kMostLevels, "a tensor has 0 to 64 levels");
@@ -53,18 +73,21 @@ void check_levels(const sparsecc_level* levels, int32_t level_count) {
 
 void check_shape(const sparsecc_tensor* tensor) {
   require(tensor != nullptr, "tensor must not be null");
-  require(tensor->struct_size >= sizeof(*tensor), "the tensor is too short: caller and library do not match");
+  require(tensor->struct_size >= offsetof(sparsecc_tensor, cuts), "the tensor is too short: caller and library do not match");
   require(tensor->value_bytes == 4 || tensor->value_bytes == 8, "values must be float32 or float64");
   check_levels(tensor->levels, tensor->level_count);
   int64_t nodes = 1;
   for (int32_t i = 0; i < tensor->level_count; ++i) nodes = count(tensor->levels[i], nodes);
   require(tensor->value_count == nodes, "there must be one value for each stored coordinate");
   require(nodes == 0 || tensor->values != nullptr, "values must not be null");
+  require(!has_cuts(*tensor) || (tensor->cut_parts >= 1 && tensor->cut_parts <= kMostCutParts),
+          "there must be 1 to 4096 parts");
 }
 
 void check_numbers(const sparsecc_tensor& tensor) {
   for (int32_t i = 0; i < tensor.level_count; ++i)
     if (!is_dense(tensor.levels[i])) check_fibres(tensor.levels[i], i);
+  if (has_cuts(tensor)) check_cuts(tensor);
 }
 
 int32_t index_bytes(const sparsecc_tensor& tensor) {

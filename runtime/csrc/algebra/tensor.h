@@ -34,6 +34,9 @@ void check_shape(const sparsecc_tensor* tensor);
 // And the numbers.
 void check_numbers(const sparsecc_tensor& tensor);
 
+// Whether it comes with cuts; callers of the first version had none.
+bool has_cuts(const sparsecc_tensor& tensor);
+
 // Width of the integers of all compressed levels. Throws Failure if they differ.
 int32_t index_bytes(const sparsecc_tensor& tensor);
 

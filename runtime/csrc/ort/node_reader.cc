@@ -154,6 +154,15 @@ std::vector<int64_t> NodeReader::integers(const char* attribute, size_t expected
   return values;
 }
 
+std::vector<int64_t> NodeReader::integers_if_any(const char* attribute) const {
+  size_t size = 0;
+  if (OrtStatus* status = api_.KernelInfoGetAttributeArray_int64(info_, attribute, nullptr, &size)) {
+    api_.ReleaseStatus(status);
+    return {};
+  }
+  return integers(attribute);
+}
+
 sparsecc_value_type value_type(const TensorView& values) {
   if (values.type == ElementType::kFloat16) return SPARSECC_FLOAT16;
   return values.type == ElementType::kBfloat16 ? SPARSECC_BFLOAT16 : SPARSECC_FLOAT32;

@@ -42,6 +42,8 @@ class NodeReader {
   float number(const char* attribute) const;
   std::vector<int64_t> integers(const char* attribute) const;
   std::vector<int64_t> integers(const char* attribute, size_t expected) const;
+  // Nothing where there is no such attribute.
+  std::vector<int64_t> integers_if_any(const char* attribute) const;
   TensorView constant(size_t index, const char* input, ElementType type, size_t rank) const;
   // The values of a weight whose arithmetic is float32: of the types of sparsecc_value_type, at any address.
   TensorView stored_values(size_t index, const char* input, size_t rank) const;

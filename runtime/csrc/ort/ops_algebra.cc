@@ -47,6 +47,8 @@ sparsecc_level read_level(const TensorView& positions, const TensorView& coordin
 
 // ---- products ---------------------------------------------------------------------------------------
 
+constexpr size_t kMostCuts = size_t{1} << 14;
+
 enum class Product { kVector, kMatrix, kSampled };
 
 // Leading dimensions that broadcast: strides, in whole operands, of each of the batch's own.
@@ -145,8 +147,9 @@ class EinsumKernel final : public Kernel {
       : Kernel(functions, std::move(node_label)), product_(product), gauge_(threads) {
     check_format(node);
     read_equation(node);
-    const std::optional<Components> known = Components::constant(node, 0, 1, 3);
-    if (!known) return;
+const std::optional<Components> known = Components::constant(node, 0, 1, 3);
+    if (!known) return;  // cuts could not be checked but at every run, which takes longer than to cut
+    cuts_ = node.integers_if_any("cuts");
     check_components(*known);
     checked_before_ = true;
   }
@@ -194,11 +197,23 @@ class EinsumKernel final : public Kernel {
     }
   }
 
-  static void check_components(const Components& sparse) {
+  // With the cuts of the attribute.
+  sparsecc_tensor cut_tensor(const sparsecc_level (&levels)[2], const float* values) const {
+    sparsecc_tensor tensor = tensor_of(levels, values);
+    if (!cuts_.empty()) {
+      tensor.cuts = cuts_.data();
+      tensor.cut_parts = static_cast<int32_t>(cuts_.size() / 2 - 1);
+    }
+    return tensor;
+  }
+
+  void check_components(const Components& sparse) const {
+    if (cuts_.size() % 2 != 0 || cuts_.size() > kMostCuts)
+      throw KernelError("attribute 'cuts' has " + std::to_string(cuts_.size()) + " numbers, expected two per cut");
     sparsecc_level levels[2] = {{}, sparse.level()};
     levels[0].size = sparse.rows;
     static const float any = 0;  // the values are not looked at
-    const sparsecc_tensor tensor = tensor_of(levels, &any);
+    const sparsecc_tensor tensor = cut_tensor(levels, &any);
     checked([&](char* error, size_t size) { return sparsecc_tensor_check(&tensor, error, size); });
   }
 
@@ -227,7 +242,7 @@ class EinsumKernel final : public Kernel {
     levels[0].size = sparse.rows;
     SessionThreads threads(api, context, gauge_);
     for (int64_t item = 0; item < batch.count(); ++item, y += sparse.rows * width) {
-      const sparsecc_tensor tensor = tensor_of(levels, values.at(batch, item));
+      const sparsecc_tensor tensor = cut_tensor(levels, values.at(batch, item));
       checked([&](char* error, size_t size) {
         return width == 1 ? sparsecc_spmv(&tensor, x.at(batch, item), y, nullptr, &threads.executor, error, size)
                           : sparsecc_spmm(&tensor, x.at(batch, item), width, y, nullptr, &threads.executor, error,
@@ -257,7 +272,7 @@ class EinsumKernel final : public Kernel {
     levels[0].size = sparse.rows;
     SessionThreads threads(api, context, gauge_);
     for (int64_t item = 0; item < batch.count(); ++item, y += sparse.coordinates.count) {
-      const sparsecc_tensor tensor = tensor_of(levels, values.at(batch, item));
+      const sparsecc_tensor tensor = cut_tensor(levels, values.at(batch, item));
       checked([&](char* error, size_t size) {
         return sparsecc_sddmm(&tensor, u.at(batch, item), v.at(batch, item), u.dim(1), y, nullptr, &threads.executor,
                               error, size);
@@ -269,6 +284,7 @@ class EinsumKernel final : public Kernel {
   const Product product_;
   std::vector<size_t> leading_;  // dimensions of values and of the dense operands
   bool checked_before_ = false;  // components are constants
+  std::vector<int64_t> cuts_;    // as sparsecc_tensor has them; empty: the kernels cut
   mutable ThreadGauge gauge_;
 };
 

@@ -34,10 +34,15 @@ typedef struct {
   int32_t value_bytes; /* 4: float, 8: double */
   const void* values;
   int64_t value_count;
+  /* Where to cut products with dense operands, or NULL: [2][cut_parts + 1], nodes of the level above the last and of the
+   * last before each part, as sparsecc_split gives them. Kernels take as many parts as they would make themselves, or
+   * the next smaller number that divides cut_parts: every so many cuts are one. */
+  const int64_t* cuts;
+  int32_t cut_parts; /* 1 to 4096 */
 } sparsecc_tensor;
 
-/* Positions rise from 0 to the number of coordinates, coordinates are inside their mode and rise in each fibre, and
- * there is a value for each node of the last level. */
+/* Positions rise from 0 to the number of coordinates, coordinates are inside their mode and rise in each fibre, there
+ * is a value for each node of the last level, and cuts rise from 0 to all there is, each inside the last row before it. */
 SPARSECC_API int sparsecc_tensor_check(const sparsecc_tensor* tensor, char* error, size_t error_size);
 
 /* ---- threads -------------------------------------------------------------------------------------------
