@@ -147,7 +147,7 @@ class EinsumKernel final : public Kernel {
       : Kernel(functions, std::move(node_label)), product_(product), gauge_(threads) {
     check_format(node);
     read_equation(node);
-const std::optional<Components> known = Components::constant(node, 0, 1, 3);
+    const std::optional<Components> known = Components::constant(node, 0, 1, 3);
     if (!known) return;  // cuts could not be checked but at every run, which takes longer than to cut
     cuts_ = node.integers_if_any("cuts");
     check_components(*known);
