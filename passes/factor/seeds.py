@@ -28,7 +28,10 @@ _STRIDE = 5
 _SEEDS_AT_ONCE = 512
 
 #: Blocks that are compared with those seeds at a time.
-_BLOCKS_AT_ONCE = 4096
+_BLOCKS_AT_ONCE = 1024
+
+#: How much of a share may be rounding.
+_ROUNDING = 1e-5
 
 #: Values of the shared exponent.
 _EXPONENTS = 16
@@ -131,18 +134,30 @@ def encode(blocks: Matrix, form: SeedFormat, seeds: int | None = None) -> SeedCo
         seeds: how many of the seeds to look at; all by default.
     """
     bases, inverses, projectors = _spans(form)
-    candidates = _nearest_spans(blocks, projectors[:seeds])
+    candidates, shares = _nearest_spans(blocks, projectors[:seeds])
     scale = _scale(blocks, inverses, candidates)
     best = np.full(len(blocks), np.inf)
     nibbles = np.zeros((len(blocks), form.nibbles), np.uint8)
-    for chosen in candidates.T:
-        exponents, factors = _rounded(blocks, inverses[chosen], scale)
-        errors = _settled(blocks, bases[chosen], scale * np.exp2(-exponents), factors)
-        better = errors < best
-        best[better] = errors[better]
+    order = np.argsort(-shares, axis=1, kind="stable")
+    lengths = np.square(blocks).sum(1)
+    left = np.arange(len(blocks))
+    for place in order.T:
+        part = place[left]
+        floor = lengths[left] * (
+            1 - shares[left, part] - _ROUNDING
+        )  # no coefficients come nearer than the span
+        kept = floor < best[left]
+        left, part = left[kept], part[kept]
+        if not len(left):
+            break
+        chosen = candidates[left, part]
+        exponents, factors = _rounded(blocks[left], inverses[chosen], scale)
+        errors = _settled(blocks[left], bases[chosen], scale * np.exp2(-exponents), factors)
+        better = errors < best[left]
+        best[left[better]] = errors[better]
         places = (chosen[:, None] >> (4 * np.arange(form.bits // 4))) & 15
         packed = np.concatenate([places, exponents[:, None], factors + 8], axis=1).astype(np.uint8)
-        nibbles[better] = packed[better]
+        nibbles[left[better]] = packed[better]
     return SeedCode(nibbles, scale)
 
 
@@ -156,20 +171,28 @@ def _spans(form: SeedFormat) -> tuple[Matrix, Matrix, NDArray[np.float32]]:
     return bases, inverses, projectors.astype(np.float32)
 
 
-def _nearest_spans(blocks: Matrix, spans: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return for each block the seed of every so many whose span holds most of it, ``[blocks, parts]``."""
+def _nearest_spans(
+    blocks: Matrix, spans: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return for each block the seed of every so many whose span holds most of it, and the share that it holds.
+
+    Both are ``[blocks, parts]``.
+    """
     rows, columns = np.triu_indices(blocks.shape[1])
     lengths = np.linalg.norm(blocks, axis=1, keepdims=True)
     units = (blocks / np.where(lengths > 0, lengths, 1)).astype(np.float32)
     starts = range(0, len(spans), _SEEDS_AT_ONCE)
     found = np.empty((len(blocks), len(starts)), np.int64)
+    held = np.empty(found.shape, np.float32)
     for first in range(0, len(blocks), _BLOCKS_AT_ONCE):
         some = slice(first, first + _BLOCKS_AT_ONCE)
         pairs = units[some, rows] * units[some, columns]
         for part, start in enumerate(starts):
             shares = pairs @ spans[start : start + _SEEDS_AT_ONCE].T
-            found[some, part] = start + np.argmax(shares, axis=1)
-    return found
+            nearest = np.argmax(shares, axis=1)
+            found[some, part] = start + nearest
+            held[some, part] = np.take_along_axis(shares, nearest[:, None], axis=1)[:, 0]
+    return found, held
 
 
 def _scale(blocks: Matrix, inverses: Matrix, candidates: NDArray[np.int64]) -> float:
