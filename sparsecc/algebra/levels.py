@@ -203,6 +203,22 @@ class Tensor:
         levels = (Dense(rows), Compressed(columns, matrix.indptr, matrix.indices))
         return cls(tuple(int(size) for size in matrix.shape), order, levels, matrix.data).validated()
 
+    def to_scipy(self) -> Any:
+        """Return a matrix as a scipy sparse array: CSR and CSC share their arrays, all else is copied to COO.
+
+        Raises:
+            SpecError: it has not two modes.
+        """
+        import scipy.sparse
+
+        if len(self.shape) != 2:
+            raise SpecError(f"scipy has matrices only, this tensor has {len(self.shape)} modes")
+        leaf = self.levels[1]
+        if isinstance(leaf, Compressed) and self.formats[0] == "dense":
+            kind = scipy.sparse.csr_array if self.order == (0, 1) else scipy.sparse.csc_array
+            return kind((self.values, leaf.crd, leaf.pos), shape=self.shape)
+        return scipy.sparse.coo_array((self.values, tuple(self.coordinates().T)), shape=self.shape)
+
     @property
     def formats(self) -> tuple[LevelFormat, ...]:
         """Of the levels."""

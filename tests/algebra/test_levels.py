@@ -50,8 +50,17 @@ def test_scipy_arrays_are_taken_over(form, make):
         assert tensor.levels[1].crd is matrix.indices
         assert tensor.levels[1].pos is matrix.indptr
         assert tensor.values is matrix.data
+    back = tensor.to_scipy()
+    assert back.format == form
+    np.testing.assert_array_equal(back.toarray(), dense)
+    np.testing.assert_array_equal(tensor.converted("compressed,compressed").to_scipy().toarray(), dense)
     with pytest.raises(SpecError, match="convert it with"):
         Tensor.from_scipy(matrix.asformat("lil"))
+
+
+def test_only_matrices_go_to_scipy():
+    with pytest.raises(SpecError, match="this tensor has 3 modes"):
+        Tensor.from_coordinates(np.zeros((1, 3), int), np.ones(1), (2, 2, 2), "csf").to_scipy()
 
 
 def test_repeated_entries_are_refused_or_added_up():
