@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SparseccError
 from sparsecc.ir.model import Model
+from sparsecc.ir.ops_algebra import algebra_names
 from sparsecc.ir.ops_transformer import transformer_names
 from sparsecc.ir.sparse_ops import DOMAIN, FAMILIES, MEMBERS_KEY
 from sparsecc.sparse import Layout, Pattern, QuantizedTensor, SparseTensor, Values
@@ -58,7 +59,7 @@ def packed_sites(model: Model) -> list[PackedSite]:
 
 def _weights(node: onnx_ir.Node) -> Iterator[PackedSite]:
     """Yield the packed weights of a node; the two of an LSTM or GRU are named as its sites are."""
-    if node.op_type in transformer_names():
+    if node.op_type in transformer_names() or node.op_type in algebra_names():
         return
     if node.op_type.endswith("Quads"):
         if "Conv" in node.op_type:  # the residual comes before the weight

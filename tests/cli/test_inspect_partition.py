@@ -6,7 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
 import pytest
+
+from sparsecc import emit
+from sparsecc.ir import Model
+from sparsecc.ir.ops_algebra import Csr, einsum_node
+from sparsecc.pm import PassContext, Pipeline
 
 Run = Callable[..., "object"]
 LOWER = "tidy,prune-magnitude{pattern=%s sparsity=0.75},choose-layout{layout=%s},lower-sparse"
@@ -44,3 +51,33 @@ def test_models_without_sparse_operators_and_wrong_shapes(sparsecc: Run, mlp: Pa
     result = sparsecc("inspect", mlp, "--partition", "--input-shapes", "z:1,64")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert sparsecc("inspect", mlp.parent / "absent.onnx", "--partition").code == 3
+
+
+def test_stored_cuts_are_shown(sparsecc: Run, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((60, 80)) < 0.2
+    arrays = {
+        "p": np.concatenate([[0], np.cumsum(mask.sum(1))]), "c": np.nonzero(mask)[1],
+        "v": np.ones(mask.sum(), np.float32), "s": np.array(mask.shape),
+    }  # fmt: skip
+    x = ir.Value(name="x", shape=ir.Shape((80,)), type=ir.TensorType(ir.DataType.FLOAT))
+    constants = [
+        ir.Value(name=name, const_value=ir.Tensor(array, name=name)) for name, array in arrays.items()
+    ]
+    node = einsum_node("ij,j->i", Csr(*constants), x, name="op")
+    node.outputs[0].name = "y"
+    graph = ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 18, node.domain: 1}, name="g",
+                     initializers=constants)  # fmt: skip
+    model = Model(ir.Model(graph, ir_version=8))
+    emit.finalize(model)
+    model.save(tmp_path / "plain.onnx")
+    Pipeline.parse("partition").run(model, PassContext())
+    model.save(tmp_path / "cut.onnx")
+    sites = {}
+    for name in ("plain", "cut"):
+        result = sparsecc("inspect", tmp_path / f"{name}.onnx", "--partition", "--parts", 4, "--json")
+        assert result.code == 0, result.err
+        (sites[name],) = json.loads(result.out)["sites"]
+    assert sites["plain"]["part_work"] == []
+    assert sparsecc("inspect", tmp_path / "cut.onnx").code == 0  # its operands are no packed weights
+    work = 60 + int(mask.sum())
+    assert sites["cut"]["part_work"] == [(part + 1) * work // 4 - part * work // 4 for part in range(4)]
