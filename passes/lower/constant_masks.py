@@ -90,8 +90,9 @@ def match_masked(node: ir.Node, hidden: float) -> MaskedAttention | None:
     """
     if not standard(node, "Softmax") or node.inputs[0] is None:
         return None
-    weigh = only_reader(node.outputs[0], "MatMul")
-    if weigh is None or weigh.inputs[0] is not node.outputs[0] or weigh.inputs[1] is None:
+    weights = _without_guard(node.outputs[0])
+    weigh = only_reader(weights, "MatMul")
+    if weigh is None or weigh.inputs[0] is not weights or weigh.inputs[1] is None:
         return None
     scores, mask, scale = _scores(node.inputs[0])
     left, right = scores.inputs
@@ -110,10 +111,19 @@ def match_masked(node: ir.Node, hidden: float) -> MaskedAttention | None:
         raise Refusal("queries, keys and values are not known to have the same heads")
     q, q_factor = unscaled(q)
     k, k_axes, k_factor = _keys(right)
-    return MaskedAttention(
-        q, k, k_axes, v, scale * q_factor * k_factor, seen_keys(mask, (queries, keys), hidden), mask.nbytes,
-        weigh.outputs[0],
-    )  # fmt: skip
+    seen = seen_keys(mask, (queries, keys), hidden, guarded=weights is not node.outputs[0])
+    return MaskedAttention(q, k, k_axes, v, scale * q_factor * k_factor, seen, mask.nbytes, weigh.outputs[0])
+
+
+def _without_guard(weights: ir.Value) -> ir.Value:
+    """What takes the place of ``weights`` where exporters put 0 for NaN, which rows that see nothing give."""
+    test = next((node for node in weights.consumers() if standard(node, "IsNaN")), None)
+    guard = None if test is None else only_reader(test.outputs[0], "Where")
+    if guard is None or set(weights.consumers()) != {test, guard} or weights.is_graph_output():
+        return weights
+    zero = constant_array(guard.inputs[1])
+    right = zero is not None and zero.size == 1 and zero.reshape(()) == 0 and guard.inputs[2] is weights
+    return guard.outputs[0] if right else weights
 
 
 def _scores(value: ir.Value) -> tuple[ir.Node, NDArray[Any], float]:
@@ -162,7 +172,7 @@ def _keys(right: ir.Value) -> tuple[ir.Value, tuple[int, ...] | None, float]:
     return value, (0, 1, 3, 2), factor
 
 
-def seen_keys(mask: NDArray[Any], shape: tuple[int, int], hidden: float) -> Seen:
+def seen_keys(mask: NDArray[Any], shape: tuple[int, int], hidden: float, *, guarded: bool = False) -> Seen:
     """Return which keys a mask lets each query see.
 
     Understood are masks that are 0 where a key is seen and ``hidden`` or less (minus infinity too) where it is not, the
@@ -173,6 +183,7 @@ def seen_keys(mask: NDArray[Any], shape: tuple[int, int], hidden: float) -> Seen
         mask: to be broadcast to ``[..., queries, keys]``.
         shape: queries and keys.
         hidden: below 0.
+        guarded: weights that are NaN become 0: a query may see nothing then, by minus infinity, and its result is 0.
 
     Raises:
         Refusal: it is another mask.
@@ -200,8 +211,9 @@ def seen_keys(mask: NDArray[Any], shape: tuple[int, int], hidden: float) -> Seen
         )
     if seen.all():
         raise Refusal("its mask hides nothing")
-    if not seen.any(1).all():
-        row = int(np.flatnonzero(~seen.any(1))[0])
+    blind = ~seen.any(1)
+    if blind.any() and not (guarded and np.isneginf(array[blind]).all()):
+        row = int(np.flatnonzero(blind)[0])
         raise Refusal(f"query {row} sees no key: what dense attention gives then depends on the mask")
     lengths = np.concatenate([[0], np.cumsum(seen.sum(1))])
     integers = np.int32 if lengths[-1] <= np.iinfo(np.int32).max else np.int64

@@ -36,8 +36,8 @@ class SparsifyAttention(Pass):
     stored. Each pattern is kept only if the whole model is measured faster with it.
 
     Changes: ``softmax(scale q k^T + mask) v`` on ``[batch, heads, rows, size]``, or with ``Where`` in place of the
-    addition, becomes one ``SparseAttention`` node; the mask becomes the list of seen keys. Run ``tidy`` first, which
-    folds masks that are computed from constants.
+    addition, becomes one ``SparseAttention`` node; the mask becomes the list of seen keys. A guard that puts 0 for
+    weights that are NaN goes with it. Run ``tidy`` first, which folds masks that are computed from constants.
     Skips: masks that are computed, differ between heads, hide nothing or a whole row, hold numbers between ``hidden``
     and 0, or where it does not pay; each with the reason.
 

@@ -112,6 +112,33 @@ def test_forms(form: str, opset: int) -> None:
     check_same(before, after)
 
 
+GUARDED = "a = Mul(s, c) b = Add(a, m) [soft] r = Softmax<axis=-1>(b) n = IsNaN(r) w = Where(n, zero, r)"
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_guard_against_rows_that_see_nothing(blind: bool) -> None:
+    """As PyTorch exports attention with a mask of truth values."""
+    seen = SEEN["window"] & ((ROW % 7 != 3) | (not blind))
+    before = build(GUARDED, m=mask_of(seen), zero=np.zeros(1, np.float32))
+    after = before.copy()
+    assert len(sparsify(after).changed) == 1
+    assert op_types(after) == ["SparseAttention"]
+    check_same(before, after)
+
+
+@pytest.mark.parametrize(
+    ("body", "mask", "zero"),
+    [
+        (GUARDED, np.where(ROW == 7, -1e9, mask_of(SEEN["window"])), 0.0),
+        (GUARDED, mask_of(SEEN["window"]), 0.5),
+        (GUARDED.replace("zero, r", "r, zero"), mask_of(SEEN["window"]), 0.0),
+    ],
+)
+def test_other_guards_are_left_alone(body: str, mask: np.ndarray, zero: float) -> None:
+    model = build(body, m=mask.astype(np.float32), zero=np.full(1, zero, np.float32))
+    assert not sparsify(model).changed
+
+
 def rows_model(keys: str, heads: int = 3) -> Model:
     """From rows [B,N,W] as a projection gives them; ``keys`` makes ``t`` [B,heads,SIZE,N] of ``k4``."""
     width = heads * SIZE

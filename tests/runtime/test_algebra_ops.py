@@ -17,6 +17,7 @@ from sparsecc.algebra import Tensor
 from sparsecc.errors import ModelError, SpecError, UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.ops_algebra import Csr, algebra_names, einsum_node, einsum_operator
+from sparsecc.ir.packed import packed_sites
 from sparsecc.ir.sparse_ops import DOMAIN
 
 EQUATIONS = {
@@ -141,6 +142,12 @@ def test_body_in_the_reference_evaluator(opset: int) -> None:
 
 def test_every_operator_is_tried() -> None:
     assert {name for name, _, _ in cases(5, 7, 0.5, np.int64)} == algebra_names()
+
+
+def test_no_operator_holds_a_packed_weight() -> None:
+    """So that inspect and optimize take models with them."""
+    for name, arrays, equation in cases(5, 7, 0.5, np.int64):
+        assert packed_sites(model_of(name, arrays, **({"equation": equation} if equation else {}))) == []
 
 
 def test_one_giant_row_on_several_threads_gives_the_same_bits(session) -> None:
