@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sparsecc.algebra.levels import Tensor
 from sparsecc.algebra.notation import Assignment, parse
 from sparsecc.errors import SpecError, UsageError
 
-__all__ = ["EXPRESSIONS", "SOURCES", "case", "shifted"]
+__all__ = ["EXPRESSIONS", "SOURCES", "case", "shifted", "usual_format"]
 
 #: Name -> expression and where its sparse operands beside A come from. ``*`` are all indices of A.
 EXPRESSIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
@@ -35,6 +35,9 @@ EXPRESSIONS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 
 _LETTERS = "ijklmopqrs"
 
+#: Rows that CSR may have whatever is in them, and rows for each entry: it keeps a position of 8 bytes for every row.
+_MANY_ROWS, _ROWS_PER_ENTRY = 1 << 22, 8
+
 
 def shifted(tensor: Tensor, by: int = 1) -> Tensor:
     """Return the tensor with all coordinates moved on in every mode; what leaves at the end comes back at the start."""
@@ -44,9 +47,17 @@ def shifted(tensor: Tensor, by: int = 1) -> Tensor:
     )
 
 
+def usual_format(shape: Sequence[int], entries: int) -> str:
+    """Return the format that suits a tensor: CSR for matrices, unless most of very many rows are empty, else CSF."""
+    if len(shape) == 2 and shape[0] <= max(_MANY_ROWS, _ROWS_PER_ENTRY * entries):
+        return "csr"
+    return "csf"
+
+
 def _transposed(tensor: Tensor) -> Tensor:
     turned = tensor.coordinates()[:, ::-1]
-    return Tensor.from_coordinates(turned, tensor.values, tensor.shape[::-1], ",".join(tensor.tree().formats))
+    shape = tensor.shape[::-1]
+    return Tensor.from_coordinates(turned, tensor.values, shape, usual_format(shape, len(tensor.values)))
 
 
 #: How operands are made from the tensor.

@@ -96,9 +96,13 @@ def _is_file(source: str) -> bool:
 
 def _read(path: str, form: str | None, progress: Any) -> Tensor:
     from sparsecc.algebra import read_tensor
+    from sparsecc.algebra.cases import usual_format
 
     try:
-        return read_tensor(path, form, progress)
+        if form is not None:
+            return read_tensor(path, form, progress)
+        entries = read_tensor(path, "coo", progress)
+        return entries.converted(usual_format(entries.shape, len(entries.values)))
     except SpecError as error:
         raise UsageError(f"{path}: {error}") from error
 

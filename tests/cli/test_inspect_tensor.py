@@ -87,6 +87,17 @@ def test_expressions_operands_and_formats_of_ones_own(sparsecc: Run, skewed: Pat
         assert "no part has more than" in lines[-1]
 
 
+def test_a_matrix_of_very_many_rows_takes_no_room_for_them(sparsecc: Run, tmp_path: Path) -> None:
+    path = tmp_path / "hyper.mtx"
+    header = "%%MatrixMarket matrix coordinate real general\n2000000000 1500000000 3\n"
+    path.write_text(header + "7 5 1\n1999999999 1 2\n1 1500000000 3\n")
+    for name, work in (("spmv", 6), ("add", 12), ("spgemm", 12)):  # 3 survivors, 3 products
+        result = sparsecc("inspect", path, "--expr", name, "--parts", 2, "--json")
+        assert result.code == 0, result.err
+        assert json.loads(result.out)["work"] == work
+    assert "(compressed,compressed)" in sparsecc("inspect", path).out
+
+
 def test_picture(sparsecc: Run, skewed: Path, cube: Path, tmp_path: Path) -> None:
     for path, name in ((skewed, "add"), (cube, "inner")):
         result = sparsecc("inspect", path, "--expr", name, "--parts", 4, "--picture", tmp_path / "a.svg")
