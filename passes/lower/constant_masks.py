@@ -111,6 +111,9 @@ def match_masked(node: ir.Node, hidden: float) -> MaskedAttention | None:
         raise Refusal("queries, keys and values are not known to have the same heads")
     q, q_factor = unscaled(q)
     k, k_axes, k_factor = _keys(right)
+    leading = zip(reversed(mask.shape[:-2]), reversed(shape[:2]), strict=False)
+    if mask.ndim > _RANK or not all(size == 1 or same(size, dim) for size, dim in leading):
+        raise Refusal(f"its mask {list(mask.shape)} may be larger than the scores {shape}")
     seen = seen_keys(mask, (queries, keys), hidden, guarded=weights is not node.outputs[0])
     return MaskedAttention(q, k, k_axes, v, scale * q_factor * k_factor, seen, mask.nbytes, weigh.outputs[0])
 
@@ -133,7 +136,7 @@ def _scores(value: ir.Value) -> tuple[ir.Node, NDArray[Any], float]:
         condition = constant_array(choice.inputs[0])
         for at in (1, 2):
             other, scores = constant_array(choice.inputs[3 - at]), choice.inputs[at]
-            if condition is None or other is None or scores is None or other.size != 1:
+            if condition is None or other is None or scores is None or other.size != 1 or other.ndim > _RANK:
                 continue
             product, none, scale = masked_scores(scores)
             if none is not None:

@@ -229,6 +229,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (ADDED, {"m": np.zeros((N, N), np.float32)}, "hides nothing"),
     (ADDED, {"m": np.full((N, N), np.nan, np.float32)}, "not of numbers"),
     (ADDED, {"m": np.stack([mask_of(SEEN[k]) for k in ("window", "blocks", "window")])}, "not the same for all"),
+    (ADDED, {"m": np.stack([mask_of(SEEN["window"])] * 3)[:, None]}, "[3, 1, 40, 40] may be larger than the scores"),
     ("a = Mul(s, c) [soft] w = Softmax(a)", {}, "it has no mask"),
     ("r = Relu(s) b = Add(s, r) [soft] w = Softmax(b)", {}, "computed at run time"),
     ("e = Add(s, m) b = Where(seen, e, low) [soft] w = Softmax(b)",
@@ -248,6 +249,29 @@ def test_refused_with_a_reason(body: str, constants: dict[str, Any], reason: str
     (skip,) = report.skipped
     assert skip.site == "soft"
     assert reason in skip.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "constants"),
+    [
+        ("b = Add(s, m) [soft] w = Softmax(b)", {"m": mask_of(SEEN["window"])[None, None, None]}),
+        ("b = Where(m, s, low) [soft] w = Softmax(b)",
+         {"m": SEEN["window"], "low": np.full((1,) * 5, -np.inf, np.float32)}),
+    ],
+)  # fmt: skip
+def test_masks_that_add_an_axis_are_left_alone(body: str, constants: dict[str, Any]) -> None:
+    model = build(body, **constants)
+    model.onnx.graph.outputs[0].shape = None
+    bytes_before = model.fingerprint()
+    assert sparsify(model).skipped
+    assert model.fingerprint() == bytes_before
+
+
+def test_mask_of_every_head_may_be_the_same() -> None:
+    before = build(ADDED, m=np.stack([mask_of(SEEN["window"])] * 3))
+    after = before.copy()
+    assert len(sparsify(after).changed) == 1
+    check_same(before, after)
 
 
 def test_unknown_sizes_are_refused() -> None:
