@@ -80,6 +80,8 @@ def command(
         raise UsageError(f"{model}: --expr, --operand, --format and --picture are for .mtx and .tns files")
     if partition:
         return inspect_partition(model, parts, threads, parse_input_shapes(input_shapes), as_json=as_json)
+    if input_shapes:
+        raise UsageError("--input-shapes: nothing is run without --partition")
     document = inspect_model(model)
     if as_json:
         return print_json(document)

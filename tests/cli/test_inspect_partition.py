@@ -50,6 +50,7 @@ def test_models_without_sparse_operators_and_wrong_shapes(sparsecc: Run, mlp: Pa
     assert json.loads(sparsecc("inspect", mlp, "--partition", "--json").out)["sites"] == []
     result = sparsecc("inspect", mlp, "--partition", "--input-shapes", "z:1,64")
     assert (result.code, result.err.count("\n")) == (2, 1)
+    assert sparsecc("inspect", mlp, "--input-shapes", "x:1,64").code == 2
     assert sparsecc("inspect", mlp.parent / "absent.onnx", "--partition").code == 3
 
 
