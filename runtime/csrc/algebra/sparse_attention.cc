@@ -328,12 +328,6 @@ int sparsecc_attention_pattern_create(const sparsecc_level* keys, const char* is
 
 void sparsecc_attention_pattern_destroy(sparsecc_attention_pattern* pattern) { delete pattern; }
 
-int64_t sparsecc_attention_pattern_scores(const sparsecc_attention_pattern* pattern) {
-  int64_t scores = 0;
-  for (const Block& block : pattern->blocks) scores += block.scores();
-  return scores;
-}
-
 int sparsecc_sparse_attention_run(const sparsecc_attention_pattern* pattern,
                                   const sparsecc_attention_desc* attention, const sparsecc_executor* executor,
                                   char* error, size_t error_size) {

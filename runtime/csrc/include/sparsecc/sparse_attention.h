@@ -17,9 +17,6 @@ SPARSECC_API int sparsecc_attention_pattern_create(const sparsecc_level* keys, c
                                                    size_t error_size);
 SPARSECC_API void sparsecc_attention_pattern_destroy(sparsecc_attention_pattern* pattern);
 
-/* Sizes of what the kernel computes: scores, at least the entries of the pattern. */
-SPARSECC_API int64_t sparsecc_attention_pattern_scores(const sparsecc_attention_pattern* pattern);
-
 /* As sparsecc_attention_run, over the keys that each query sees; one that sees none gives zeros. The descriptor has no
  * mask, no cosines and isa NULL, and as many queries and keys as the pattern. Hidden keys beside visible ones, up to a
  * group of 16, are computed and get a weight of 0: NaN or infinity in them may come through. */
