@@ -1,13 +1,17 @@
 """Sparse tensor algebra: the operator library against MKL and SciPy, and the time that splitting takes.
 
-    python bench/algebra.py --data FOLDER --json bench/results/algebra.json
+    python bench/algebra.py --threads 1 --json bench/results/algebra.json
+    python bench/algebra.py --threads 2 --json bench/results/algebra_two_threads.json
 
 MKL is called through sparse_dot_mkl, which is no dependency: where it cannot be imported the figures against it are
 left out, and the result says so. All that is compared runs by turns in one process; a figure is a ratio of medians,
-theirs over ours. With one thread the CPU time of the calling thread counts, with two the time on the clock. Matrices:
-those of `matrices/` in the data folder, and random ones with even rows, rows by a power law, and one giant row. All
-float32 with 32-bit coordinates. MKL has no sampled product: what it offers is the dense product, of which the entries
-are taken.
+theirs over ours. With one thread, all libraries on one, it is the CPU time of the calling thread, which other work on
+the machine hardly changes; with two it is the time on the clock, which only means something on an idle machine.
+
+Matrices: those of `matrices/` in the data folder, and random ones with even rows, rows by a power law, and one giant
+row. All float32 with 32-bit coordinates. MKL has no sampled product: what it offers is the dense product, of which the
+entries are taken. MTTKRP is compared with the same kernel on blocks of equally many slices; with one thread the figure
+is that of the larger of two blocks over the larger of two halves that are cut by work.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +30,7 @@ import numpy as np
 import scipy.sparse
 from dlmc import read_smtx
 
-from sparsecc.algebra import Dense, Tensor, Walk, even_targets, read_tensor
+from sparsecc.algebra import Tensor, Walk, even_targets, read_tensor
 from sparsecc.plan import machine_facts
 from sparsecc.runtime.capi_algebra import (
     NativeTensor,
@@ -149,8 +153,8 @@ def native(matrix: Csr) -> NativeTensor:
     return NativeTensor.of(Tensor.from_scipy(matrix))
 
 
-def dense_products(matrix: Csr, threads: Threads) -> dict[str, Any]:
-    """SpMV, SpMM and SDDMM against MKL and SciPy, on two threads."""
+def dense_products(matrix: Csr, count: int, threads: Threads | None) -> dict[str, Any]:
+    """SpMV, SpMM and SDDMM against MKL and SciPy."""
     rng, own = np.random.default_rng(1), native(matrix)
     x = rng.standard_normal(matrix.shape[1], np.float32)
     wide = rng.standard_normal((matrix.shape[1], COLUMNS), np.float32)
@@ -167,48 +171,31 @@ def dense_products(matrix: Csr, threads: Threads) -> dict[str, Any]:
             rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
             turned = np.ascontiguousarray(v.T)
             sets["sddmm"]["mkl"] = lambda: matrix.data * mkl.dot_product_mkl(u, turned)[rows, columns]
-    return {name: ratios(median_times(functions, 2)) for name, functions in sets.items()}
+    return {name: ratios(median_times(functions, count)) for name, functions in sets.items()}
 
 
-def joins(pair: tuple[Csr, Csr], threads: Threads) -> dict[str, Any]:
-    """Sum and element-wise product against SciPy on one thread, and two threads against one."""
+def joins(pair: tuple[Csr, Csr], count: int, threads: Threads | None) -> dict[str, Any]:
+    """Sum and element-wise product against SciPy, or two threads against one."""
     a, b = pair
     own = [native(a), native(b)]
-    found: dict[str, Any] = {}
     theirs = {"add": lambda: a + b, "multiply": lambda: a.multiply(b)}
+    found: dict[str, Any] = {}
     for name, join in (("add", native_add), ("multiply", native_multiply)):
-        mine, lent = partial(join, own), partial(join, own, threads=threads)
-        alone = median_times({"ours": mine, "scipy": theirs[name]}, 1)
-        both = median_times({"ours": mine, "ours, 2 threads": lent}, 2)
-        found[name] = {
-            **ratios(alone),
-            "1 thread / 2 threads": round(both["ours"] / both["ours, 2 threads"], 3),
-            "ms, on the clock": ratios(both)["ms"],
-        }
+        other = {"scipy": theirs[name]} if threads is None else {"one thread": partial(join, own)}
+        found[name] = ratios(median_times({"ours": partial(join, own, threads=threads), **other}, count))
     return found
 
 
-def matrix_product(a: Csr, b: Csr, threads: Threads) -> dict[str, Any]:
-    """Against SciPy on one thread and MKL on two; both leave the columns unsorted, ours are sorted."""
-    left, right = native(a), native(b)
-    found = {
-        "one thread": ratios(
-            median_times({"ours": lambda: native_matmul(left, right), "scipy": lambda: a @ b}, 1, 5)
-        )
+def matrix_product(a: Csr, b: Csr, count: int, threads: Threads | None) -> dict[str, Any]:
+    """Against SciPy and MKL, which leave columns unsorted unless they are asked; ours are sorted."""
+    functions = {
+        "ours": partial(native_matmul, native(a), native(b), threads=threads),
+        "scipy": lambda: a @ b,
     }
     if mkl is not None:
-        found["two threads"] = ratios(
-            median_times(
-                {
-                    "ours": lambda: native_matmul(left, right, threads=threads),
-                    "mkl": lambda: mkl.dot_product_mkl(a, b),
-                    "mkl, sorted": lambda: mkl.dot_product_mkl(a, b, reorder_output=True),
-                },
-                2,
-                5,
-            )
-        )
-    return found
+        functions["mkl"] = lambda: mkl.dot_product_mkl(a, b)
+        functions["mkl, sorted"] = lambda: mkl.dot_product_mkl(a, b, reorder_output=True)
+    return ratios(median_times(functions, count, 5))
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
@@ -227,23 +214,41 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return {name: tensor.astype(np.float32) for name, tensor in found.items()}
 
 
-def row_blocks(tensor: Tensor, blocks: int) -> list[Tensor]:
-    """The tensor cut into equally many coordinates of its first mode."""
-    entries, size = tensor.coordinates(), -(-tensor.shape[0] // blocks)
-    found = []
-    for block in range(blocks):
-        mine = entries[:, 0] // size == block
-        shift = np.array([block * size, *[0] * (entries.shape[1] - 1)])
-        shape = (size, *tensor.shape[1:])
-        found.append(Tensor.from_coordinates(entries[mine] - shift, tensor.values[mine], shape, "csf"))
-    return found
+def pieces(tensor: Tensor, number: np.ndarray) -> list[NativeTensor]:
+    """The entries of the tensor dealt to pieces by the number that each has."""
+    entries = tensor.coordinates()
+    return [
+        NativeTensor.of(
+            Tensor.from_coordinates(
+                entries[number == piece], tensor.values[number == piece], tensor.shape, "csf"
+            ),
+            np.int32,
+        )
+        for piece in range(int(number.max()) + 1)
+    ]
 
 
-def tensor_times_factors(tensor: Tensor, threads: Threads, columns: int = 32) -> dict[str, Any]:
-    """Against the same kernel on as many blocks of equally many slices as there are threads, one each."""
-    rng, own = np.random.default_rng(2), NativeTensor.of(tensor, np.int32)
+def tensor_times_factors(tensor: Tensor, threads: Threads | None, columns: int = 32) -> dict[str, Any]:
+    """Two parts of equal work against two blocks of equally many slices, one for each thread."""
+    rng = np.random.default_rng(2)
     factors = [rng.standard_normal((size, columns), np.float32) for size in tensor.shape[1:]]
-    blocks = [NativeTensor.of(block, np.int32) for block in row_blocks(tensor, threads.count)]
+    places = np.arange(len(tensor.values))
+    blocks = pieces(tensor, (tensor.coordinates()[:, 0] * 2 >= tensor.shape[0]).astype(int))
+    if threads is None:
+        walk = Walk(tensor.levels, (0,) * (len(tensor.levels) - 2) + (8, 1))  # what the kernel counts
+        (cursors,), _ = find_splits([walk], np.array([walk.work // 2]))
+        halves = pieces(tensor, (places >= cursors[-1, 0]).astype(int))
+        named = {"ours": halves, "row-parallel": blocks}
+        times = median_times(
+            {
+                f"{name} {at}": partial(native_mttkrp, piece, factors)
+                for name in named
+                for at, piece in enumerate(named[name])
+            },
+            1,
+        )
+        return ratios({name: max(times[f"{name} {at}"] for at in range(len(named[name]))) for name in named})
+    own = NativeTensor.of(tensor, np.int32)
     with ThreadPoolExecutor(threads.count) as pool:
         times = median_times(
             {
@@ -255,8 +260,8 @@ def tensor_times_factors(tensor: Tensor, threads: Threads, columns: int = 32) ->
     return ratios(times)
 
 
-def splitting(matrix: Csr, threads: Threads) -> dict[str, Any]:
-    """Time of a split into 64 parts, of that of the kernels that it is for; one thread each."""
+def splitting(matrix: Csr) -> dict[str, Any]:
+    """Time of a split into 64 parts, without that of a call, as a share of the kernels; one thread each."""
     own, tensor = native(matrix), Tensor.from_scipy(matrix)
     walk = Walk.of(tensor)
     targets, both = even_targets(walk.work, 64), even_targets(2 * walk.work, 64)
@@ -267,50 +272,48 @@ def splitting(matrix: Csr, threads: Threads) -> dict[str, Any]:
         {
             "split": lambda: find_splits([walk], targets),
             "split of two": lambda: find_splits([walk, walk], both),
-            "call of nothing": lambda: find_splits([Walk((Dense(1),), (1,))], np.zeros(1, np.int64)),
+            "one cut": lambda: find_splits([walk], targets[:1]),
+            "one cut of two": lambda: find_splits([walk, walk], targets[:1]),
             "spmv": lambda: native_spmv(own, x),
             "spmm": lambda: native_spmm(own, wide),
             "add": lambda: native_add([own, own]),
         },
         1,
+        rounds=41,
     )
-    alone = times["split"] - times["call of nothing"]
+    alone, of_two = times["split"] - times["one cut"], times["split of two"] - times["one cut of two"]
     return {
         "entries": int(matrix.nnz),
         "ms": {name: round(seconds * 1e3, 4) for name, seconds in times.items()},
         "share of spmv": round(alone / times["spmv"], 4),
         "share of spmm": round(alone / times["spmm"], 5),
-        "share of add": round((times["split of two"] - times["call of nothing"]) / times["add"], 4),
+        "share of add": round(of_two / times["add"], 4),
     }
 
 
 def summary(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures in one place."""
+    """Geometric means of the ratios."""
     found: dict[str, Any] = {}
-    for group in ("real", "skewed"):
+
+    def collect(title: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        ratios_of: dict[str, list[float]] = {}
+        for row in rows:
+            for name, value in row.items():
+                if name.endswith("/ ours"):
+                    ratios_of.setdefault(name, []).append(value)
+        found.update({f"{title}: {name}": geometric_mean(values) for name, values in ratios_of.items()})
+
+    for group, rows in figures["dense"].items():
         for name in ("spmv", "spmm", "sddmm"):
-            found[f"{name}, {group}: mkl / ours"] = geometric_mean(
-                [
-                    row[name]["mkl / ours"]
-                    for row in figures["dense"][group].values()
-                    if "mkl / ours" in row[name]
-                ]
-            )
+            collect(f"{name}, {group}", [row[name] for row in rows.values()])
     for name in ("add", "multiply"):
-        rows = [row[name] for row in figures["joins"].values()]
-        found[f"{name}: scipy / ours"] = geometric_mean([row["scipy / ours"] for row in rows])
-        found[f"{name}: 1 thread / 2 threads"] = geometric_mean([row["1 thread / 2 threads"] for row in rows])
-    products = figures["spgemm"].values()
-    found["spgemm: scipy / ours"] = geometric_mean([row["one thread"]["scipy / ours"] for row in products])
-    for name in ("mkl", "mkl, sorted"):
-        found[f"spgemm: {name} / ours"] = geometric_mean(
-            [row["two threads"][f"{name} / ours"] for row in products if "two threads" in row]
-        )
+        collect(name, [row[name] for row in figures["joins"].values()])
+    collect("spgemm", figures["spgemm"].values())
     for name, row in figures["mttkrp"].items():
-        found[f"mttkrp, {name}: row-parallel / ours"] = row["row-parallel / ours"]
-    found["splitting: largest share of spmv"] = max(
-        row["share of spmv"] for row in figures["splitting"].values()
-    )
+        collect(f"mttkrp, {name}", [row])
+    for kernel in ("spmv", "spmm", "add"):
+        shares = [row[f"share of {kernel}"] for row in figures["splitting"].values()]
+        found[f"splitting: largest share of {kernel}"] = max(shares)
     return found
 
 
@@ -318,54 +321,46 @@ def summary(figures: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Folder with matrices (default: SPARSECC_TEST_DATA)."
 )
-@click.option("--only", multiple=True, type=click.Choice(["dense", "joins", "spgemm", "mttkrp", "splitting"]))
+@click.option("--threads", "count", type=click.IntRange(1, 2), default=1, show_default=True)
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Where the figures go.")
-def main(data: Path | None, only: tuple[str, ...], output: Path | None) -> None:
+def main(data: Path | None, count: int, output: Path | None) -> None:
     folder = (
         data or Path(os.environ.get("SPARSECC_TEST_DATA", ROOT.parent / "shared" / "data"))
     ) / "matrices"
-    chosen = only or ("dense", "joins", "spgemm", "mttkrp", "splitting")
     figures: dict[str, Any] = {
         "machine": machine_facts(),
-        "mkl": "absent: " + MKL_ABSENT if mkl is None else "2 threads",
+        "threads": count,
+        "time": "CPU time of the calling thread" if count == 1 else "on the clock",
+        "mkl": f"absent: {MKL_ABSENT}" if mkl is None else mkl.get_version_string(),
     }
+    if mkl is not None:
+        mkl.mkl_set_num_threads(count)
     first, second = {**even(1), **skewed(1)}, {**even(2), **skewed(2)}
-    with Threads(2) as threads:
-        if mkl is not None:
-            mkl.mkl_set_num_threads(2)
-        if "dense" in chosen:
-            groups = {"real": real(folder), "even": even(1), "skewed": skewed(1)}
-            figures["dense"] = {
-                group: {
-                    name: shown(name, dense_products(matrix, threads)) for name, matrix in matrices.items()
-                }
-                for group, matrices in groups.items()
+    products = {
+        name: matrix for name, matrix in real(folder).items() if matrix.shape[0] == matrix.shape[1] > 500
+    }
+    products["even rows of 8"] = random_csr(50_000, 50_000, 400_000, None, 4)
+    products["power law 1"] = random_csr(30_000, 30_000, 200_000, np.arange(1, 30_001.0) ** -1.0, 4)
+    with Threads(count) as pool:
+        threads = pool if count > 1 else None
+        figures["dense"] = {
+            group: {
+                name: shown(name, dense_products(matrix, count, threads)) for name, matrix in matrices.items()
             }
-        if "joins" in chosen:
-            figures["joins"] = {
-                name: shown(name, joins((first[name], second[name]), threads)) for name in first
-            }
-        if "spgemm" in chosen:
-            squares = {
-                name: matrix for name, matrix in real(folder).items()
-                if matrix.shape[0] == matrix.shape[1] and matrix.nnz > 1000
-            }  # fmt: skip
-            squares["even rows of 8"] = random_csr(50_000, 50_000, 400_000, None, 4)
-            squares["power law 1"] = random_csr(30_000, 30_000, 200_000, np.arange(1, 30_001.0) ** -1.0, 4)
-            figures["spgemm"] = {
-                name: shown(name, matrix_product(m, m, threads)) for name, m in squares.items()
-            }
-        if "mttkrp" in chosen:
-            figures["mttkrp"] = {
-                name: shown(name, tensor_times_factors(tensor, threads))
-                for name, tensor in tensors(folder).items()
-            }
-        if "splitting" in chosen:
-            figures["splitting"] = {
-                name: shown(name, splitting(matrix, threads)) for name, matrix in first.items()
-            }
-    if not only:
-        figures["summary"] = shown("summary", summary(figures))
+            for group, matrices in (("real", real(folder)), ("even", even(1)), ("skewed", skewed(1)))
+        }
+        figures["joins"] = {
+            name: shown(name, joins((first[name], second[name]), count, threads)) for name in first
+        }
+        figures["spgemm"] = {
+            name: shown(name, matrix_product(m, m, count, threads)) for name, m in products.items()
+        }
+        figures["mttkrp"] = {
+            name: shown(name, tensor_times_factors(tensor, threads))
+            for name, tensor in tensors(folder).items()
+        }
+        figures["splitting"] = {name: shown(name, splitting(matrix)) for name, matrix in first.items()}
+    figures["summary"] = shown("summary", summary(figures))
     if output is not None:
         output.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -12,6 +12,7 @@ namespace sparsecc::algebra {
 namespace {
 
 constexpr int64_t kGrain = 4096;  // numbers that are multiplied, at least, in a part
+constexpr int64_t kFibre = 8;    // what a fibre costs beside its coordinates, of which each is 1
 
 template <class V, class I>
 class Mttkrp {
@@ -30,8 +31,8 @@ class Mttkrp {
     job_.out = out_;
     job_.places = static_cast<const I*>(is_dense(a.levels[0]) ? nullptr : a.levels[0].crd);
     const sparsecc_level& leaves = a.levels[last_];
-    const int64_t work = leaves.pos_count - 1 + leaves.crd_count;
-    cuts_ = cut_rows(leaves, 1, 1, parts_for(work, std::max<int64_t>(kGrain / std::max<int64_t>(columns, 1), 1)));
+    const int64_t work = kFibre * (leaves.pos_count - 1) + leaves.crd_count;
+    cuts_ = cut_rows(leaves, kFibre, 1, parts_for(work, std::max<int64_t>(kGrain / std::max<int64_t>(columns, 1), 1)));
   }
 
   void run(Isa isa, const sparsecc_executor* executor) {

@@ -16,6 +16,7 @@ namespace sparsecc::algebra {
 namespace {
 
 constexpr int64_t kGrain = 1 << 14;
+constexpr int64_t kReserved = 1 << 20;
 
 // How many products come before each entry of A, and each entry itself counts as one more.
 template <class V, class I>
@@ -149,6 +150,10 @@ class Product : public sparsecc_product {
   void compute_part(int64_t part, Accumulator& accumulator) {
     const Cut &from = cuts_[at(part)], &to = cuts_[at(part + 1)];
     Piece<V, I>& piece = pieces_[at(part)];
+    // Room for as many results as there can be, up to a limit: memory that is never written costs nothing.
+    const int64_t most = std::min(work_.total() / static_cast<int64_t>(pieces_.size()) + 1, kReserved);
+    piece.crd.room(most);
+    piece.values.room(most);
     const int64_t open_end = from.rows > 0 ? std::min<int64_t>(a_.pos[from.rows], to.entry) : 0;
     piece.carried = from.entry > 0 && (from.entry < open_end || unfinished(from));
     if (piece.carried) {
