@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,9 @@ _LETTERS = "ijklmopqrs"
 
 #: Rows that CSR may have whatever is in them, and rows for each entry: it keeps a position of 8 bytes for every row.
 _MANY_ROWS, _ROWS_PER_ENTRY = 1 << 22, 8
+
+#: Of float32 in an array, also one that takes no memory.
+_MOST_NUMBERS = np.iinfo(np.intp).max // 4
 
 
 def shifted(tensor: Tensor, by: int = 1) -> Tensor:
@@ -119,4 +123,8 @@ def _add_dense(assignment: Assignment, operands: dict[str, Tensor | NDArray[Any]
     for access in assignment.inputs:
         if access.name not in operands:
             shape = [sizes.setdefault(index, columns) for index in access.indices]
+            if math.prod(shape) > _MOST_NUMBERS:
+                raise SpecError(
+                    f"{access} would be {' x '.join(map(str, shape))}: more than NumPy can address"
+                )
             operands[access.name] = np.broadcast_to(np.float32(1), shape)

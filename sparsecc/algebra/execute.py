@@ -144,7 +144,8 @@ class _Kernel:
             if frontiers and last in phase.loops:
                 pieces.append(self._term(phase, frontiers[: last - phase.loops[0] + 1 + later], term))
         if not pieces:
-            return self._entries(np.zeros((0, len(self.nest.outputs)), np.int64), np.zeros(self._step(0)))
+            nothing = np.zeros(self._step(0), _dtype(self.plan))
+            return self._entries(np.zeros((0, len(self.nest.outputs)), np.int64), nothing)
         found = np.concatenate([piece.places for piece in pieces])
         return self._entries(*_added_up(found, np.concatenate([piece.values for piece in pieces])))
 

@@ -37,6 +37,9 @@ LevelFormat = Literal["dense", "compressed", "singleton"]
 #: Values that a tensor with dense levels may have, about 8 GB of float32: more is a mistake in the format.
 MOST_VALUES = 1 << 31
 
+#: Nodes of dense levels above a compressed one, 2 GB of positions, unless there are about as many entries.
+_MOST_PARENTS = 1 << 28
+
 _REPAIR = "sort the entries; sum_duplicates adds those up that are there twice"
 
 
@@ -282,6 +285,7 @@ class Tensor:
         count = 1
         for number, level in enumerate(self.levels):
             where = f"level {number}"
+            _check_arrays(level, where)
             if isinstance(level, Compressed):
                 _check_positions(level, count, where)
             if not isinstance(level, Dense):
@@ -320,15 +324,22 @@ def _check_range(crd: Ints, size: int, where: str) -> None:
         raise ModelError(f"{where}: coordinate {wrong} is outside of 0..{size - 1}")
 
 
+def _check_arrays(level: Level, where: str) -> None:
+    for name in ("pos", "crd"):
+        array = getattr(level, name, None)
+        if array is not None and (np.ndim(array) != 1 or np.asarray(array).dtype.kind not in "iu"):
+            raise ModelError(f"{where}: {name} must be a list of integers")
+
+
 def _check_positions(level: Compressed, parents: int, where: str) -> None:
     pos, crd = level.pos, level.crd
     if len(pos) != parents + 1:
         raise ModelError(
             f"{where} has {len(pos)} positions for {parents} nodes above: there must be one more"
         )
-    if int(pos[0]) != 0 or int(pos[-1]) != len(crd) or (np.diff(pos) < 0).any():
+    if int(pos[0]) != 0 or int(pos[-1]) != len(crd) or (pos[1:] < pos[:-1]).any():
         raise ModelError(f"{where}: positions must rise from 0 to {len(crd)}, the number of coordinates")
-    falls = np.diff(crd) < (1 if level.unique else 0)
+    falls = crd[1:] <= crd[:-1] if level.unique else crd[1:] < crd[:-1]
     starts = pos[1:-1][(pos[1:-1] > 0) & (pos[1:-1] < len(crd))]
     falls[starts - 1] = False  # the next node starts anew
     if falls.any():
@@ -409,6 +420,11 @@ def _packed(
                 )
             levels.append(Dense(size))
         else:
+            if count > max(_MOST_PARENTS, 8 * len(entries)):
+                raise ModelError(
+                    f"dense levels of {count} nodes over {len(entries)} entries: choose compressed ones "
+                    "(csf, dcsr, coo)"
+                )
             repeats = "singleton" in formats
             new = np.ones(len(entries), bool)
             if not repeats:

@@ -18,8 +18,11 @@ __all__ = ["read_matrix_market", "read_tensor", "read_tns"]
 #: Bytes read at a time.
 _PIECE = 1 << 24
 
-#: Above this a coordinate could not be told from its neighbour once it is read as a float.
-_LARGEST = 1 << 53
+#: From here on a coordinate could not be told from its neighbour once it is read as a float.
+_TOO_LARGE = 1 << 53
+
+#: Digits of a size: more cannot be one below ``_TOO_LARGE``.
+_MOST_DIGITS = 16
 
 _FIELDS = {"real": 1, "double": 1, "integer": 1, "pattern": 0}
 _SYMMETRIES = ("general", "symmetric", "skew-symmetric")
@@ -104,6 +107,8 @@ def read_tns(path: str | os.PathLike[str], format: str = "csf", progress: Readin
         stream.seek(start)
         table = _table(stream, path, None if shape is None else len(shape) + 1, number, progress)
     entries = table.entries
+    if not entries.shape[1]:
+        raise UsageError(f"{path}: no entries, which are lines of coordinates and a value")
     if shape is None:
         shape = tuple(int(size) for size in entries.max(0, initial=-1) + 1)
     return _tensor(path, entries, table.values, shape, format, sum_duplicates=True)
@@ -127,7 +132,10 @@ def _integers(line: bytes, count: int, where: str) -> list[int]:
     parts = line.split()
     if len(parts) != count or not all(part.isdigit() for part in parts):
         raise UsageError(f"{where}: expected {count} sizes, got {line[:60].decode('latin-1').strip()!r}")
-    return [int(part) for part in parts]
+    sizes = [int(part.lstrip(b"0")[: _MOST_DIGITS + 1] or b"0") for part in parts]
+    if max(sizes, default=0) >= _TOO_LARGE:
+        raise UsageError(f"{where}: sizes must be below {_TOO_LARGE}")
+    return sizes
 
 
 def _sizes_of(stream: BinaryIO, path: str | os.PathLike[str]) -> tuple[tuple[int, ...] | None, int, int]:
@@ -143,7 +151,7 @@ def _sizes_of(stream: BinaryIO, path: str | os.PathLike[str]) -> tuple[tuple[int
         elif not lines:
             start = stream.tell()
     if len(lines) == 2 and len(lines[0].split()) == 1 and lines[0].strip().isdigit():
-        modes = int(lines[0])
+        (modes,) = _integers(lines[0], 1, f"{path}: line {ends[0][0]}")
         sizes = _integers(lines[1], modes, f"{path}: line {ends[1][0]}")
         return tuple(sizes), *ends[1]
     return None, (ends[0][0] - 1 if ends else number), start
@@ -191,10 +199,8 @@ def _table(
 def _numbers(piece: bytes, columns: int, path: str | os.PathLike[str], number: int) -> NDArray[np.float64]:
     """The numbers ``[lines, columns]`` of some lines, of which ``number`` come before."""
     try:
-        flat = np.array(piece.split(), np.float64)
-        lines = sum(1 for line in piece.splitlines() if line.strip())
-        if flat.size == lines * columns:
-            return flat.reshape(-1, columns)
+        if _even(piece, columns) and b"_" not in piece:  # which Python lets stand between digits
+            return np.array(piece.split(), np.float64).reshape(-1, columns)
     except ValueError:
         pass
     for at, line in enumerate(piece.splitlines(), number + 1):
@@ -205,12 +211,23 @@ def _numbers(piece: bytes, columns: int, path: str | os.PathLike[str], number: i
     raise UsageError(f"{path}: not {columns} numbers on every line")
 
 
+def _even(piece: bytes, columns: int) -> bool:
+    """Whether each line has so many words, or none."""
+    text = np.frombuffer(piece, np.uint8)
+    begins = text > ord(" ")
+    begins[1:] &= text[:-1] <= ord(" ")
+    ends = np.flatnonzero((text == ord("\n")) | (text == ord("\r")))
+    words = np.cumsum(begins, dtype=np.int32)
+    counts = np.diff(np.concatenate([[0], words[ends], words[-1:]]))
+    return bool(((counts == 0) | (counts == columns)).all())
+
+
 def _is_number(text: bytes) -> bool:
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return b"_" not in text
 
 
 def _coordinates(found: NDArray[np.float64], path: str | os.PathLike[str]) -> NDArray[np.int64]:
@@ -218,9 +235,9 @@ def _coordinates(found: NDArray[np.float64], path: str | os.PathLike[str]) -> ND
         not np.isfinite(found).all()
         or (found != np.floor(found)).any()
         or (found < 1).any()
-        or (found > _LARGEST).any()
+        or (found >= _TOO_LARGE).any()
     ):
-        raise UsageError(f"{path}: coordinates must be whole numbers from 1 on")
+        raise UsageError(f"{path}: coordinates must be whole numbers from 1 to {_TOO_LARGE - 1}")
     return found.astype(np.int64) - 1
 
 

@@ -99,6 +99,14 @@ def csr(pos, crd, size=4, values=None):
             Tensor((3, 4), (0, 1), (Dense(3), Compressed(4, np.array([0, 1]), np.array([1]))), np.ones(1)),
             "level 1 has 2 positions for 3 nodes above",
         ),
+        # Differences of these wrap around.
+        (
+            csr(np.array([0, 2**31 - 1, -(2**31), -1, 2], np.int32), [1, 2]),
+            "level 1: positions must rise from 0 to 2",
+        ),
+        (csr([0, 2], np.array([2, 1], np.uint64)), "level 1: coordinate 1 is unsorted"),
+        (csr([0, 2], [0.5, 1.5]), "level 1: crd must be a list of integers"),
+        (csr([0.0, 2.0], [0, 1]), "level 1: pos must be a list of integers"),
     ],
 )
 def test_wrong_levels_are_refused(tensor, message):

@@ -424,3 +424,6 @@ def test_types_of_results():
     whole = a.astype(np.int64)
     assert execute(plan("S(i,j) = A(i,j)", {"A": whole}), "csr").values.dtype == np.int64
     assert execute(plan("S(i,j) = A(i,j) * A(i,j)", {"A": packed(np.zeros((4, 4)))}), "csr").nodes[-1] == 0
+    for kind in (np.int32, np.int64):
+        numbers = {"A": a.astype(kind), "B": a.astype(kind)}
+        assert execute(plan("y() = A(i,j) * B(i,j)", numbers, 64)).dtype == kind  # parts without entries, too

@@ -119,6 +119,7 @@ def test_picture(sparsecc: Run, skewed: Path, cube: Path, tmp_path: Path) -> Non
         (("--expr", "add", "--operand", "B=absent.mtx"), "absent.mtx: cannot be read"),
         (("--format", "csf5"), "unknown format 'csf5'"),
         (("--parts", "0"), "--parts"),
+        (("--expr", "spmm", "--columns", "4611686018427387904"), "more than NumPy can address"),
         (("--parts", "99999999"), "at most"),
         (("--picture", "/nowhere/a.svg"), "cannot be written"),
     ],
