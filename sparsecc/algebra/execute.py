@@ -160,7 +160,7 @@ class _Kernel:
             for operand in term.operands
             if (tensor := self._tensor(operand)) is not None
         ]
-        values = reduce(np.multiply, factors) if factors else np.ones(len(chosen), _dtype(self.plan))
+        values = reduce(np.multiply, factors, np.ones(len(chosen), _dtype(self.plan)))
         return self._computed(term, places(phase, frontiers, chosen), values)
 
     def _without_loops(self) -> Iterator[Entries]:

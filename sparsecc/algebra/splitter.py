@@ -298,7 +298,7 @@ def _largest_before(
     upper = {at: windows[at][1][some] for at in present}
     passed = np.zeros(len(some), np.int64)
     while (high - low > 1).any():
-        middle = (low + high) >> 1
+        middle = low + ((high - low) >> 1)  # the sum might not fit
         found, work = {}, np.zeros(len(some), np.int64)
         for at in present:
             walk = walks[at]

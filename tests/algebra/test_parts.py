@@ -427,3 +427,6 @@ def test_types_of_results():
     for kind in (np.int32, np.int64):
         numbers = {"A": a.astype(kind), "B": a.astype(kind)}
         assert execute(plan("y() = A(i,j) * B(i,j)", numbers, 64)).dtype == kind  # parts without entries, too
+    big = packed(np.full((2, 2), 1 << 20)).astype(np.int32)  # whose product is more than they hold
+    found = execute(plan("y(i) = A(i,j) * B(i,j) * x(j)", {"A": big, "B": big, "x": np.ones(2)}))
+    np.testing.assert_array_equal(found, np.full(2, 2.0**41))

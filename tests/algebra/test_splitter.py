@@ -318,3 +318,14 @@ def test_real_matrices_and_tensors_are_cut_within_the_bound(data_dir, name):
         assert table.balance <= (-(-table.work // parts) + table.header - 1) / (table.work / parts) + 1e-9
     shifted = [Walk(walk.levels, walk.costs), walk, walk]
     check_table(split(shifted, 64), shifted)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 256])
+def test_sizes_up_to_the_largest_integer(parts):
+    """The middle of two coordinates is found without their sum."""
+    last = np.iinfo(np.int64).max - 1
+    places = np.array([[0, 5], [1 << 40, 1], [last, last - 1], [last, last]])
+    walk = Walk.of(Tensor.from_coordinates(places, np.ones(4), (last + 1, last + 1), "dcsr"))
+    table = split([walk], parts)
+    work = table.part_work()
+    assert (work.sum(), work.max()) == (table.work, -(-table.work // parts))
