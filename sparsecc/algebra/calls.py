@@ -50,8 +50,8 @@ def einsum(
         parts: how many; by default up to 64, fewer where there is little work.
         threads: that parts run on. Results are the same bits for any number of them; they depend on ``parts``.
         backend: an object with kernels for some expressions, such as ``sparsecc.runtime.algebra_backend.NativeBackend``
-            (see ``patterns.computed``); the others, and those that it does not take, are computed by NumPy. Its kernels
-            choose their parts themselves.
+            (see ``patterns.computed``), which choose their parts themselves; or with a method ``execute(plan, format,
+            threads)`` for any, such as ``tvm_codegen.TvmBackend``. What it does not take is computed by NumPy.
         named: more operands.
 
     Returns:
@@ -65,7 +65,12 @@ def einsum(
     whole = problem(expression, given, format, convert=True)
     call = recognise(whole, format) if backend is not None else None
     found = computed(whole, call, backend, threads, format) if call is not None else None
-    return found if found is not None else execute(cut(whole, parts), format, threads)
+    if found is not None:
+        return found
+    divided = cut(whole, parts)
+    compiled = getattr(backend, "execute", None)
+    found = compiled(divided, format, threads) if compiled is not None else None
+    return found if found is not None else execute(divided, format, threads)
 
 
 def _by_name(expression: str, operands: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +24,37 @@ from sparsecc.algebra.visit import Frontier, Phase, alive, places, visit
 from sparsecc.algebra.work import Plan
 from sparsecc.errors import SpecError
 
-__all__ = ["execute"]
+__all__ = ["Engine", "added_up", "execute", "result_dtype"]
 
 
-def execute(plan: Plan, format: str | None = None, threads: int = 1) -> Tensor | NDArray[Any]:
+class Engine(Protocol):
+    """Computes the parts of phases in which products end, instead of NumPy."""
+
+    def add_to(self, out: NDArray[Any], plan: Plan, nest: Nest, phase: Phase, threads: int) -> None:
+        """Add what the parts of a phase compute to a dense result, row-major."""
+
+    def entries(self, plan: Plan, nest: Nest, phase: Phase, threads: int) -> Iterator[Entries]:
+        """Yield what the parts of a phase compute, in their order."""
+
+
+def execute(
+    plan: Plan, format: str | None = None, threads: int = 1, engine: Engine | None = None
+) -> Tensor | NDArray[Any]:
     """Compute the expression of a plan.
 
     Args:
         plan: from ``work.plan``.
         format: of the result (``levels.format_levels``); None: a dense array.
         threads: that parts run on; results are the same bits for any number.
+        engine: what computes the parts; None: NumPy.
 
     Raises:
         SpecError: the result would be too large as a dense array.
         ModelError: or in a format with dense levels.
     """
-    every = [_Kernel(plan, nest, phases) for nest, phases in zip(plan.nests, plan.phases, strict=True)]
+    every = [
+        _Kernel(plan, nest, phases, engine) for nest, phases in zip(plan.nests, plan.phases, strict=True)
+    ]
     indices = plan.assignment.output.indices
     shape = plan.shape
     if format is None:
@@ -47,7 +62,7 @@ def execute(plan: Plan, format: str | None = None, threads: int = 1) -> Tensor |
             raise SpecError(
                 f"a dense result has {math.prod(shape)} values: ask for a sparse one, as format='csf'"
             )
-        out = np.zeros(shape, _dtype(plan))
+        out = np.zeros(shape, result_dtype(plan))
         for kernel in every:
             kernel.add_to(out, threads)
         return out
@@ -59,22 +74,22 @@ def execute(plan: Plan, format: str | None = None, threads: int = 1) -> Tensor |
     ]
     if not pieces:
         return Tensor.from_coordinates(
-            np.zeros((0, len(shape)), np.int64), np.zeros(0, _dtype(plan)), shape, format
+            np.zeros((0, len(shape)), np.int64), np.zeros(0, result_dtype(plan)), shape, format
         )
     found = np.concatenate([piece.places for piece in pieces])
-    values = np.concatenate([piece.values for piece in pieces]).astype(_dtype(plan), copy=False)
-    return Tensor.from_coordinates(*_added_up(found, values), shape, format)
+    values = np.concatenate([piece.values for piece in pieces]).astype(result_dtype(plan), copy=False)
+    return Tensor.from_coordinates(*added_up(found, values), shape, format)
 
 
-def _dtype(plan: Plan) -> np.dtype[Any]:
-    """Of the result: that of the operands, and of numbers that are not 1."""
+def result_dtype(plan: Plan) -> np.dtype[Any]:
+    """Return the type of the result: that of the operands, and of numbers that are not 1."""
     types: list[Any] = [item.values.dtype if isinstance(item, Tensor) else item.dtype for item in plan.inputs]
     weak = [1.0] if any(term.coefficient != 1 for nest in plan.nests for term in nest.terms) else []
     return np.result_type(*types, *weak)
 
 
-def _added_up(found: Int64, values: NDArray[Any]) -> tuple[Int64, NDArray[Any]]:
-    """Sorted places, each once; values at the same place are added up in their order."""
+def added_up(found: Int64, values: NDArray[Any]) -> tuple[Int64, NDArray[Any]]:
+    """Return sorted places, each once; values at the same place are added up in their order."""
     found, values = in_order(found, values)
     if not len(found):
         return found, values
@@ -89,11 +104,13 @@ class _Kernel:
         plan: of the whole expression.
         nest: the loops.
         phases: their parts.
+        engine: what computes them; None: NumPy.
     """
 
     plan: Plan
     nest: Nest
     phases: Sequence[Phase]
+    engine: Engine | None
 
     @property
     def tail(self) -> tuple[str, ...]:
@@ -104,7 +121,11 @@ class _Kernel:
         """Yield what each part of each phase computes, in order; each place at most once within a part."""
         yield from self._without_loops()
         for phase in self.phases:
-            if self._ends_in(phase):
+            if not self._ends_in(phase):
+                continue
+            if self.engine is not None:
+                yield from self.engine.entries(self.plan, self.nest, phase, threads)
+            else:
                 yield from _map(partial(self._part, phase), range(phase.table.parts), threads)
 
     def add_to(self, out: NDArray[Any], threads: int) -> None:
@@ -119,6 +140,9 @@ class _Kernel:
             _add(view, piece.places, piece.values)
         for phase in self.phases:
             if not self._ends_in(phase):
+                continue
+            if self.engine is not None:
+                self.engine.add_to(out, self.plan, self.nest, phase, threads)
                 continue
             work = partial(self._store, phase, view) if self.nest.in_order else partial(self._part, phase)
             for piece in _map(work, range(phase.table.parts), threads):
@@ -144,10 +168,10 @@ class _Kernel:
             if frontiers and last in phase.loops:
                 pieces.append(self._term(phase, frontiers[: last - phase.loops[0] + 1 + later], term))
         if not pieces:
-            nothing = np.zeros(self._step(0), _dtype(self.plan))
+            nothing = np.zeros(self._step(0), result_dtype(self.plan))
             return self._entries(np.zeros((0, len(self.nest.outputs)), np.int64), nothing)
         found = np.concatenate([piece.places for piece in pieces])
-        return self._entries(*_added_up(found, np.concatenate([piece.values for piece in pieces])))
+        return self._entries(*added_up(found, np.concatenate([piece.values for piece in pieces])))
 
     def _term(self, phase: Phase, frontiers: Sequence[Frontier], term: Term) -> Entries:
         """What a product is at the entries of the last frontier that are the part's own."""
@@ -160,14 +184,14 @@ class _Kernel:
             for operand in term.operands
             if (tensor := self._tensor(operand)) is not None
         ]
-        values = reduce(np.multiply, factors, np.ones(len(chosen), _dtype(self.plan)))
+        values = reduce(np.multiply, factors, np.ones(len(chosen), result_dtype(self.plan)))
         return self._computed(term, places(phase, frontiers, chosen), values)
 
     def _without_loops(self) -> Iterator[Entries]:
         """Products of dense arrays alone that have no index in common with a sparse operand."""
         for term in self.nest.terms:
             if not term.indices:
-                yield self._computed(term, np.zeros((1, 0), np.int64), np.ones(1, _dtype(self.plan)))
+                yield self._computed(term, np.zeros((1, 0), np.int64), np.ones(1, result_dtype(self.plan)))
 
     def _computed(self, term: Term, found: Int64, values: NDArray[Any]) -> Entries:
         """Values times numbers and dense arrays, at the places of the result."""

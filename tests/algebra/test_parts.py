@@ -14,6 +14,7 @@ from sparsecc.algebra import Compressed, Dense, Tensor, Walk, evaluate, parse, p
 from sparsecc.algebra.baselines import one_split
 from sparsecc.algebra.execute import execute
 from sparsecc.algebra.gather import Gathered
+from sparsecc.algebra.tvm_codegen import TvmBackend
 from sparsecc.algebra.visit import survivors, visit
 from sparsecc.errors import SpecError
 
@@ -103,6 +104,18 @@ def test_every_expression_is_cut_within_the_bound_and_computed(problem, parts, w
     check_parts(cut)
     assert cut.largest <= cut.bound
     found = execute(cut, form)
+    np.testing.assert_array_equal(found if form is None else found.validated().to_dense(), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(problems(), st.sampled_from([1, 3, 40]), st.sampled_from([None, "coo"]))
+def test_compiled_loops_compute_every_expression(problem, parts, form):
+    pytest.importorskip("tvm", reason="compiled loops need TVM: pip install 'sparsecc[tvm]'")
+    assignment, operands = problem
+    form = form if assignment.output.indices else None
+    cut = plan(assignment, operands, parts, output=form, convert=True)
+    found = TvmBackend(strict=True).execute(cut, form, threads=2)
+    expected = evaluate(assignment, operands)
     np.testing.assert_array_equal(found if form is None else found.validated().to_dense(), expected)
 
 
