@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecc.algebra.entries import in_order, without_repeats
 from sparsecc.algebra.joins import Array, Entries, listed, looked_up
-from sparsecc.algebra.levels import MOST_VALUES, Tensor, in_order, without_repeats
+from sparsecc.algebra.levels import MOST_VALUES, Tensor
 from sparsecc.algebra.nest import Nest, Term
 from sparsecc.algebra.splitter import Int64
 from sparsecc.algebra.visit import Frontier, Phase, alive, places, visit

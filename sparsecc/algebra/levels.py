@@ -27,9 +27,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecc.algebra.entries import check_range, checked, in_order, refuse_disorder, without_repeats
 from sparsecc.errors import ModelError, SpecError
 
-__all__ = ["Compressed", "Dense", "Ints", "Level", "LevelFormat", "Singleton", "Tensor", "format_levels"]
+__all__ = [
+    "Compressed",
+    "Dense",
+    "Ints",
+    "Level",
+    "LevelFormat",
+    "Singleton",
+    "Tensor",
+    "format_levels",
+    "node_counts",
+]
 
 Ints = NDArray[np.integer[Any]]
 LevelFormat = Literal["dense", "compressed", "singleton"]
@@ -39,8 +50,6 @@ MOST_VALUES = 1 << 31
 
 #: Nodes of dense levels above a compressed one, 2 GB of positions, unless there are about as many entries.
 _MOST_PARENTS = 1 << 28
-
-_REPAIR = "sort the entries; sum_duplicates adds those up that are there twice"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +106,15 @@ class Singleton:
 
 
 Level = Dense | Compressed | Singleton
+
+
+def node_counts(levels: Sequence[Level]) -> tuple[int, ...]:
+    """Return how many coordinates each level stores, the outermost first."""
+    found, count = [], 1
+    for level in levels:
+        count = level.count(count)
+        found.append(count)
+    return tuple(found)
 
 
 def format_levels(name: str, modes: int) -> tuple[LevelFormat, ...]:
@@ -179,7 +197,7 @@ class Tensor:
         chosen = tuple(order) if order is not None else (1, 0) if format == "csc" else tuple(range(modes))
         if sorted(chosen) != list(range(modes)):
             raise SpecError(f"order {chosen} is no permutation of the {modes} modes")
-        entries = _checked(coordinates, values, shape)[:, list(chosen)]
+        entries = checked(coordinates, values, shape)[:, list(chosen)]
         entries, values = in_order(entries, np.asarray(values))
         entries, values = without_repeats(entries, values, chosen, sum_duplicates)
         return _packed(entries, values, shape, chosen, formats)
@@ -231,11 +249,7 @@ class Tensor:
     @property
     def nodes(self) -> tuple[int, ...]:
         """Stored coordinates of each level."""
-        found, count = [], 1
-        for level in self.levels:
-            count = level.count(count)
-            found.append(count)
-        return tuple(found)
+        return node_counts(self.levels)
 
     def coordinates(self) -> NDArray[np.int64]:
         """Return where the values are, ``[values, modes]`` in the order of the tensor's own modes."""
@@ -289,7 +303,7 @@ class Tensor:
             if isinstance(level, Compressed):
                 _check_positions(level, count, where)
             if not isinstance(level, Dense):
-                _check_range(level.crd, level.size, where)
+                check_range(level.crd, level.size, where)
             if isinstance(level, Singleton) and len(level.crd) != count:
                 raise ModelError(f"{where} has {len(level.crd)} coordinates for {count} entries")
             count = level.count(count)
@@ -297,31 +311,12 @@ class Tensor:
             raise ModelError(f"{len(self.values)} values for {count} stored coordinates")
         if "singleton" in self.formats:
             entries = self.coordinates()[:, list(self.order)]
-            _refuse_disorder(entries, self.order)
+            refuse_disorder(entries, self.order)
         return self
 
     def astype(self, dtype: Any) -> Tensor:
         """Return it with values of another type."""
         return replace(self, values=self.values.astype(dtype))
-
-
-def _checked(coordinates: NDArray[Any], values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    found = np.asarray(coordinates)
-    if found.ndim != 2 or found.shape[1] != len(shape) or found.dtype.kind not in "iu":
-        raise ModelError(
-            f"coordinates must be integers [entries, {len(shape)}], got {found.dtype} {found.shape}"
-        )
-    if np.shape(values) != found.shape[:1]:
-        raise ModelError(f"{np.shape(values)} values for {len(found)} coordinates")
-    for mode, size in enumerate(shape):
-        _check_range(found[:, mode], size, f"mode {mode}")
-    return found.astype(np.int64, copy=False)
-
-
-def _check_range(crd: Ints, size: int, where: str) -> None:
-    if len(crd) and (int(crd.min()) < 0 or int(crd.max()) >= size):
-        wrong = int(crd.min()) if int(crd.min()) < 0 else int(crd.max())
-        raise ModelError(f"{where}: coordinate {wrong} is outside of 0..{size - 1}")
 
 
 def _check_arrays(level: Level, where: str) -> None:
@@ -348,54 +343,6 @@ def _check_positions(level: Compressed, parents: int, where: str) -> None:
         raise ModelError(
             f"{where}: coordinate {int(crd[at + 1])} is {what}; sort the entries, sum_duplicates adds them up"
         )
-
-
-def _rises(entries: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Whether each entry is (after, equal to) the one before, lexicographically."""
-    after, equal = np.zeros(max(len(entries) - 1, 0), bool), np.ones(max(len(entries) - 1, 0), bool)
-    for column in entries.T:
-        step = np.diff(column)
-        after |= equal & (step > 0)
-        equal &= step == 0
-    return after, equal
-
-
-def _refuse_disorder(entries: NDArray[np.int64], order: Sequence[int]) -> None:
-    after, equal = _rises(entries)
-    if not after.all():
-        at = int(np.flatnonzero(~after)[0])
-        place = np.empty(len(order), np.int64)
-        place[list(order)] = entries[at + 1]
-        what = "there twice" if equal[at] else "unsorted"
-        raise ModelError(
-            f"coordinate {tuple(place.tolist())} is {what}; sort the entries, sum_duplicates adds them up"
-        )
-
-
-def in_order(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return entries ``[n, columns]`` and their values sorted, those at the same place in the order they came in."""
-    after, equal = _rises(entries)
-    if (after | equal).all():
-        return entries, values
-    chosen = np.lexsort(entries.T[::-1])
-    return entries[chosen], values[chosen]
-
-
-def without_repeats(
-    entries: NDArray[np.int64], values: NDArray[Any], order: Sequence[int], add: bool
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return sorted entries without repetitions, which are added up along the first axis of ``values``.
-
-    Raises:
-        ModelError: ``add`` is false and there are repetitions; ``order`` says which modes the columns are.
-    """
-    _, equal = _rises(entries)
-    if not equal.any():
-        return entries, values
-    if not add:
-        _refuse_disorder(entries, order)
-    first = np.concatenate([[True], ~equal])
-    return entries[first], np.add.reduceat(values, np.flatnonzero(first))
 
 
 def _packed(

@@ -22,7 +22,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.algebra.levels import Compressed, Dense, Ints, Singleton, Tensor
+from sparsecc.algebra.levels import Compressed, Dense, Ints, Singleton, Tensor, node_counts
 from sparsecc.errors import SpecError
 
 __all__ = ["SplitTable", "Walk", "even_targets", "find_splits", "split", "weighted_targets"]
@@ -61,11 +61,7 @@ class Walk:
     @property
     def nodes(self) -> tuple[int, ...]:
         """Stored coordinates of each level."""
-        found, count = [], 1
-        for level in self.levels:
-            count = level.count(count)
-            found.append(count)
-        return tuple(found)
+        return node_counts(self.levels)
 
     @property
     def work(self) -> int:
