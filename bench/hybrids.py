@@ -19,8 +19,8 @@ from typing import Any
 
 import click
 import numpy as np
-import onnx
 from accuracy_tasks import ROOT, Task, cifar, load_evaluation, minilm
+from factorisation import layer
 
 from sparsecc import emit, ir, verify
 from sparsecc.calib import Calibration
@@ -122,18 +122,6 @@ def errors(task: Task, variant: str) -> dict[str, Any]:
         }
         for change in reports[-1].changed
     }
-
-
-def layer(outputs: int, inputs: int) -> ir.Model:
-    rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model(
-        f"""<ir_version: 8, opset_import: ["": 17]>
-        g (float[B,M,{inputs}] x) => (float[B,M,{outputs}] y) {{ [layer] h = MatMul(x, w) y = Add(h, b) }}"""
-    )
-    weight = rng.standard_normal((inputs, outputs)).astype(np.float32) / np.float32(np.sqrt(inputs))
-    for name, array in (("w", weight), ("b", rng.standard_normal(outputs).astype(np.float32))):
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    return ir.Model.from_proto(proto)
 
 
 def speed(outputs: int, inputs: int, forms: dict[str, tuple[str, str]]) -> dict[str, Any]:

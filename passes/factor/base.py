@@ -120,8 +120,7 @@ class FactorPass(Pass):
         super().__post_init__()
         if not 0 < self.param_ratio <= 1:
             raise SpecError(f"{self.name}: param-ratio must be in (0, 1], got {self.param_ratio:g}")
-        if self.multiple < 1:
-            raise SpecError(f"{self.name}: multiple must be 1 or more, got {self.multiple}")
+        self.require_at_least(multiple=1)
 
     @abstractmethod
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Form | str:
@@ -156,7 +155,7 @@ class FactorPass(Pass):
             else:
                 report.skip(site.name, task)
         ctx.progress(f"{self.name}: timing", len(sites), len(sites))
-        found = [(task, fitted) for task, fitted in self.solve(model, tasks, ctx, report)]
+        found = list(self.solve(model, tasks, ctx, report))
         if found:
             self.write(model, found, ctx, report)
             remove_dead(model.onnx)

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir
 
 from sparsecc.calib import Calibration
-from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.planes import PARTS, Planes, plane_name
 from sparsecc.passes.factor.base import CalibratedFactorPass, Fitted, Task
@@ -170,9 +169,7 @@ class FactorBitstack(PackedPass, CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"rank": 1, "planes": 1, "steps": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(rank=1, planes=1, steps=0)
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Stack every matching site in place; each one left alone is reported with the reason."""

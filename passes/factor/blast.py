@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.blast_fit import SharedBlocks, fit
@@ -101,9 +100,7 @@ class FactorBlast(CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"blocks": 1, "sweeps": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(blocks=1, sweeps=0)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Blast | str:
         """Return random parts of the largest rank that ``numbers`` allow."""

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.blockdiag_fit import fit, spread
@@ -93,9 +92,7 @@ class FactorBlockdiagLowrank(CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"blocks": 2, "sweeps": 1}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(blocks=2, sweeps=1)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> BlockDiagonalLowRank | str:
         """Return random blocks, and factors of the largest rank that the rest of ``numbers`` allows."""

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.btt_fit import BlockFactors, fit
@@ -124,8 +123,7 @@ class GridPass(CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sweeps < 0:
-            raise SpecError(f"{self.name}: sweeps must be 0 or more, got {self.sweeps}")
+        self.require_at_least(sweeps=0)
 
     @abstractmethod
     def shapes(self, shape: tuple[int, int], numbers: int) -> tuple[Grid, int] | str:
@@ -194,9 +192,7 @@ class FactorBtt(GridPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"down": 1, "across": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(down=1, across=0)
 
     def shapes(self, shape: tuple[int, int], numbers: int) -> tuple[Grid, int] | str:
         """Return the grid asked for and the largest rank that ``numbers`` allow."""

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.conv_forms import Canonical, KernelForm, Separable, Spatial, Tucker
@@ -211,8 +210,7 @@ class FactorCp(ConvFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rounds < 1:
-            raise SpecError(f"{self.name}: rounds must be 1 or more, got {self.rounds}")
+        self.require_at_least(rounds=1)
 
     def kernel_outline(
         self, site: Site, kernel: tuple[int, ...], numbers: int, rng: np.random.Generator

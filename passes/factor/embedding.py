@@ -73,8 +73,7 @@ class FactorEmbedding(Pass):
         for option, value in (("param-ratio", self.param_ratio), ("floor", self.floor)):
             if not 0 < value <= 1:
                 raise SpecError(f"{self.name}: {option} must be in (0, 1], got {value:g}")
-        if self.multiple < 1:
-            raise SpecError(f"{self.name}: multiple must be 1 or more, got {self.multiple}")
+        self.require_at_least(multiple=1)
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Factorise every matching table in place; each one left alone is reported with the reason."""

@@ -130,10 +130,7 @@ class FactorFaust(FactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.fan_in < 2:
-            raise SpecError(f"{self.name}: fan-in must be 2 or more, got {self.fan_in}")
-        if self.factors is not None and self.factors < 2:
-            raise SpecError(f"{self.name}: factors must be 2 or more, got {self.factors}")
+        self.require_at_least(fan_in=2, factors=2)
         if self.block not in (1, 2):
             raise SpecError(f"{self.name}: block must be 1 or 2, got {self.block}")
         if not self.max_error >= 0:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.chain import Chain
@@ -135,9 +134,7 @@ class FactorInterpolative(CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, value in (("run-length", self.run_length), ("steps", self.steps)):
-            if value < 1:
-                raise SpecError(f"{self.name}: {option} must be 1 or more, got {value}")
+        self.require_at_least(run_length=1, steps=1)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Interpolative | str:
         """Return random inputs and weights, as many as ``numbers`` allow."""

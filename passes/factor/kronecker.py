@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.chain import Chain
@@ -97,8 +96,7 @@ class FactorKronecker(CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sweeps < 0:
-            raise SpecError(f"{self.name}: sweeps must be 0 or more, got {self.sweeps}")
+        self.require_at_least(sweeps=0)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> Kronecker | str:
         """Return random factors: of the sizes allowed those with the most terms, then the fewest multiplications."""

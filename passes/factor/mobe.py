@@ -66,10 +66,7 @@ class FactorMobe(Pass):
         check_fit(self.name, self.damping)
         if not 0 < self.param_ratio < 1:
             raise SpecError(f"{self.name}: param-ratio must be in (0, 1), got {self.param_ratio:g}")
-        for option in ("bases", "multiple", "turns"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise SpecError(f"{self.name}: {option} must be 1 or more, got {value}")
+        self.require_at_least(bases=1, multiple=1, turns=1)
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Find the mixtures, fit the bases, rewrite.

@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Site
 from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.chain import Chain
@@ -133,9 +132,7 @@ class FactorSlab(PackedPass, CalibratedFactorPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"rank": 1, "iterations": 1, "rounds": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(rank=1, iterations=1, rounds=0)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> SparseBesideSigns | str:
         """Return a random mask beside random signs that fill ``numbers``."""

@@ -98,8 +98,7 @@ class DictionaryPass(CalibratedFactorPass):
             )
         if not self.ratio > 1:
             raise SpecError(f"{self.name}: ratio must be above 1, got {self.ratio:g}")
-        if self.rounds < 0:
-            raise SpecError(f"{self.name}: rounds must be 0 or more, got {self.rounds}")
+        self.require_at_least(rounds=0)
 
     @abstractmethod
     def code(self, samples: Matrix, weight: Matrix, atoms: int, support: Support) -> Coding:
@@ -184,8 +183,7 @@ class FactorCompot(DictionaryPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.iterations < 0:
-            raise SpecError(f"{self.name}: iterations must be 0 or more, got {self.iterations}")
+        self.require_at_least(iterations=0)
 
     def code(self, samples: Matrix, weight: Matrix, atoms: int, support: Support) -> Coding:
         """Return codes of orthonormal atoms."""
@@ -236,9 +234,7 @@ class FactorCospadi(DictionaryPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, least in {"iterations": 0, "stages": 1}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(iterations=0, stages=1)
 
     def code(self, samples: Matrix, weight: Matrix, atoms: int, support: Support) -> Coding:
         """Return codes of atoms by K-SVD."""

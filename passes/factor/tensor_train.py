@@ -123,8 +123,7 @@ class FactorTensorTrain(CalibratedFactorPass):
         super().__post_init__()
         if self.cores not in (2, 3):
             raise SpecError(f"{self.name}: cores must be 2 or 3, got {self.cores}")
-        if self.sweeps < 0:
-            raise SpecError(f"{self.name}: sweeps must be 0 or more, got {self.sweeps}")
+        self.require_at_least(sweeps=0)
 
     def outline(self, site: Site, numbers: int, rng: np.random.Generator) -> TensorTrain | str:
         """Return random cores of the largest ranks that ``numbers`` allow."""

@@ -77,9 +77,7 @@ class PruneArmor(HybridPass):
             raise SpecError(f"{self.name}: the pattern of the core is N:M, got {self.pattern}")
         if self.block < self.pattern.m or self.block % self.pattern.m:
             raise SpecError(f"{self.name}: block must be a multiple of {self.pattern.m}, got {self.block}")
-        for option, least in {"sweeps": 1, "rounds": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(sweeps=1, rounds=0)
 
     def _refusal(self, site: Site, settings: SiteSettings) -> str | None:
         reason = super()._refusal(site, settings)

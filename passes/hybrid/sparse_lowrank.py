@@ -90,9 +90,7 @@ class SparseLowRank(HybridPass):
         super().__post_init__()
         if not 0 <= self.rank_share < 1:
             raise SpecError(f"{self.name}: rank-share must be in [0, 1), got {self.rank_share:g}")
-        for option, least in {"multiple": 1, "iterations": 1, "rounds": 0}.items():
-            if getattr(self, option) < least:
-                raise SpecError(f"{self.name}: {option} must be {least} or more, got {getattr(self, option)}")
+        self.require_at_least(multiple=1, iterations=1, rounds=0)
 
     def selection_of(self, site: Site, settings: SiteSettings) -> RankSelection:
         """Return the sparse part and the rank beside it that keep the numbers asked for."""

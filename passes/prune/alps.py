@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsecc.errors import SpecError
 from sparsecc.passes.prune.admm import alternate
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.gram_pass import GramPass, Problem
@@ -54,8 +53,7 @@ class PruneAlps(GramPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise SpecError(f"{self.name}: steps must be 1 or more, got {self.steps}")
+        self.require_at_least(steps=1)
 
     def fit(self, problem: Problem) -> tuple[Matrix, Mask]:
         """Return what the alternating steps end with."""

@@ -69,8 +69,7 @@ class PruneObc(GramPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_inputs < 1:
-            raise SpecError(f"{self.name}: max-inputs must be 1 or more, got {self.max_inputs}")
+        self.require_at_least(max_inputs=1)
         if self.caps and self.scope == "layer":
             raise SpecError(f"{self.name}: caps go with scope=row")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sparsecc.errors import SpecError
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.gram_pass import GramPass, Problem
 from sparsecc.passes.prune.least_squares import refit_rows
@@ -58,8 +57,7 @@ class PruneSparseGpt(GramPass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block < 1:
-            raise SpecError(f"{self.name}: block must be 1 or more, got {self.block}")
+        self.require_at_least(block=1)
 
     def fit(self, problem: Problem) -> tuple[Matrix, Mask]:
         """Sweep, then fit."""

@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir
 from numpy.typing import NDArray
 
-from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site
 from sparsecc.passes.prune.gram import Matrix, check_fit, damped, quadratic_error, shifted_target
 from sparsecc.passes.prune.least_squares import refit_rows
@@ -77,8 +76,7 @@ class RecoverAlign(RecoverPass):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fit(self.name, self.damping, blend=self.blend)
-        if self.sweeps < 1:
-            raise SpecError(f"{self.name}: sweeps must be 1 or more, got {self.sweeps}")
+        self.require_at_least(sweeps=1)
 
     def recover(self, model: Model, reference: Model, ctx: PassContext, report: PassReport) -> None:
         """Sweep over the products; the last sweep that made the outputs better counts."""

@@ -99,8 +99,7 @@ class PruneExperts(Pass):
         super().__post_init__()
         if not 0 < self.keep < 1:
             raise SpecError(f"{self.name}: keep must be in (0, 1), got {self.keep:g}")
-        if self.experts is not None and self.experts < 1:
-            raise SpecError(f"{self.name}: experts must be 1 or more, got {self.experts}")
+        self.require_at_least(experts=1)
         if not 0 <= self.coactivation <= 10:
             raise SpecError(f"{self.name}: coactivation must be in [0, 10], got {self.coactivation:g}")
 

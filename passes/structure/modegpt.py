@@ -86,8 +86,7 @@ class FactorModegpt(Pass):
                 raise SpecError(f"{self.name}: {option.replace('_', '-')} must be in (0, 1), got {value:g}")
         if self.temperature <= 0:
             raise SpecError(f"{self.name}: temperature must be above 0, got {self.temperature:g}")
-        if self.multiple < 1:
-            raise SpecError(f"{self.name}: multiple must be 1 or more, got {self.multiple}")
+        self.require_at_least(multiple=1)
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Find the modules, deal the budget, fit front to back and cut.

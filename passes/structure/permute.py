@@ -72,8 +72,7 @@ class Permute(Pass):
             raise SpecError(f"permute: no order matters to pattern {self.pattern}; give N:M or RxC")
         if not 0 < self.sparsity < 1:
             raise SpecError(f"permute: sparsity must be in (0, 1), got {self.sparsity}")
-        if self.rounds < 1:
-            raise SpecError(f"permute: rounds must be 1 or more, got {self.rounds}")
+        self.require_at_least(rounds=1)
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Search and apply an order for every orbit that touches a matching site.

@@ -65,6 +65,18 @@ class Pass(ABC):
                 raise SpecError(f"{self.name}: option '{_kebab(option)}': {error}") from None
             object.__setattr__(self, option, value)  # frozen: the only place that may still write
 
+    def require_at_least(self, **least: float) -> None:
+        """Check options that have a smallest value, by their field names; None stands for no value.
+
+        Raises:
+            SpecError: one is smaller.
+        """
+        for option, smallest in least.items():
+            value = getattr(self, option)
+            if value is not None and value < smallest:
+                shown = f"{value:g}" if isinstance(value, float) else value
+                raise SpecError(f"{self.name}: {_kebab(option)} must be {smallest} or more, got {shown}")
+
     @abstractmethod
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Change ``model`` in place; graph inputs and outputs keep their names, dtypes and ranks.
