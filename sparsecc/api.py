@@ -330,7 +330,6 @@ def optimize(
     timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
     notes = _notes(original, data, library)
     table = plan.CostTable.open(None if costs is None else Path(costs))
-    snapshots = plan.Snapshots()
     context = PassContext(
         seed=seed,
         calibration=data,
@@ -338,39 +337,31 @@ def optimize(
         target=wanted,
         threads=threads,
         overrides=tuple(overrides),
-        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs), snapshots],
+        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs)],
         progress=progress,
         reference=aim,
     )
     try:
-        outcome = plan.run_where_it_pays(chosen, original, context)
-        candidate = outcome.model
-        emit.finalize(candidate)
-        judge = plan.Judge(original, timed, table, threads, keep_slower, library)
-        lossless = all(item.lossless for item in chosen.passes)
-        work, latency = judge.not_slower(candidate, snapshots.before_lowering if lossless else None, notes)
+        made = plan.make(chosen, plan.Setting(original, inputs, timed, table, context, keep_slower, library))
+        notes.extend(made.notes)
     finally:
         notes.extend(table.keep())
-    kept = work is candidate
-    promises = [*snapshots.promises, (snapshots.start or work, work)] if kept else [(original, work)]
-    distance = max(plan.check_agreement(before, after, inputs, library) for before, after in promises)
-    dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
-    sites = plan.decisions(dense, work, outcome, kept=kept)
-    made = tuple(f"{item.site}." for report in outcome.reports for item in report.changed)
-    _record_provenance(work, source, reference, chosen, seed, data, sites)
+    work = made.model
+    parts = tuple(f"{item.site}." for report in made.outcome.reports for item in report.changed)
+    _record_provenance(work, source, reference, chosen, seed, data, made.sites)
     work.save(destination)
     return OptimizeResult(
         output=destination,
         pipeline=str(chosen),
-        sites=sites,
-        reports=outcome.reports,
+        sites=made.sites,
+        reports=made.outcome.reports,
         bytes_before=file_bytes(source),
         bytes_after=file_bytes(destination),
-        latency=latency,
-        max_rel_l2=distance,
+        latency=made.latency,
+        max_rel_l2=made.max_rel_l2,
         rel_l2_to_input=verify.worst_rel_l2(verify.compare(original, work, inputs, library=(False, library))),
         notes=notes,
-        not_sites=[item for item in dense.unsupported_sites() if not item[0].startswith(made)],
+        not_sites=[item for item in made.dense.unsupported_sites() if not item[0].startswith(parts)],
         library=library,
     )
 

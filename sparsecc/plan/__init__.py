@@ -5,7 +5,6 @@ from __future__ import annotations
 from sparsecc.plan.acceptance import (
     TOLERANCE,
     Inputs,
-    Judge,
     Latency,
     check_agreement,
     runnable_inputs,
@@ -13,10 +12,10 @@ from sparsecc.plan.acceptance import (
 )
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
+from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
-from sparsecc.plan.rounds import Outcome, run_where_it_pays
-from sparsecc.plan.snapshots import Snapshots
+from sparsecc.plan.rounds import run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
@@ -24,17 +23,17 @@ __all__ = [
     "TOLERANCE",
     "CostTable",
     "Inputs",
-    "Judge",
     "Latency",
+    "Made",
     "MeasuredCosts",
-    "Outcome",
+    "Setting",
     "SiteDecision",
-    "Snapshots",
     "cache_directory",
     "check_agreement",
     "decisions",
     "load_reference",
     "machine_facts",
+    "make",
     "preset",
     "run_where_it_pays",
     "runnable_inputs",
