@@ -44,8 +44,9 @@ def einsum(
 
     Args:
         expression: in index notation or as einsum subscripts, see ``notation.parse``.
-        operands: tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC or COO; in the order in which the
-            expression first names them, or one mapping by their names.
+        operands: tensors, arrays, numbers, or scipy sparse matrices in CSR, CSC, COO or BSR (four modes, see
+            ``Tensor.from_scipy``); in the order in which the expression first names them, or one mapping by their
+            names.
         format: of the result (``levels.format_levels``); None: a dense array.
         parts: how many; by default up to 64, fewer where there is little work.
         threads: that parts run on. Results are the same bits for any number of them; they depend on ``parts``.

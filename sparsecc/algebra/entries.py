@@ -81,7 +81,7 @@ def in_order(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[
 def without_repeats(
     entries: NDArray[np.int64], values: NDArray[Any], order: Sequence[int], add: bool
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return sorted entries without repetitions, which are added up along the first axis of ``values``.
+    """Return sorted entries without repetitions, which are added up along the first axis of ``values`` in their type.
 
     Raises:
         ModelError: ``add`` is false and there are repetitions; ``order`` says which modes the columns are.
@@ -92,4 +92,4 @@ def without_repeats(
     if not add:
         refuse_disorder(entries, order)
     first = np.concatenate([[True], ~equal])
-    return entries[first], np.add.reduceat(values, np.flatnonzero(first))
+    return entries[first], np.add.reduceat(values, np.flatnonzero(first), dtype=values.dtype)

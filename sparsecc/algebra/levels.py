@@ -204,7 +204,9 @@ class Tensor:
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> Tensor:
-        """Take over the arrays of a scipy sparse matrix or array in CSR, CSC or COO, without a copy where they suit.
+        """Take over the arrays of a scipy sparse matrix or array in CSR, CSC, BSR or COO, the last one copied.
+
+        BSR has four modes: rows and columns of blocks, rows and columns inside of one.
 
         Raises:
             ModelError: coordinates are unsorted, there twice or out of range.
@@ -215,29 +217,37 @@ class Tensor:
                 matrix.coords if hasattr(matrix, "coords") else (matrix.row, matrix.col), axis=1
             )
             return cls.from_coordinates(coordinates, matrix.data, matrix.shape, "coo")
-        if matrix.format not in ("csr", "csc"):
+        if matrix.format not in ("csr", "csc", "bsr"):
             raise SpecError(
                 f"scipy format {matrix.format} is not taken: convert it with .tocsr(), .tocsc() or .tocoo()"
             )
-        order = (0, 1) if matrix.format == "csr" else (1, 0)
-        rows, columns = (int(matrix.shape[mode]) for mode in order)
-        levels = (Dense(rows), Compressed(columns, matrix.indptr, matrix.indices))
-        return cls(tuple(int(size) for size in matrix.shape), order, levels, matrix.data).validated()
+        blocks = tuple(map(int, matrix.data.shape[1:]))
+        shape = tuple(int(a) // b for a, b in zip(matrix.shape, blocks or (1, 1), strict=True))
+        order = (1, 0) if matrix.format == "csc" else tuple(range(2 + len(blocks)))
+        inside: list[Level] = [Dense(size) for size in blocks]
+        levels = (Dense(shape[order[0]]), Compressed(shape[order[1]], matrix.indptr, matrix.indices), *inside)
+        values = matrix.data.reshape(-1) if blocks else matrix.data
+        return cls(shape + blocks, order, levels, values).validated()
 
     def to_scipy(self) -> Any:
-        """Return a matrix as a scipy sparse array: CSR and CSC share their arrays, all else is copied to COO.
+        """Return a matrix as a scipy sparse array: CSR, CSC and BSR share their arrays, all else is copied to COO.
 
         Raises:
-            SpecError: it has not two modes.
+            SpecError: it has not two modes, and is not BSR.
         """
         import scipy.sparse
 
+        stored, blocks = self.levels[1] if len(self.levels) > 1 else None, self.shape[2:]
+        if isinstance(stored, Compressed) and self.formats[0] == "dense":
+            if not blocks:
+                kind = scipy.sparse.csr_array if self.order == (0, 1) else scipy.sparse.csc_array
+                return kind((self.values, stored.crd, stored.pos), shape=self.shape)
+            if self.formats[2:] == ("dense", "dense") and self.order == (0, 1, 2, 3) and all(blocks):
+                values = self.values.reshape(-1, *blocks)
+                shape = (self.shape[0] * blocks[0], self.shape[1] * blocks[1])
+                return scipy.sparse.bsr_array((values, stored.crd, stored.pos), shape, blocksize=blocks)
         if len(self.shape) != 2:
             raise SpecError(f"scipy has matrices only, this tensor has {len(self.shape)} modes")
-        leaf = self.levels[1]
-        if isinstance(leaf, Compressed) and self.formats[0] == "dense":
-            kind = scipy.sparse.csr_array if self.order == (0, 1) else scipy.sparse.csc_array
-            return kind((self.values, leaf.crd, leaf.pos), shape=self.shape)
         return scipy.sparse.coo_array((self.values, tuple(self.coordinates().T)), shape=self.shape)
 
     @property

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import re
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +20,10 @@ from sparsecc.errors import ModelError, UsageError
 __all__ = ["read_matrix_market", "read_tensor", "read_tns"]
 
 #: Bytes read at a time.
-_PIECE = 1 << 24
+_PIECE = 1 << 22
+
+#: Bytes of a line: more is no list of coordinates.
+_LONGEST_LINE = 1 << 20
 
 #: From here on a coordinate could not be told from its neighbour once it is read as a float.
 _TOO_LARGE = 1 << 53
@@ -44,15 +51,19 @@ def read_tensor(
 ) -> Tensor:
     """Read a file by its suffix: ``.mtx`` as CSR, ``.tns`` as CSF unless ``format`` says otherwise.
 
+    Both may be compressed by gzip: ``.mtx.gz``, ``.tns.gz``.
+
     Raises:
         UsageError: another suffix, or the file is not what its suffix says; the message names the line.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".mtx":
+    name = Path(path).name.lower().removesuffix(".gz")
+    if name.endswith(".mtx"):
         return read_matrix_market(path, format or "csr", progress)
-    if suffix == ".tns":
+    if name.endswith(".tns"):
         return read_tns(path, format or "csf", progress)
-    raise UsageError(f"{path}: unknown kind of tensor file; known: .mtx (Matrix Market), .tns (FROSTT)")
+    raise UsageError(
+        f"{path}: unknown kind of tensor file; known: .mtx (Matrix Market), .tns (FROSTT), both also with .gz"
+    )
 
 
 def read_matrix_market(
@@ -63,8 +74,8 @@ def read_matrix_market(
     Raises:
         UsageError: it is no such file, of another kind, shorter than it says, or has wrong coordinates.
     """
-    with _opened(path) as stream:
-        banner = stream.readline().decode("latin-1").lower().split()
+    with _opened(path) as file:
+        banner = _line(file).decode("latin-1").lower().split()
         if len(banner) != 5 or banner[:2] != ["%%matrixmarket", "matrix"]:
             raise UsageError(f"{path}: line 1 is no Matrix Market banner")
         _, _, layout, field, symmetry = banner
@@ -75,10 +86,10 @@ def read_matrix_market(
             )
         number, line = 1, b"%"
         while line.lstrip().startswith(b"%") or (line and not line.strip()):
-            line, number = stream.readline(), number + 1
+            line, number = _line(file), number + 1
         sizes = _integers(line, 3, f"{path}: line {number}")
         rows, columns, count = sizes
-        table = _table(stream, path, 2 + _FIELDS[field], number, progress)
+        table = _table(file, 2 + _FIELDS[field], number, b"%", progress)
     if len(table.entries) != count:
         raise UsageError(f"{path}: {len(table.entries)} entries, the header says {count}")
     values = table.values if _FIELDS[field] else np.ones(count)
@@ -102,10 +113,10 @@ def read_tns(path: str | os.PathLike[str], format: str = "csf", progress: Readin
     Raises:
         UsageError: it is no such file, or has wrong coordinates.
     """
-    with _opened(path) as stream:
-        shape, number, start = _sizes_of(stream, path)
-        stream.seek(start)
-        table = _table(stream, path, None if shape is None else len(shape) + 1, number, progress)
+    with _opened(path) as file:
+        shape, number, start = _sizes_of(file)
+        file.text.seek(start)
+        table = _table(file, None if shape is None else len(shape) + 1, number, b"#", progress)
     entries = table.entries
     if not entries.shape[1]:
         raise UsageError(f"{path}: no entries, which are lines of coordinates and a value")
@@ -121,11 +132,44 @@ class _Table(NamedTuple):
     values: NDArray[np.float64]
 
 
-def _opened(path: str | os.PathLike[str]) -> BinaryIO:
+class _File(NamedTuple):
+    """An open file.
+
+    Attributes:
+        path: its name.
+        text: what is in it.
+        stored: the file itself, whose bytes may be compressed.
+    """
+
+    path: str | os.PathLike[str]
+    text: BinaryIO
+    stored: BinaryIO
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[_File]:
+    """Open a file, by its suffix also one compressed by gzip."""
     try:
-        return Path(path).open("rb")
+        stored = Path(path).open("rb")  # noqa: SIM115  # closed below
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    with stored:
+        if Path(path).suffix.lower() != ".gz":
+            yield _File(path, stored, stored)
+            return
+        try:
+            with gzip.GzipFile(fileobj=stored) as text:
+                yield _File(path, cast(BinaryIO, text), stored)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UsageError(f"{path}: no whole gzip file ({error})") from error
+
+
+def _line(file: _File) -> bytes:
+    """Read one line."""
+    found = file.text.readline(_LONGEST_LINE + 1)
+    if len(found) > _LONGEST_LINE:
+        raise UsageError(f"{file.path}: a line of more than {_LONGEST_LINE} bytes")
+    return found
 
 
 def _integers(line: bytes, count: int, where: str) -> list[int]:
@@ -138,58 +182,59 @@ def _integers(line: bytes, count: int, where: str) -> list[int]:
     return sizes
 
 
-def _sizes_of(stream: BinaryIO, path: str | os.PathLike[str]) -> tuple[tuple[int, ...] | None, int, int]:
+def _sizes_of(file: _File) -> tuple[tuple[int, ...] | None, int, int]:
     """The sizes in a header of order and sizes, if there is one; how many lines come before the entries, and bytes."""
     number, start = 0, 0
     lines: list[bytes] = []
     ends: list[tuple[int, int]] = []
-    while len(lines) < 2 and (line := stream.readline()):
+    while len(lines) < 2 and (line := _line(file)):
         number += 1
-        if line.strip() and not line.lstrip().startswith(b"#"):
+        line = line.partition(b"#")[0]
+        if line.strip():
             lines.append(line)
-            ends.append((number, stream.tell()))
+            ends.append((number, file.text.tell()))
         elif not lines:
-            start = stream.tell()
+            start = file.text.tell()
     if len(lines) == 2 and len(lines[0].split()) == 1 and lines[0].strip().isdigit():
-        (modes,) = _integers(lines[0], 1, f"{path}: line {ends[0][0]}")
-        sizes = _integers(lines[1], modes, f"{path}: line {ends[1][0]}")
+        (modes,) = _integers(lines[0], 1, f"{file.path}: line {ends[0][0]}")
+        sizes = _integers(lines[1], modes, f"{file.path}: line {ends[1][0]}")
         return tuple(sizes), *ends[1]
     return None, (ends[0][0] - 1 if ends else number), start
 
 
-def _pieces(stream: BinaryIO, path: str | os.PathLike[str], progress: Reading) -> Iterator[bytes]:
-    """Yield whole lines, many at a time."""
-    total, rest = os.fstat(stream.fileno()).st_size, b""
-    while piece := stream.read(_PIECE):
-        progress(f"reading {Path(path).name}", stream.tell(), total)
+def _pieces(file: _File, mark: bytes, progress: Reading) -> Iterator[bytes]:
+    """Yield whole lines, many at a time, without comments, which are from the mark to the end of their line."""
+    total, rest, name = os.fstat(file.stored.fileno()).st_size, b"", f"reading {Path(file.path).name}"
+    comment = re.compile(mark + rb"[^\r\n]*")
+    while piece := file.text.read(_PIECE):
+        progress(name, file.stored.tell(), total)
         head, end, tail = piece.rpartition(b"\n")
         if end:
-            yield rest + head
+            yield comment.sub(b"", rest + head)
             rest = tail
         else:
             rest += piece
-    progress(f"reading {Path(path).name}", total, total)
+        if len(rest) > max(_LONGEST_LINE, _PIECE):
+            raise UsageError(f"{file.path}: a line of more than {_LONGEST_LINE} bytes")
+    progress(name, total, total)
     if rest:
-        yield rest
+        yield comment.sub(b"", rest)
 
 
-def _table(
-    stream: BinaryIO, path: str | os.PathLike[str], columns: int | None, number: int, progress: Reading
-) -> _Table:
+def _table(file: _File, columns: int | None, number: int, mark: bytes, progress: Reading) -> _Table:
     """Read lines of coordinates and a value; ``columns`` None: as many as the first line has."""
     entries: list[NDArray[np.int64]] = []
     values: list[NDArray[np.float64]] = []
     valued = columns != 2
-    for piece in _pieces(stream, path, progress):
+    for piece in _pieces(file, mark, progress):
         if columns is None:
             columns = len(next((line for line in piece.splitlines() if line.strip()), b"").split()) or None
-        if columns is None:
-            continue
-        found = _numbers(piece, columns, path, number)
+        if columns is not None:
+            found = _numbers(piece, columns, file.path, number)
+            places = found[:, :-1] if valued else found
+            entries.append(_coordinates(places, file.path))
+            values.append(found[:, -1] if valued else np.ones(len(found)))
         number += piece.count(b"\n") + 1
-        places = found[:, :-1] if valued else found
-        entries.append(_coordinates(places, path))
-        values.append(found[:, -1] if valued else np.ones(len(found)))
     modes = (columns or 1) - valued
     if not entries:
         return _Table(np.zeros((0, modes), np.int64), np.zeros(0))

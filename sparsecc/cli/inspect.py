@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -59,11 +58,12 @@ def command(
     """Show the linear sites of MODEL: shape, layout, pattern of the zeros, density and bytes.
 
     With --partition, show how evenly its sparse operators are dealt to threads, by weights and by the clock. Of a
-    sparse matrix (.mtx) or tensor (.tns), show how evenly the work of an expression is cut into parts.
+    sparse matrix (.mtx) or tensor (.tns), also compressed (.gz), show how evenly the work of an expression is cut into
+    parts.
 
     Example: sparsecc inspect model.onnx --json, sparsecc inspect a.mtx --expr spmv --parts 64
     """
-    if Path(model).suffix.lower() in TENSOR_SUFFIXES:
+    if model.lower().endswith(TENSOR_SUFFIXES):
         if partition or input_shapes:
             raise UsageError(f"{model}: --partition and --input-shapes are for models")
         return inspect_tensor(

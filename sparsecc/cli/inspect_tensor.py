@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TENSOR_SUFFIXES", "balance_document", "inspect_tensor"]
 
-TENSOR_SUFFIXES = (".mtx", ".tns")
+TENSOR_SUFFIXES = (".mtx", ".tns", ".mtx.gz", ".tns.gz")
 _MOST_PARTS = 1 << 22
 
 
@@ -91,7 +91,7 @@ def _parsed(operands: Sequence[str]) -> dict[str, str]:
 
 
 def _is_file(source: str) -> bool:
-    return Path(source).suffix.lower() in TENSOR_SUFFIXES
+    return source.lower().endswith(TENSOR_SUFFIXES)
 
 
 def _read(path: str, form: str | None, progress: Any) -> Tensor:

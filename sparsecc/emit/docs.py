@@ -56,8 +56,9 @@ that) or both in the name, such as `SparseLSTMLengthsState`. A sequence of lengt
 
 `SparseEinsum`, `SparseEinsumVector`, `SparseEinsumSampled`, `SparseSoftmax` and `SparseAttention` take sparse operands
 as the arrays of their storage (CSR), computed or constant: positions and coordinates of one integer type, 0-based,
-coordinates rising and unique in each row. They are checked at each run, constants once, and what does not fit is an
-error. The body needs memory for the entries times the width of the dense operand, never for the dense matrix; only that
+coordinates rising and unique in each row. The library checks them at each run, constants once, and what does not fit is
+an error; bodies, which run without it, do not: of malformed arrays they make wrong results, or an error of a standard
+operator. They need memory for the entries times the width of the dense operand, never for the dense matrix; only that
 of `SparseAttention` is the dense operator with a mask. These bodies need opset 16, `SparseSoftmax` 18.
 """
 

@@ -106,7 +106,8 @@ def _dense(sparse: onnx.SparseTensorProto, files: ExternalFiles) -> onnx.TensorP
     name = sparse.values.name
     if math.prod(dims) * values.dtype.itemsize > _MAX_NBYTES:
         raise UnsupportedModelError(
-            f"sparse constant {name!r} of shape {list(dims)} is larger than 1 GiB when dense: export it dense"
+            f"sparse constant {name!r} of shape {list(dims)} is larger than 1 GiB when dense, as models "
+            "are loaded; sparsecc.ir.sparse_tensors reads such a constant by itself"
         )
     array = values.numpy()
     dense = np.zeros(math.prod(dims), array.dtype)

@@ -10,7 +10,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.algebra import Compressed, Dense, Singleton, Tensor, format_levels
+from sparsecc.algebra import Compressed, Dense, Singleton, Tensor, einsum, format_levels
 from sparsecc.errors import ModelError, SpecError
 
 RNG = np.random.default_rng(11)
@@ -71,6 +71,33 @@ def test_repeated_entries_are_refused_or_added_up():
         Tensor.from_coordinates(entries, np.ones(3), (2, 4), order=(1, 0))
     tensor = Tensor.from_coordinates(entries, np.array([1.0, 5.0, 2.0]), (2, 4), "csr", sum_duplicates=True)
     assert tensor.to_dense().tolist() == [[0, 0, 0, 5], [0, 0, 3, 0]]
+
+
+def test_added_entries_keep_their_type():
+    for dtype in (np.int32, np.uint8, np.float32):
+        tensor = Tensor.from_coordinates(
+            np.array([[1], [1], [0]]), np.ones(3, dtype), (2,), sum_duplicates=True
+        )
+        assert tensor.values.dtype == dtype
+        assert tensor.values.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (0, 4), (4, 0)])
+def test_blocks_are_those_of_scipy(shape):
+    dense = np.where(RNG.random(shape) < 0.2, RNG.integers(1, 9, shape), 0).astype(np.float32)
+    theirs = scipy.sparse.bsr_array(dense, blocksize=(2, 4))
+    tensor = Tensor.from_scipy(theirs)
+    assert tensor.formats == ("dense", "compressed", "dense", "dense")
+    assert tensor.shape == (shape[0] // 2, shape[1] // 4, 2, 4)
+    np.testing.assert_array_equal(tensor.to_dense().transpose(0, 2, 1, 3).reshape(shape), dense)
+    again = tensor.to_scipy()
+    assert again.format == "bsr"
+    np.testing.assert_array_equal(again.toarray(), dense)
+    if dense.any():
+        assert np.shares_memory(again.data, theirs.data)
+        x = RNG.random((shape[1] // 4, 4))
+        y = einsum("y(i,p) = A(i,j,p,q) * x(j,q)", A=theirs, x=x)
+        np.testing.assert_allclose(y.reshape(-1), dense @ x.reshape(-1))
 
 
 def csr(pos, crd, size=4, values=None):

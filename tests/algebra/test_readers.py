@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 import scipy.io
@@ -48,6 +50,51 @@ def test_tensors_with_and_without_sizes(tmp_path):
     empty.write_text("2\n3 4\n")
     assert read_tensor(empty).shape == (3, 4)
     assert len(read_tensor(empty).values) == 0
+
+
+def test_comments_between_entries(tmp_path, monkeypatch):
+    matrix, tensor = tmp_path / "a.mtx", tmp_path / "a.tns"
+    matrix.write_text(BANNER + "% one\n\n2 2 2\n% two\n1 1 5\n  % 3 x\n2 1 7 % four\n%")
+    tensor.write_text("# one\n3 # modes\n2 2 2\n#\n1 1 1 5\n # 3 x\n2 1 1 7 # four\n")
+    for piece in (5, 1 << 20):
+        monkeypatch.setattr(readers, "_PIECE", piece)
+        assert read_tensor(matrix).to_dense().tolist() == [[5, 0], [7, 0]]
+        assert read_tensor(tensor).to_dense()[:, 0, 0].tolist() == [5, 7]
+    matrix.write_text(BANNER + "2 2 2\n% two\n1 1 5\n% x\n2 1\n")
+    with pytest.raises(UsageError, match="line 6: expected 3 numbers, got '2 1'"):
+        read_tensor(matrix)
+
+
+@pytest.mark.parametrize("name", ["a.mtx.gz", "a.TNS.GZ"])
+def test_files_compressed_by_gzip(tmp_path, name, monkeypatch):
+    text = (BANNER + "3 3 2\n1 1 5\n2 3 7\n" if "mtx" in name else "# c\n1 1 5\n2 3 7\n").encode()
+    path, plain = tmp_path / name, tmp_path / name[:-3]
+    path.write_bytes(gzip.compress(text))
+    plain.write_bytes(text)
+    seen = []
+    for piece in (6, 1 << 20):
+        monkeypatch.setattr(readers, "_PIECE", piece)
+        found = read_tensor(path, progress=lambda *told: seen.append(told))
+        np.testing.assert_array_equal(found.to_dense(), read_tensor(plain).to_dense())
+    assert {total for *_, total in seen} == {path.stat().st_size}
+    assert all(done <= total for _, done, total in seen)
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:5], text, whole[:15] + b"xx" + whole[17:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match="no whole gzip file") as caught:
+            read_tensor(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.mtx", "a.tns", "b.mtx", "b.tns"])
+def test_lines_without_an_end_are_refused_early(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(readers, "_PIECE", 50)
+    start = {"a.mtx": "", "b.mtx": BANNER + "2 2 1\n", "a.tns": "", "b.tns": "1 1\n1 1\n"}[name]
+    path = tmp_path / name
+    path.write_text(start + "1" * 300)
+    with pytest.raises(UsageError, match="a line of more than 100 bytes"):
+        read_tensor(path)
 
 
 BANNER = "%%MatrixMarket matrix coordinate real general\n"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import pty
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +53,20 @@ def test_every_expression_stays_within_its_bound(
     assert found["lambda"] == pytest.approx(found["max"] / found["mean"])
     assert found["row_lambda"] >= 1
     assert found["split_seconds"] > 0
+
+
+def test_progress_is_drawn_on_a_terminal(cube: Path, tmp_path: Path) -> None:
+    path = tmp_path / "cube.tns.gz"
+    path.write_bytes(gzip.compress(cube.read_bytes()))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "sparsecc", "inspect", str(path), "--expr", "ttv", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=True)
+    os.close(theirs)
+    drawn = os.read(ours, 1 << 16)
+    os.close(ours)
+    assert b"reading cube.tns.gz" in drawn
+    assert b"100%" in drawn
+    assert json.loads(done.stdout)["work"] > 0
 
 
 def test_figures_of_a_product_by_hand(sparsecc: Run, skewed: Path) -> None:
