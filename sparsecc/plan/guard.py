@@ -1,0 +1,207 @@
+"""Finding the fastest model that keeps what was promised: choices are made real, measured, and taken back.
+
+Predictions put the candidates in order; what counts is what the assembled model measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sparsecc.plan.items import Choice
+from sparsecc.plan.making import Made
+
+__all__ = ["Attempt", "Limits", "Verdict", "fastest_within", "within_budget"]
+
+#: Share by which a measured time or size may exceed its budget: noise of the clock.
+_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A choice that was made real.
+
+    Attributes:
+        choice: what was chosen.
+        made: the model, proven.
+        score: of the model, in the unit of the metric.
+        drop: what the metric lost against the input model; below 0 where it gained.
+        bytes: of the model's file.
+    """
+
+    choice: Choice
+    made: Made
+    score: float
+    drop: float
+    bytes: int
+
+    @property
+    def ms(self) -> float:
+        """Measured time of the model."""
+        return self.made.latency.after_ms
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold of the assembled model; None where all is allowed.
+
+    Attributes:
+        ms: time of one run.
+        bytes: size of the file.
+        drop: of the metric.
+    """
+
+    ms: float | None = None
+    bytes: float | None = None
+    drop: float | None = None
+
+    def misses(self, attempt: Attempt) -> tuple[str, ...]:
+        """Which of ``ms``, ``bytes`` and ``drop`` the attempt exceeds."""
+        found = []
+        if self.ms is not None and attempt.ms > self.ms * (1 + _TOLERANCE):
+            found.append("ms")
+        if self.bytes is not None and attempt.bytes > self.bytes:
+            found.append("bytes")
+        if self.drop is not None and not attempt.drop <= self.drop:
+            found.append("drop")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The end of a search.
+
+    Attributes:
+        best: the attempt to write: the one that keeps all limits and is the fastest; where none keeps them the one
+            that comes closest.
+        misses: the limits that ``best`` exceeds.
+        attempts: all that were made, in order.
+    """
+
+    best: Attempt
+    misses: tuple[str, ...]
+    attempts: tuple[Attempt, ...]
+
+
+def fastest_within(
+    points: Sequence[Choice],
+    assemble: Callable[[Choice], Attempt],
+    safer: Callable[[Choice, Choice], Choice | None],
+    limits: Limits,
+    most: int,
+) -> Verdict:
+    """Find the fastest of ``points`` whose model loses no more than the limits allow.
+
+    Bisection between the safest point and the fastest. The first guess is the fastest point whose predicted damage is
+    allowed; what is measured of a point corrects the prediction for the others. Between the last point that holds and
+    the first that does not, single items are taken back towards the safer one while attempts are left. If nothing
+    holds the safest point is made, which changes nothing that is not lossless.
+
+    Args:
+        points: of a Pareto front, from the safest to the fastest; the first is the model as it is.
+        assemble: makes a choice real and measures it.
+        safer: ``safer(choice, floor)`` is ``choice`` with one item closer to ``floor``; None if there is none.
+        limits: of the drop, and of the size if any.
+        most: attempts, that of the safest point not counted; at least 1.
+    """
+    drop = math.inf if limits.drop is None else limits.drop
+    attempts: list[Attempt] = []
+    failed: Attempt | None = None
+    low, high, scale = 0, len(points), 1.0
+    while high - low > 1 and len(attempts) < most:
+        guess = sum(point.damage * scale <= drop for point in points) - 1
+        at = guess if low < guess < high else (low + high) // 2
+        attempt = assemble(points[at])
+        attempts.append(attempt)
+        if limits.misses(attempt):
+            high, failed = at, attempt
+        else:
+            low = at
+        if attempt.drop > 0 and points[at].damage > 0:
+            scale = attempt.drop / points[at].damage
+    if failed is not None:
+        attempts += _taken_back(points[low], failed, assemble, safer, limits, most - len(attempts))
+    if all(limits.misses(attempt) for attempt in attempts):
+        attempts.append(assemble(points[0]))
+    return _verdict(attempts, limits)
+
+
+def within_budget(
+    choose: Callable[[float | None, float | None], Choice | None],
+    assemble: Callable[[Choice], Attempt],
+    limits: Limits,
+    predicted: Callable[[Choice], float],
+    most: int,
+) -> Verdict | None:
+    """Find the choice of least damage whose model keeps the limits on time and size.
+
+    Where the model turns out slower or larger than predicted the budget is made smaller by the same share, and all is
+    chosen again.
+
+    Args:
+        choose: the choice of least damage for a predicted time of the model (ms) and its size (bytes); None if there
+            is none.
+        assemble: makes a choice real and measures it.
+        limits: of time, of size or of both.
+        predicted: time of the whole model with a choice, in ms.
+        most: attempts.
+
+    Returns:
+        None where no choice is predicted to keep the limits.
+    """
+    ms, size = limits.ms, limits.bytes
+    attempts: list[Attempt] = []
+    seen: set[tuple[int, ...]] = set()
+    for _ in range(most):
+        choice = choose(ms, size)
+        if choice is None or tuple(choice.chosen.values()) in seen:
+            break
+        seen.add(tuple(choice.chosen.values()))
+        attempt = assemble(choice)
+        attempts.append(attempt)
+        misses = limits.misses(attempt)
+        if "ms" in misses and ms is not None and limits.ms is not None:
+            ms = min(ms, predicted(choice)) * limits.ms / attempt.ms
+        if "bytes" in misses and size is not None and limits.bytes is not None:
+            size = size * limits.bytes / attempt.bytes
+        if not {"ms", "bytes"} & set(misses):
+            break
+    return _verdict(attempts, limits) if attempts else None
+
+
+def _taken_back(
+    floor: Choice,
+    failed: Attempt,
+    assemble: Callable[[Choice], Attempt],
+    safer: Callable[[Choice, Choice], Choice | None],
+    limits: Limits,
+    most: int,
+) -> list[Attempt]:
+    """Attempts from ``failed`` towards ``floor``, item by item, until one holds.
+
+    The steps grow where one item more does not bring back enough of what is missing.
+    """
+    found: list[Attempt] = []
+    choice: Choice | None = failed.choice
+    steps = 1
+    while len(found) < most and choice is not None:
+        for _ in range(steps):
+            choice = None if choice is None else safer(choice, floor)
+        if choice is None or choice.chosen == floor.chosen:
+            break
+        found.append(assemble(choice))
+        if not limits.misses(found[-1]):
+            break
+        steps *= 2
+    return found
+
+
+def _verdict(attempts: Sequence[Attempt], limits: Limits) -> Verdict:
+    """The fastest attempt that holds, else the one with the fewest misses and the smallest drop."""
+    holding = [attempt for attempt in attempts if not limits.misses(attempt)]
+    if holding:
+        best = min(holding, key=lambda attempt: (attempt.ms, attempt.bytes))
+    else:
+        best = min(attempts, key=lambda attempt: (len(limits.misses(attempt)), attempt.drop))
+    return Verdict(best, limits.misses(best), tuple(attempts))

@@ -1,0 +1,134 @@
+"""The search for a model that keeps its promises, on models that are only numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsecc.plan.guard import Attempt, Limits, fastest_within, within_budget
+from sparsecc.plan.items import Choice
+
+ITEMS = 8
+STEPS = 4  # candidates of each item; the later the faster, and the more they cost
+
+
+def choice_of(steps: tuple[int, ...]) -> Choice:
+    chosen = {f"i{at}": step for at, step in enumerate(steps)}
+    damage = sum((at + 1) * step**2 for at, step in enumerate(steps))
+    return Choice(chosen, 100.0 - sum(steps), 1000 - 10 * sum(steps), float(damage))
+
+
+def front() -> list[Choice]:
+    """One item after the other takes a step, the one that costs least first."""
+    steps, points = [0] * ITEMS, [choice_of((0,) * ITEMS)]
+    while min(steps) < STEPS - 1:
+        at = min(
+            (at for at in range(ITEMS) if steps[at] < STEPS - 1),
+            key=lambda at: (at + 1) * ((steps[at] + 1) ** 2 - steps[at] ** 2),
+        )
+        steps[at] += 1
+        points.append(choice_of(tuple(steps)))
+    return points
+
+
+def safer(choice: Choice, floor: Choice) -> Choice | None:
+    steps = list(choice.chosen.values())
+    for at in reversed(range(ITEMS)):
+        if steps[at] > floor.chosen[f"i{at}"]:
+            steps[at] -= 1
+            return choice_of(tuple(steps))
+    return None
+
+
+def assembler(drop: Callable[[Choice], float], slower: float = 1.0) -> tuple[Any, list[Choice]]:
+    made: list[Choice] = []
+
+    def assemble(choice: Choice) -> Attempt:
+        made.append(choice)
+        latency = SimpleNamespace(before_ms=100.0, after_ms=choice.ms * slower)
+        model = cast("Any", SimpleNamespace(latency=latency))
+        return Attempt(choice, model, 1 - drop(choice), drop(choice), choice.bytes)
+
+    return assemble, made
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1e-4, 1e-1), st.floats(0.5, 2.0), st.floats(0.0, 5.0), st.integers(1, 8))
+def test_what_is_written_keeps_the_limit(scale: float, power: float, limit: float, most: int) -> None:
+    assemble, made = assembler(lambda choice: scale * choice.damage**power)
+    verdict = fastest_within(front(), assemble, safer, Limits(drop=limit), most)
+    assert not verdict.misses
+    assert verdict.best.drop <= limit
+    assert len(made) <= most + 1
+    assert verdict.best.ms == min(a.ms for a in verdict.attempts if a.drop <= limit)
+
+
+def test_an_unhelpful_prediction_is_corrected() -> None:
+    """The fastest point that holds is found, to items, although damage is wrong by a factor of a thousand."""
+    points = front()
+    limit = 1e-3 * points[15].damage
+    assemble, made = assembler(lambda choice: 1e-3 * choice.damage)
+    verdict = fastest_within(points, assemble, safer, Limits(drop=limit), 10)
+    assert verdict.best.choice == points[15]
+    assert len(made) <= 10
+
+
+def test_a_gain_is_no_drop() -> None:
+    assemble, _ = assembler(lambda choice: -choice.damage)
+    verdict = fastest_within(front(), assemble, safer, Limits(drop=0.0), 8)
+    assert verdict.best.choice == front()[-1]
+
+
+def test_nan_is_a_miss() -> None:
+    assemble, _ = assembler(lambda choice: float("nan") if choice.damage else 0.0)
+    verdict = fastest_within(front(), assemble, safer, Limits(drop=1.0), 4)
+    assert verdict.best.choice == front()[0]
+    assert not verdict.misses
+
+
+def test_items_are_taken_back_one_by_one() -> None:
+    """One item breaks the model: what is written has all the others."""
+    points = [front()[0], front()[-1]]
+    assemble, _ = assembler(lambda choice: 1.0 if choice.chosen[f"i{ITEMS - 1}"] else 0.0)
+    verdict = fastest_within(points, assemble, safer, Limits(drop=0.1), 8)
+    assert not verdict.misses
+    assert sum(verdict.best.choice.chosen.values()) >= (ITEMS - 2) * (STEPS - 1)
+
+
+def test_a_model_slower_than_predicted_gets_a_smaller_budget() -> None:
+    points = front()
+
+    def choose(ms: float | None, size: float | None) -> Choice | None:
+        fitting = [point for point in points if ms is None or point.ms <= ms]
+        return min(fitting, key=lambda point: point.damage) if fitting else None
+
+    assemble, _ = assembler(lambda choice: choice.damage, slower=1.05)
+    verdict = within_budget(choose, assemble, Limits(ms=90.0), lambda choice: choice.ms, 4)
+    assert verdict is not None
+    assert not verdict.misses
+    assert verdict.best.ms <= 90.0 * 1.02
+    assert within_budget(choose, assemble, Limits(ms=1.0), lambda choice: choice.ms, 4) is None
+
+
+def test_the_closest_is_named_where_nothing_holds() -> None:
+    points = front()
+    assemble, _ = assembler(lambda choice: choice.damage, slower=1.5)
+    verdict = within_budget(
+        lambda ms, size: points[-1], assemble, Limits(ms=90.0, drop=0.0), lambda choice: choice.ms, 4
+    )
+    assert verdict is not None
+    assert set(verdict.misses) == {"ms", "drop"}
+    assert len(verdict.attempts) == 1
+
+
+def test_a_size_has_no_tolerance_and_a_time_has() -> None:
+    assemble, _ = assembler(lambda choice: 0.0)
+    attempt = assemble(front()[3])
+    assert Limits(bytes=attempt.bytes).misses(attempt) == ()
+    assert Limits(bytes=attempt.bytes - 1).misses(attempt) == ("bytes",)
+    assert Limits(ms=attempt.ms / 1.01).misses(attempt) == ()
+    assert Limits(ms=attempt.ms / 1.05).misses(attempt) == ("ms",)
