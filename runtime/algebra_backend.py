@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsecc.errors import UsageError
 from sparsecc.runtime.capi_algebra import (
     Level,
     NativeTensor,
@@ -45,14 +46,26 @@ class NativeBackend:
 
     Use as a context manager, or call ``close``. Each method takes the number of threads, for which a pool is made once.
     It returns None where the library has no kernel for such operands: values that are not all float32 or all float64,
-    or other levels.
+    or other levels. Results are the same bits for any number of threads and any speeds.
+
+    Args:
+        speeds: of the cores relative to each other where they are not alike, such as
+            ``sparsecc.target.Target.host().speeds``; the threads are for the fastest of them. None: alike.
+        processors: numbers of these cores, such as ``sparsecc.target.host_processors()``, which the threads keep to
+            where the system allows it; None: any.
 
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded.
+        UsageError: speeds that are not above 0, not as many processors, or more threads than cores.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, speeds: Sequence[float] | None = None, processors: Sequence[int] | None = None
+    ) -> None:
         algebra_library()
+        if speeds is not None and processors is not None and len(speeds) != len(processors):
+            raise UsageError(f"{len(speeds)} speeds for {len(processors)} processors: give one for each")
+        self._speeds, self._processors = speeds, processors
         self._pools: dict[int, Threads] = {}
 
     def spmv(self, matrix: TensorLike, x: NDArray[Any], *, threads: int) -> NDArray[Any] | None:
@@ -130,8 +143,20 @@ class NativeBackend:
         if threads <= 1:
             return None
         if threads not in self._pools:
-            self._pools[threads] = Threads(threads)
+            self._pools[threads] = Threads(threads, *self._fastest(threads))
         return self._pools[threads]
+
+    def _fastest(self, threads: int) -> tuple[list[float] | None, list[int] | None]:
+        """Speeds and processors of so many cores, the fastest first: the calling thread has most to do."""
+        speeds, processors = self._speeds, self._processors
+        known = len(speeds or processors or ())
+        if known and threads > known:
+            raise UsageError(f"{threads} threads, but {known} cores are known: ask for {known} at most")
+        order = sorted(range(known), key=lambda core: -speeds[core] if speeds else 0)[:threads]
+        return (
+            [speeds[core] for core in order] if speeds else None,
+            [processors[core] for core in order] if processors else None,
+        )
 
     def _run(self, kernel: Callable[..., Any], threads: int, *operands: TensorLike | NDArray[Any]) -> Any:
         types = {item.dtype if isinstance(item, np.ndarray) else item.values.dtype for item in operands}

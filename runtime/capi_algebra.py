@@ -133,7 +133,11 @@ class _Result(ctypes.Structure):
 _POINTER, _COUNT, _ERROR = ctypes.c_void_p, ctypes.c_int64, (ctypes.c_char_p, ctypes.c_size_t)
 _SIGNATURES: Signatures = {
     "sparsecc_tensor_check": (ctypes.c_int, (_POINTER, *_ERROR)),
-    "sparsecc_threads_create": (ctypes.c_int, (ctypes.c_int32, _POINTER, *_ERROR)),
+    "sparsecc_threads_create_unequal": (
+        ctypes.c_int,
+        (ctypes.c_int32, _POINTER, _POINTER, _POINTER, *_ERROR),
+    ),
+    "sparsecc_threads_shares": (None, (_POINTER, _COUNT, _POINTER)),
     "sparsecc_threads_executor": (_POINTER, (_POINTER,)),
     "sparsecc_threads_busy": (None, (_POINTER, _POINTER)),
     "sparsecc_threads_destroy": (None, (_POINTER,)),
@@ -180,20 +184,40 @@ def algebra_library() -> ctypes.CDLL:
 class Threads(NativeHandle):
     """A pool of threads, of which the calling one is the first. Use as a context manager, or call ``close``.
 
+    Each begins with a run of neighbouring tasks in proportion to its speed, and then takes what others have left. Which
+    thread does what changes no bit of a result.
+
     Args:
         count: 1 to 1024.
+        speeds: of the threads relative to each other, such as ``sparsecc.target.Target.speeds``; None: alike.
+        processors: numbers of those that the threads keep to where the system allows it, such as
+            ``sparsecc.target.host_processors()``; the calling thread does while it waits for a result. None: any.
 
     Raises:
         RuntimeMissingError: the library is missing or cannot be loaded.
-        UsageError: a wrong count.
+        UsageError: a wrong count, speeds that are not above 0, or not as many as threads.
     """
 
     _family = "threads"
 
-    def __init__(self, count: int) -> None:
+    def __init__(
+        self, count: int, speeds: Sequence[float] | None = None, processors: Sequence[int] | None = None
+    ) -> None:
         super().__init__(algebra_library())
         self.count = count
-        self._call("create", count, ctypes.byref(self._handle))
+        for name, items in (("speeds", speeds), ("processors", processors)):
+            if items is not None and len(items) != count:
+                raise UsageError(f"{len(items)} {name} for {count} threads: give one for each")
+        fast = None if speeds is None else np.array(speeds, np.float64)
+        places = None if processors is None else np.array(processors, np.int32)
+        arrays = (None if array is None else array.ctypes.data for array in (fast, places))
+        self._call("create_unequal", count, *arrays, ctypes.byref(self._handle))
+
+    def shares(self, tasks: int) -> NDArray[np.int64]:
+        """Return how many of so many tasks lie before those that each thread begins with: ``[count + 1]``."""
+        before = np.zeros(self.count + 1, np.int64)
+        self._library.sparsecc_threads_shares(self._handle, tasks, before.ctypes.data)
+        return before
 
     def busy(self) -> NDArray[np.float64]:
         """Return the seconds that each thread has spent on parts since this was last asked, and start again."""

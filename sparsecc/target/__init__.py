@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from sparsecc.target.target import TARGET_NAMES, Target, host_features
+from sparsecc.target.target import TARGET_NAMES, Target, host_features, host_processors
 
-__all__ = ["TARGET_NAMES", "Target", "host_features"]
+__all__ = ["TARGET_NAMES", "Target", "host_features", "host_processors"]

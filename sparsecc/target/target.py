@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from dataclasses import dataclass, fields
@@ -10,9 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from sparsecc.errors import SpecError
+from sparsecc.target.cores import core_processors, core_speeds
 from sparsecc.target.spec import format_spec, parse_specs, suggestion
 
-__all__ = ["TARGET_NAMES", "Target", "host_features"]
+__all__ = ["TARGET_NAMES", "Target", "host_features", "host_processors"]
 
 
 TARGET_NAMES = ("cpu", "cuda", "arm64")
@@ -41,8 +41,10 @@ class Target:
         threads: threads the model will run on.
         l1_bytes: data cache of one core; ``l2_bytes`` its second level; ``l3_bytes`` the shared last level.
         sm: CUDA compute capability times ten, for instance 90.
+        speeds: of the cores relative to each other, where they are not all alike (big.LITTLE), in the order of their
+            processors' numbers.
 
-    ``str(target)`` and ``Target.parse`` are inverse: ``cpu{threads=2}``.
+    ``str(target)`` and ``Target.parse`` are inverse: ``cpu{threads=2}``, ``arm64{speeds="446,446,1024,1024"}``.
     """
 
     name: str = "cpu"
@@ -53,6 +55,7 @@ class Target:
     l2_bytes: int | None = None
     l3_bytes: int | None = None
     sm: int | None = None
+    speeds: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in TARGET_NAMES:
@@ -62,6 +65,8 @@ class Target:
             value = getattr(self, item.name)
             if isinstance(value, int) and value < 1:
                 raise SpecError(f"target option '{item.name}' must be at least 1, got {value}")
+        if self.speeds is not None:
+            _check_speeds(self.speeds, self.cores)
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -74,12 +79,15 @@ class Target:
         if len(specs) != 1:
             raise SpecError(f"expected one target such as 'cpu{{threads=2}}', got '{text}'")
         known = [item.name.replace("_", "-") for item in fields(cls) if item.name != "name"]
-        values: dict[str, int | str] = {}
+        values: dict[str, int | str | tuple[int, ...]] = {}
         for key, value in specs[0].options.items():
             if key not in known:
                 hint = suggestion(key, known)
                 raise SpecError(f"target has no option '{key}'{hint}; known: {', '.join(known)}")
-            values[key.replace("-", "_")] = value if key == "isa" else _parse_count(key, value)
+            if key == "speeds":
+                values[key] = tuple(_parse_count(key, speed) for speed in value.split(","))
+            else:
+                values[key.replace("-", "_")] = value if key == "isa" else _parse_count(key, value)
         return cls(specs[0].name, **values)  # type: ignore[arg-type]  # the loop above typed them by name
 
     @classmethod
@@ -88,25 +96,30 @@ class Target:
         return cls("arm64" if platform.machine() in ("aarch64", "arm64") else "cpu").resolved()
 
     def resolved(self) -> Target:
-        """Return a copy whose unknown CPU fields hold what this machine has; ``sm`` stays as it is."""
+        """Return a copy whose unknown CPU fields hold what this machine has; ``sm`` stays as it is.
+
+        ``speeds`` are those of this machine if it has as many cores, and stay unknown where its cores are alike.
+        """
         found = _host_facts()
+        cores = self.cores or (len(self.speeds) if self.speeds else len(found.processors))
         isa = self.isa or ("neon" if self.name == "arm64" else found.isa)
         return Target(
             self.name,
             isa,
-            cores=self.cores or found.cores,
-            threads=self.threads or self.cores or found.cores,
+            cores=cores,
+            threads=self.threads or cores,
             l1_bytes=self.l1_bytes or found.l1_bytes,
             l2_bytes=self.l2_bytes or found.l2_bytes,
             l3_bytes=self.l3_bytes or found.l3_bytes,
             sm=self.sm,
+            speeds=self.speeds or (found.speeds if cores == len(found.processors) else None),
         )
 
     def __str__(self) -> str:
         options = {
-            item.name.replace("_", "-"): str(getattr(self, item.name))
+            item.name.replace("_", "-"): ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             for item in fields(self)
-            if item.name != "name" and getattr(self, item.name) is not None
+            if item.name != "name" and (value := getattr(self, item.name)) is not None
         }
         return format_spec(self.name, options)
 
@@ -118,16 +131,31 @@ def _parse_count(key: str, text: str) -> int:
         raise SpecError(f"target option '{key}' must be a whole number, got '{text}'") from None
 
 
+def _check_speeds(speeds: tuple[int, ...], cores: int | None) -> None:
+    if not speeds or any(speed < 1 for speed in speeds):
+        raise SpecError(f"target option 'speeds' must be numbers of at least 1, got {list(speeds)}")
+    if cores not in (None, len(speeds)):
+        raise SpecError(
+            f"target option 'speeds' has {len(speeds)} numbers for {cores} cores: give one for each"
+        )
+
+
 def host_features() -> tuple[str, ...]:
     """Return the extensions for int8 and bf16 that this processor has, in the names of ``/proc/cpuinfo``."""
     return _host_facts().features
+
+
+def host_processors() -> tuple[int, ...]:
+    """Return the processors that ``Target.host()`` counts as cores, one of each, in the order of its ``speeds``."""
+    return _host_facts().processors
 
 
 @dataclass(frozen=True)
 class _Host:
     isa: str
     features: tuple[str, ...]
-    cores: int
+    processors: tuple[int, ...]
+    speeds: tuple[int, ...] | None
     l1_bytes: int
     l2_bytes: int
     l3_bytes: int
@@ -140,25 +168,16 @@ def _host_facts() -> _Host:
     flags = set(flag_lines[0].split()) if flag_lines else set()
     isa = next((name for name, needed in _ISA_BY_FLAGS if needed <= flags), "generic")
     caches = [_cache_bytes(level) for level in (1, 2, 3)]
+    processors = core_processors(cpuinfo)
     return _Host(
         isa,
         tuple(name for name in _FEATURES if name in flags),
-        _available_cores(cpuinfo),
+        processors,
+        core_speeds(processors, _read),
         caches[0] or 32 << 10,
         caches[1] or 1 << 20,
         caches[2] or 8 << 20,
     )
-
-
-def _available_cores(cpuinfo: str) -> int:
-    """Return the physical cores this process may use: hyper-threads share one, affinity masks count."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores: set[tuple[str, str]] = set()
-    for block in cpuinfo.split("\n\n"):
-        entry = dict(re.findall(r"^(processor|physical id|core id)\s*:\s*(\d+)$", block, re.MULTILINE))
-        if "core id" in entry and int(entry.get("processor", -1)) in allowed:
-            cores.add((entry.get("physical id", "0"), entry["core id"]))
-    return len(cores) or len(allowed)
 
 
 def _cache_bytes(level: int) -> int | None:

@@ -24,7 +24,7 @@ ROOT = machine.ROOT
 TESTS = ROOT / "tests" / "runtime"
 #: Pytest runs, two at a time: kinds of processor that have more and more, and all kernels on the best of them.
 RUNS = (
-    ("max", "test_int8.py", "test_planes.py"),
+    ("max", "test_int8.py", "test_planes.py", "test_unequal_threads.py"),
     ("max", "test_kernels.py", "test_recurrent.py", "test_transformer.py"),
     ("cortex-a72", "test_kernels.py", "test_int8.py", "-k", "isas or every_isa"),
     ("neoverse-n1", "test_kernels.py", "test_int8.py", "-k", "isas or every_isa"),

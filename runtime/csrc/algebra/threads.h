@@ -14,12 +14,16 @@
 // Threads that sleep between jobs, after looking out for the next one for a while.
 struct sparsecc_threads {
  public:
-  explicit sparsecc_threads(int32_t count);
+  // Speeds and processors may be null: alike, and wherever the system puts them.
+  sparsecc_threads(int32_t count, const double* speeds, const int32_t* processors);
   ~sparsecc_threads();
   sparsecc_threads(const sparsecc_threads&) = delete;
   sparsecc_threads& operator=(const sparsecc_threads&) = delete;
 
   const sparsecc_executor* executor() const { return &executor_; }
+  // The tasks of a job before those that thread `lane` begins with.
+  int64_t before(int64_t lane, int64_t tasks) const;
+  int32_t count() const { return count_; }
   // Writes the busy seconds of each thread and starts again from zero.
   void take_busy(double* seconds);
 
@@ -39,6 +43,8 @@ struct sparsecc_threads {
   bool enter();
 
   const int32_t count_;
+  std::vector<double> speed_before_;  // [count + 1]: of the threads before each; empty: all are alike
+  std::vector<int32_t> processors_;   // empty: any
   std::unique_ptr<Lane[]> lanes_;
   std::mutex caller_;
   void (*fn_)(void*, int64_t) = nullptr;

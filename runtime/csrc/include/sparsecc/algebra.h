@@ -51,6 +51,13 @@ SPARSECC_API int sparsecc_tensor_check(const sparsecc_tensor* tensor, char* erro
 typedef struct sparsecc_threads sparsecc_threads;
 
 SPARSECC_API int sparsecc_threads_create(int32_t count, sparsecc_threads** out, char* error, size_t error_size);
+/* For cores that are not alike. `speeds` [count], above 0, may be NULL: each thread's run of tasks is in proportion to
+ * its speed. `processors` [count] may be NULL: where the system allows it thread i keeps to processor number i of these,
+ * the calling one while a job runs. */
+SPARSECC_API int sparsecc_threads_create_unequal(int32_t count, const double* speeds, const int32_t* processors,
+                                                 sparsecc_threads** out, char* error, size_t error_size);
+/* Of a job of so many tasks, how many lie before those that each thread begins with: `before` [count + 1]. */
+SPARSECC_API void sparsecc_threads_shares(const sparsecc_threads* threads, int64_t tasks, int64_t* before);
 SPARSECC_API const sparsecc_executor* sparsecc_threads_executor(sparsecc_threads* threads);
 /* Seconds that each of the threads has spent in tasks since this was last called. */
 SPARSECC_API void sparsecc_threads_busy(sparsecc_threads* threads, double* seconds);
