@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import sparsecc
-from sparsecc import calib, emit, ir, plan, runtime, verify
-from sparsecc.errors import BudgetError, RuntimeMissingError, UnsupportedModelError, UsageError
+from sparsecc import emit, ir, plan, verify
+from sparsecc.errors import BudgetError, UnsupportedModelError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
-    PassContext,
     PassReport,
     Pipeline,
     Progress,
@@ -27,9 +25,6 @@ from sparsecc.pm import (
     no_progress,
 )
 from sparsecc.target import Target
-
-#: More threads than this only stand in each other's way while models are timed.
-_MOST_THREADS = 256
 
 __all__ = ["OptimizeResult", "ResizeResult", "load", "optimize", "resize", "save"]
 
@@ -275,8 +270,8 @@ def optimize(
     destination = Path(output) if output is not None else default_output(source)
     _check_paths(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
-    threads = _threads(threads, wanted)
-    library = _library_found(needed=keep_slower and not standard_ops_only)
+    threads = plan.usable_threads(threads, wanted)
+    library = plan.library_found(needed=keep_slower and not standard_ops_only)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
         "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
@@ -315,40 +310,31 @@ def optimize(
     _refuse_to_overwrite(
         destination, [*model_files(source), *theirs, calibration_data, recipe, costs, fisher]
     )
-    data = None
-    if calibration_data is not None:
-        data = calib.Calibration.from_path(
-            os.fspath(calibration_data),
-            original,
-            num_samples=num_samples,
-            seed=seed,
-            input_shapes=input_shapes,
-            memory=_memory(memory),
-            progress=progress,
-        )
-    inputs = plan.runnable_inputs(original, data, seed, input_shapes)
-    timed = inputs if data is None else plan.timing_inputs(original, inputs, seed, input_shapes)
-    notes = _notes(original, data, library)
-    table = plan.CostTable.open(None if costs is None else Path(costs))
-    context = PassContext(
-        seed=seed,
-        calibration=data,
-        costs=plan.MeasuredCosts(table, timed, threads, seed),
+    setting, notes = plan.open_setting(
+        original,
         target=wanted,
+        calibration_data=calibration_data,
+        num_samples=num_samples,
+        memory=memory,
+        input_shapes=input_shapes,
+        costs=costs,
+        seed=seed,
         threads=threads,
-        overrides=tuple(overrides),
-        instruments=[*instruments, *_instruments(dump, stop_after, verify_each, inputs)],
-        progress=progress,
+        overrides=overrides,
         reference=aim,
+        keep_slower=keep_slower,
+        library=library,
+        progress=progress,
     )
+    setting = setting.observed([*instruments, *_instruments(dump, stop_after, verify_each, setting.inputs)])
     try:
-        made = plan.make(chosen, plan.Setting(original, inputs, timed, table, context, keep_slower, library))
+        made = plan.make(chosen, setting)
         notes.extend(made.notes)
     finally:
-        notes.extend(table.keep())
+        notes.extend(setting.table.keep())
     work = made.model
     parts = tuple(f"{item.site}." for report in made.outcome.reports for item in report.changed)
-    _record_provenance(work, source, reference, chosen, seed, data, made.sites)
+    _record_provenance(work, source, reference, chosen, setting, made.sites)
     work.save(destination)
     return OptimizeResult(
         output=destination,
@@ -359,67 +345,13 @@ def optimize(
         bytes_after=file_bytes(destination),
         latency=made.latency,
         max_rel_l2=made.max_rel_l2,
-        rel_l2_to_input=verify.worst_rel_l2(verify.compare(original, work, inputs, library=(False, library))),
+        rel_l2_to_input=verify.worst_rel_l2(
+            verify.compare(original, work, setting.inputs, library=(False, library))
+        ),
         notes=notes,
         not_sites=[item for item in made.dense.unsupported_sites() if not item[0].startswith(parts)],
         library=library,
     )
-
-
-def _threads(asked: int, target: Target) -> int:
-    """The number of threads to time with.
-
-    Raises:
-        RuntimeMissingError: there is no operator library for the target.
-        UsageError: more threads than can be timed.
-    """
-    if target.name != "cpu":
-        raise RuntimeMissingError(
-            f"target {target.name}: this version has no operator library for it; the file made with --target cpu "
-            "is target-neutral and runs there at dense speed"
-        )
-    threads = asked or target.threads or Target.host().cores or 1
-    if threads > _MOST_THREADS:
-        raise UsageError(f"{threads} threads cannot be timed; give at most {_MOST_THREADS} with --threads")
-    return threads
-
-
-def _memory(gigabytes: float | None) -> int:
-    """Bytes for what is measured.
-
-    Raises:
-        UsageError: not a positive number.
-    """
-    if gigabytes is None:
-        return calib.MEMORY
-    if not 0 < gigabytes < math.inf:
-        raise UsageError(f"memory must be a positive number of gigabytes, got {gigabytes:g}")
-    return int(gigabytes * 1e9)
-
-
-def _library_found(needed: bool) -> bool:
-    """Whether the operator library is there; one that is needed or that the environment names must be."""
-    try:
-        runtime.get_library_path()
-    except RuntimeMissingError:
-        if needed or os.environ.get("SPARSECC_OPS_LIBRARY"):
-            raise
-        return False
-    return True
-
-
-def _notes(model: ir.Model, data: calib.Calibration | None, library: bool) -> list[str]:
-    """What the user should know before anything ran."""
-    if data is None:
-        notes = ["timed and verified on synthetic inputs; --calibration-data gives it real ones"]
-    else:
-        notes = list(data.notes)
-    if model.frozen_inputs:
-        shown = ", ".join(model.frozen_inputs[:3]) + (", ..." if len(model.frozen_inputs) > 3 else "")
-        notes.append(f"inputs with a default are constants now and cannot be overridden any more: {shown}")
-    if not library:
-        notes.append("the operator library is missing: zeros stay in dense tensors (see sparsecc doctor)")
-    return notes
 
 
 def _refuse_contradiction(
@@ -484,8 +416,7 @@ def _record_provenance(
     source: Path,
     reference: str | os.PathLike[str] | None,
     pipeline: Pipeline,
-    seed: int,
-    data: calib.Calibration | None,
+    setting: plan.Setting,
     sites: Sequence[plan.SiteDecision],
 ) -> None:
     """Leave in the model's metadata how it was made; nothing that differs between equal runs."""
@@ -496,8 +427,8 @@ def _record_provenance(
             "sparsecc.pipeline": str(pipeline),
             "sparsecc.input_sha256": file_sha256(source),
             **({} if reference is None else {"sparsecc.reference_sha256": file_sha256(reference)}),
-            "sparsecc.seed": str(seed),
-            "sparsecc.calibration": "none" if data is None else data.fingerprint(),
+            "sparsecc.seed": str(setting.context.seed),
+            "sparsecc.calibration": "none" if setting.data is None else setting.data.fingerprint(),
             "sparsecc.layouts": json.dumps(layouts, sort_keys=True),
         }
     )

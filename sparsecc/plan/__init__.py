@@ -13,6 +13,7 @@ from sparsecc.plan.acceptance import (
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.making import Made, Setting, make
+from sparsecc.plan.opening import library_found, open_setting, usable_threads
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
 from sparsecc.plan.rounds import run_where_it_pays
@@ -31,11 +32,14 @@ __all__ = [
     "cache_directory",
     "check_agreement",
     "decisions",
+    "library_found",
     "load_reference",
     "machine_facts",
     "make",
+    "open_setting",
     "preset",
     "run_where_it_pays",
     "runnable_inputs",
     "timing_inputs",
+    "usable_threads",
 ]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sparsecc import emit
+from sparsecc.calib import Calibration
 from sparsecc.ir import Model
 from sparsecc.plan.acceptance import Inputs, Judge, Latency, check_agreement
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.rounds import Outcome, run_where_it_pays
 from sparsecc.plan.snapshots import Snapshots
-from sparsecc.pm import PassContext, Pipeline
+from sparsecc.pm import Instrument, PassContext, Pipeline
 
 __all__ = ["Made", "Setting", "make"]
 
@@ -23,6 +24,7 @@ class Setting:
 
     Attributes:
         original: the model as it was read; never changed.
+        data: calibration data, if any.
         inputs: those that results are compared on.
         timed: those that models are timed on.
         table: where measured times are kept.
@@ -32,12 +34,17 @@ class Setting:
     """
 
     original: Model
+    data: Calibration | None
     inputs: Inputs
     timed: Inputs
     table: CostTable
     context: PassContext
     keep_slower: bool
     library: bool
+
+    def observed(self, instruments: Sequence[Instrument]) -> Setting:
+        """The same setting, with these instruments around every pass."""
+        return replace(self, context=replace(self.context, instruments=list(instruments)))
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def make(pipeline: Pipeline, setting: Setting) -> Made:
         VerificationError: the result does not compute what the pruned dense model computes.
     """
     snapshots, notes = Snapshots(), list[str]()
-    context = dataclasses.replace(setting.context, instruments=[*setting.context.instruments, snapshots])
+    context = replace(setting.context, instruments=[*setting.context.instruments, snapshots])
     outcome = run_where_it_pays(pipeline, setting.original, context)
     candidate = outcome.model
     emit.finalize(candidate)

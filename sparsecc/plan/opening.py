@@ -1,0 +1,133 @@
+"""What a run needs besides the model: inputs, measured times, the operator library."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sparsecc import calib, runtime
+from sparsecc.errors import RuntimeMissingError, UsageError
+from sparsecc.ir import Model
+from sparsecc.plan.acceptance import runnable_inputs, timing_inputs
+from sparsecc.plan.costs import CostTable
+from sparsecc.plan.making import Setting
+from sparsecc.plan.timing import MeasuredCosts
+from sparsecc.pm import PassContext, Progress, SiteOverride
+from sparsecc.target import Target
+
+__all__ = ["library_found", "open_setting", "usable_threads"]
+
+#: More threads than this only stand in each other's way while models are timed.
+_MOST_THREADS = 256
+
+
+def open_setting(
+    original: Model,
+    *,
+    target: Target,
+    calibration_data: str | os.PathLike[str] | None,
+    num_samples: int | None,
+    memory: float | None,
+    input_shapes: Mapping[str, Sequence[int]] | None,
+    costs: str | os.PathLike[str] | None,
+    seed: int,
+    threads: int,
+    overrides: Sequence[SiteOverride],
+    reference: Model | None,
+    keep_slower: bool,
+    library: bool,
+    progress: Progress,
+) -> tuple[Setting, list[str]]:
+    """Return the setting of a run on ``original`` and what the user should know before anything ran.
+
+    Arguments are those of ``sparsecc.api.optimize``, checked as far as no model is needed; ``reference`` is the dense
+    model that recovery aims at.
+
+    Raises:
+        UsageError: calibration data or a cost table that cannot be used.
+        ModelError: onnxruntime cannot run the model.
+    """
+    data = None
+    if calibration_data is not None:
+        data = calib.Calibration.from_path(
+            os.fspath(calibration_data),
+            original,
+            num_samples=num_samples,
+            seed=seed,
+            input_shapes=input_shapes,
+            memory=_memory(memory),
+            progress=progress,
+        )
+    inputs = runnable_inputs(original, data, seed, input_shapes)
+    timed = inputs if data is None else timing_inputs(original, inputs, seed, input_shapes)
+    table = CostTable.open(None if costs is None else Path(costs))
+    context = PassContext(
+        seed=seed,
+        calibration=data,
+        costs=MeasuredCosts(table, timed, threads, seed),
+        target=target,
+        threads=threads,
+        overrides=tuple(overrides),
+        progress=progress,
+        reference=reference,
+    )
+    setting = Setting(original, data, inputs, timed, table, context, keep_slower, library)
+    return setting, _notes(original, data, library)
+
+
+def usable_threads(asked: int, target: Target) -> int:
+    """The number of threads to time with.
+
+    Raises:
+        RuntimeMissingError: there is no operator library for the target.
+        UsageError: more threads than can be timed.
+    """
+    if target.name != "cpu":
+        raise RuntimeMissingError(
+            f"target {target.name}: this version has no operator library for it; the file made with --target cpu "
+            "is target-neutral and runs there at dense speed"
+        )
+    threads = asked or target.threads or Target.host().cores or 1
+    if threads > _MOST_THREADS:
+        raise UsageError(f"{threads} threads cannot be timed; give at most {_MOST_THREADS} with --threads")
+    return threads
+
+
+def _memory(gigabytes: float | None) -> int:
+    """Bytes for what is measured.
+
+    Raises:
+        UsageError: not a positive number.
+    """
+    if gigabytes is None:
+        return calib.MEMORY
+    if not 0 < gigabytes < math.inf:
+        raise UsageError(f"memory must be a positive number of gigabytes, got {gigabytes:g}")
+    return int(gigabytes * 1e9)
+
+
+def library_found(needed: bool) -> bool:
+    """Whether the operator library is there; one that is needed or that the environment names must be."""
+    try:
+        runtime.get_library_path()
+    except RuntimeMissingError:
+        if needed or os.environ.get("SPARSECC_OPS_LIBRARY"):
+            raise
+        return False
+    return True
+
+
+def _notes(model: Model, data: calib.Calibration | None, library: bool) -> list[str]:
+    """What the user should know before anything ran."""
+    if data is None:
+        notes = ["timed and verified on synthetic inputs; --calibration-data gives it real ones"]
+    else:
+        notes = list(data.notes)
+    if model.frozen_inputs:
+        shown = ", ".join(model.frozen_inputs[:3]) + (", ..." if len(model.frozen_inputs) > 3 else "")
+        notes.append(f"inputs with a default are constants now and cannot be overridden any more: {shown}")
+    if not library:
+        notes.append("the operator library is missing: zeros stay in dense tensors (see sparsecc doctor)")
+    return notes
