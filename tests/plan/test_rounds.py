@@ -90,7 +90,7 @@ def test_optimize_says_why(tmp_path, monkeypatch) -> None:
     onnx.save(mlp(), tmp_path / "m.onnx")
     np.savez(tmp_path / "c.npz", x=np.random.default_rng(4).standard_normal((300, 64)).astype(np.float32))
     costs = Costs()
-    monkeypatch.setattr("sparsecc.plan.MeasuredCosts", lambda *_: costs)
+    monkeypatch.setattr("sparsecc.plan.opening.MeasuredCosts", lambda *_: costs)
     result = sparsecc.optimize(
         tmp_path / "m.onnx", method="wanda-ols", sparsity=0.6, calibration_data=tmp_path / "c.npz", threads=1
     )
