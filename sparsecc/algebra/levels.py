@@ -49,7 +49,7 @@ LevelFormat = Literal["dense", "compressed", "singleton"]
 MOST_VALUES = 1 << 31
 
 #: Nodes of dense levels above a compressed one, 2 GB of positions, unless there are about as many entries.
-_MOST_PARENTS = 1 << 28
+MOST_PARENTS = 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,7 +377,7 @@ def _packed(
                 )
             levels.append(Dense(size))
         else:
-            if count > max(_MOST_PARENTS, 8 * len(entries)):
+            if count > max(MOST_PARENTS, 8 * len(entries)):
                 raise ModelError(
                     f"dense levels of {count} nodes over {len(entries)} entries: choose compressed ones "
                     "(csf, dcsr, coo)"

@@ -14,6 +14,7 @@ from sparsecc.algebra.levels import Compressed, Dense, Tensor
 from sparsecc.algebra.nest import Nest
 from sparsecc.algebra.notation import Access
 from sparsecc.algebra.ordering import Storage
+from sparsecc.algebra.relevel import alike, releveled
 from sparsecc.algebra.work import Problem
 
 __all__ = ["KERNELS", "Call", "computed", "recognise"]
@@ -156,15 +157,18 @@ def computed(
     method = getattr(backend, call.kernel, None)
     if method is None:
         return None
+    indices = problem.assignment.output.indices
+    order = tuple(indices.index(index) for index in call.indices)
+    stored = None if format is None else Storage.named(format, len(indices))
     several = call.kernel in ("add", "multiply", "inner")
+    wanted = stored.formats if stored is not None and stored.order == order else None
     found = (
-        method(call.tensors, threads=threads)
+        method(alike(call.tensors, wanted), threads=threads)
         if several
         else method(*call.tensors, *call.arrays, threads=threads)
     )
     if found is None:
         return None
-    indices = problem.assignment.output.indices
     if call.dense:
         array = np.asarray(found).transpose([call.indices.index(index) for index in indices])
         return array if call.coefficient == 1 else array * call.coefficient
@@ -175,8 +179,10 @@ def computed(
         for level in found.levels
     )
     values = found.values if call.coefficient == 1 else found.values * call.coefficient
-    tensor = Tensor(problem.shape, tuple(indices.index(index) for index in call.indices), levels, values)
-    if format is None:
+    tensor = Tensor(problem.shape, order, levels, values)
+    if stored is None:
         return tensor.to_dense()
-    stored = Storage.named(format, len(indices))
-    return tensor if stored == Storage.of(tensor) else tensor.converted(format)
+    if stored == Storage.of(tensor):
+        return tensor
+    changed = releveled(tensor, stored.formats) if stored.order == order else None
+    return changed if changed is not None else tensor.converted(str(format))

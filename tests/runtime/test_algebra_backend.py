@@ -69,6 +69,32 @@ def test_the_library_agrees_with_numpy(backend, text, result, form, dtype, monke
         )
 
 
+@pytest.mark.parametrize(
+    ("text", "forms", "result"),
+    [
+        ("S(i,j) = A(i,j) + B(i,j)", ("csr", "dcsr"), "csr"),
+        ("S(i,j) = A(i,j) + B(i,j) - C(i,j)", ("coo", "csr", "dcsr"), "dcsr"),
+        ("S(i,j) = A(i,j) * B(i,j)", ("csr", "coo"), "coo"),
+        ("S(j,i) = A(i,j) * B(i,j)", ("dcsr", "csr"), None),
+        ("S(j,i) = A(i,j) + B(i,j)", ("dcsr", "csr"), "csr"),
+        ("S(i,j) = A(i,j) + B(i,j)", ("dcsr", "dcsr"), "csr"),
+        ("a = A(i,j) * B(i,j)", ("csr", "dcsr"), None),
+        ("S(i,j,k) = T(i,j,k) + R(i,j,k)", ("csf", "dense,compressed,compressed"), "csf"),
+        ("S(i,j,k) = T(i,j,k) * R(i,j,k)", ("dense,dense,compressed", "compressed,dense,compressed"), "coo"),
+        ("S(i,j,k) = T(i,j,k) + R(i,j,k)", ("compressed,dense,compressed",) * 2, "dense,dense,compressed"),
+    ],
+)
+def test_operands_of_unlike_levels_are_joined_by_the_library(backend, text, forms, result, monkeypatch):
+    shape, names = ((7, 9, 5), "TR") if "T" in text else ((17, 11), "ABC")
+    operands = {name: sparse(*shape, form=form) for name, form in zip(names, forms, strict=False)}
+    expected = evaluate(text, operands)
+    monkeypatch.setattr("sparsecc.algebra.calls.execute", None)  # NumPy is not asked
+    for threads in (1, 2):
+        found = einsum(text, operands, format=result, backend=backend, threads=threads)
+        assert isinstance(found, Tensor) == (result is not None)
+        np.testing.assert_array_equal(found.validated().to_dense() if result else found, expected)
+
+
 def test_operands_without_a_kernel_are_left_to_numpy(backend):
     a, b = sparse(6, 7), sparse(6, 7, form="dcsr")
     whole = a.astype(np.int64)
@@ -79,9 +105,7 @@ def test_operands_without_a_kernel_are_left_to_numpy(backend):
         ("ij,j->i", {"A": a, "B": x.astype(np.float32)}, None),
         ("ij,j->i", {"A": whole, "B": x.astype(np.int64)}, None),
         ("ij,j->i", {"A": blocks, "B": x}, None),
-        ("ij,ij->ij", {"A": a, "B": b}, "csr"),
         ("ij,kj->ki", {"A": b, "B": b}, "csr"),
-        ("ij,ij->", {"A": a, "B": b}, None),
         ("ijk,jn,kn->in", {"A": cube, "B": np.ones((4, 2)), "C": np.ones((5, 2))}, None),
         ("ij,jk->ik", {"A": a, "B": sparse(7, 6, form="dcsr")}, "csr"),
         ("ik,ij,jk->ik", {"A": b, "B": a, "C": sparse(7, 7)}, "csr"),
