@@ -12,6 +12,16 @@ namespace {
 #define SPARSECC_INLINE static inline __attribute__((always_inline))
 #define SPARSECC_UNROLL _Pragma("GCC unroll 32")
 
+// Integers as wide as a value.
+template <class V>
+struct Whole {
+  typedef int32_t Type;
+};
+template <>
+struct Whole<double> {
+  typedef int64_t Type;
+};
+
 // A register of values, and halves of it down to single ones, for what is left at the end of rows.
 constexpr int kRegisterBytes = 4 * SPARSECC_LANES;
 

@@ -3,32 +3,97 @@
 
 SPARSECC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Sum of values * x over coordinates [begin, end): on four sums of their own where they are many, else in one loop, which
-// ends with one wrong guess instead of two.
+// Products of kCount values and the numbers of x at their coordinates, which come by single loads: instructions that gather
+// take longer.
+template <int kCount, class V, class I>
+SPARSECC_INLINE typename Lanes<V, kCount>::Type products(const V* values, const I* crd, const V* x) {
+  using Vec = typename Lanes<V, kCount>::Type;
+  if constexpr (kCount == 4) {
+    return load<kCount>(values) * Vec{x[crd[0]], x[crd[1]], x[crd[2]], x[crd[3]]};
+  } else {
+    return load<kCount>(values) * Vec{x[crd[0]], x[crd[1]]};
+  }
+}
+
+// Lanes that are put together from single loads: more would have to cross the middle of a register.
+template <class V>
+constexpr int kNarrow = 16 / static_cast<int>(sizeof(V));
+
+// Sum of values * x over coordinates [begin, end).
 template <class V, class I>
 SPARSECC_INLINE V gather_dot(const V* values, const I* crd, const V* x, int64_t begin, int64_t end) {
-  constexpr int64_t kMany = 32;
-  V sum[4] = {};
+  constexpr int kCount = kNarrow<V>, kSums = 4;
+  typename Lanes<V, kCount>::Type sum[kSums] = {};
   int64_t n = begin;
-  if (end - begin >= kMany)
-    for (; n + 4 <= end; n += 4) {
-      SPARSECC_UNROLL
-      for (int i = 0; i < 4; ++i) sum[i] += values[n + i] * x[crd[n + i]];
-    }
-  for (; n < end; ++n) sum[0] += values[n] * x[crd[n]];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  for (; n + kSums * kCount <= end; n += kSums * kCount) {
+    SPARSECC_UNROLL
+    for (int i = 0; i < kSums; ++i) sum[i] += products<kCount>(values + n + i * kCount, crd + n + i * kCount, x);
+  }
+  V whole = total<V, kCount>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; n < end; ++n) whole += values[n] * x[crd[n]];
+  return whole;
+}
+
+// Sum of the first n numbers; as many as a register holds are read beyond them.
+template <class V>
+SPARSECC_INLINE V sum_of(const V* from, int64_t n) {
+  constexpr int kCount = kWide<V>;
+  using Vec = typename Lanes<V, kCount>::Type;
+  using Bits = typename Lanes<typename Whole<V>::Type, kCount>::Type;
+  Vec sum = {};
+  for (; n >= kCount; n -= kCount, from += kCount) sum += load<kCount>(from);
+  Bits lane;
+  SPARSECC_UNROLL
+  for (int i = 0; i < kCount; ++i) lane[i] = i;
+  const Bits wanted = lane < (static_cast<typename Whole<V>::Type>(n) - Bits{});
+  return total<V, kCount>(sum + (Vec)((Bits)load<kCount>(from) & wanted));
+}
+
+constexpr int64_t kLongRow = 32;    // which is added up at once
+constexpr int64_t kTogether = 512;  // products of shorter rows
+
+// Rows that are all short: first all their products, as if they were one row, then the sums. A processor guesses wrong
+// where a short row ends, and had to wait for loads from x each time otherwise.
+template <class V, class I>
+SPARSECC_INLINE void short_rows(const SpmvJob<V, I>& job, int64_t row_begin, int64_t row_end, int64_t end) {
+  constexpr int kCount = kNarrow<V>;
+  V product[kTogether + kWide<V>];
+  const I* pos = job.part.pos;
+  const int64_t begin = pos[row_begin], size = end - begin;
+  const V* values = job.part.values + begin;
+  const I* crd = job.part.crd + begin;
+  int64_t n = 0;
+  for (; n + kCount <= size; n += kCount) store<kCount>(product + n, products<kCount>(values + n, crd + n, job.x));
+  for (; n < size; ++n) product[n] = values[n] * job.x[crd[n]];
+  store<kWide<V>>(product + size, typename Lanes<V, kWide<V>>::Type{});
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const int64_t first = pos[row] - begin, past = least(pos[row + 1] - begin, size);
+    job.y[job.places == nullptr ? row : job.places[row]] = sum_of(product + first, past - first);
+  }
 }
 
 template <class V, class I>
 void spmv(SpmvJob<V, I>* job) {
   const RowPart<V, I> part = job->part;
-  const V* x = job->x;
   const int64_t first = least(part.pos[part.row_begin], part.end);
-  job->carry = gather_dot(part.values, part.crd, x, part.begin, first);
-  for (int64_t row = part.row_begin; row < part.row_end; ++row) {
-    const int64_t end = least(part.pos[row + 1], part.end);
-    job->y[job->places == nullptr ? row : job->places[row]] =
-        gather_dot(part.values, part.crd, x, part.pos[row], end);
+  job->carry = gather_dot(part.values, part.crd, job->x, part.begin, first);
+  for (int64_t row = part.row_begin; row < part.row_end;) {
+    const int64_t begin = part.pos[row];
+    int64_t last = row, end = begin;
+    while (last < part.row_end) {
+      const int64_t next = least(part.pos[last + 1], part.end);
+      if (next - end >= kLongRow || next - begin > kTogether) break;
+      end = next;
+      ++last;
+    }
+    if (last > row) {
+      short_rows(*job, row, last, end);
+      row = last;
+    } else {
+      job->y[job->places == nullptr ? row : job->places[row]] =
+          gather_dot(part.values, part.crd, job->x, begin, least(part.pos[row + 1], part.end));
+      ++row;
+    }
   }
 }
 
