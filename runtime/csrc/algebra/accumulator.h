@@ -20,22 +20,32 @@ class DenseAccumulator {
 
   void begin_row(int64_t) {}
 
-  // The coordinates rise, so that those of one word come one after the other.
+  // The coordinates rise, so that those of one word come one after the other, as do the words of a block.
   void add(V factor, const I* crd, const V* values, int64_t begin, int64_t end) {
+    if (begin == end) return;
     products_ += end - begin;
-    int64_t word = -1;
-    uint64_t bits = 0;
+    int64_t word = crd[begin] >> 6, block = word >> 6;
+    first_ = std::min(first_, block);
+    uint64_t bits = 0, words = 0;
     for (int64_t i = begin; i < end; ++i) {
       const I column = crd[i];
       sums_[column] += factor * values[i];
       if (column >> 6 != word) {
-        note(word, bits);
-        word = column >> 6;
+        words_[word] |= bits;
+        words |= uint64_t{1} << (word & 63);
         bits = 0;
+        word = column >> 6;
+        if (word >> 6 != block) {
+          blocks_[block] |= words;
+          words = 0;
+          block = word >> 6;
+        }
       }
       bits |= uint64_t{1} << (column & 63);
     }
-    note(word, bits);
+    words_[word] |= bits;
+    blocks_[block] |= words | uint64_t{1} << (word & 63);
+    last_ = std::max(last_, block);
   }
 
   // The most columns that can be in use.
@@ -66,15 +76,6 @@ class DenseAccumulator {
  private:
   static constexpr int64_t kNone = INT64_MAX;
 
-  void note(int64_t word, uint64_t bits) {
-    if (word < 0) return;
-    words_[word] |= bits;
-    const int64_t block = word >> 6;
-    blocks_[block] |= uint64_t{1} << (word & 63);
-    first_ = std::min(first_, block);
-    last_ = std::max(last_, block);
-  }
-
   Buffer<V> sums_;
   Buffer<uint64_t> words_, blocks_;
   int64_t first_ = kNone, last_ = -1;  // blocks in use
@@ -96,35 +97,34 @@ class MaskedAccumulator {
   void begin_row(int64_t row) {
     begin_ = mask_.pos[row];
     const int64_t size = mask_.pos[row + 1] - begin_;
-    sums_.assign(at(size), V{0});
-    used_.assign(at(size), 0);
+    sums_.assign(at(size + 1), V{0});
+    used_.assign(at(size + 1), 0);
     for (int64_t i = 0; i < size; ++i) place_[mask_.crd[begin_ + i]] = static_cast<I>(i + 1);
   }
 
   void add(V factor, const I* crd, const V* values, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const I place = place_[crd[i]];
-      if (place == 0) continue;
-      sums_[at(place - 1)] += factor * values[i];
-      used_[at(place - 1)] = 1;
+      const size_t place = at(place_[crd[i]]);
+      sums_[place] += factor * values[i];
+      used_[place] = 1;
     }
   }
 
-  int64_t most() const { return static_cast<int64_t>(sums_.size()); }
+  int64_t most() const { return static_cast<int64_t>(sums_.size()) - 1; }
 
   template <class Found>
   void take(const Found& found) {
-    for (size_t i = 0; i < sums_.size(); ++i) {
-      const I column = mask_.crd[begin_ + static_cast<int64_t>(i)];
+    for (int64_t i = 0; i < most(); ++i) {
+      const I column = mask_.crd[begin_ + i];
       place_[column] = 0;
-      if (used_[i] != 0) found(column, mask_.values[begin_ + static_cast<int64_t>(i)] * sums_[i]);
+      if (used_[at(i + 1)] != 0) found(column, mask_.values[begin_ + i] * sums_[at(i + 1)]);
     }
   }
 
  private:
   const Mask mask_;
   Buffer<I> place_;  // of each column in the row of the mask, from 1; 0: not there
-  std::vector<V> sums_;
+  std::vector<V> sums_;  // by place; at 0 what the mask leaves out
   std::vector<uint8_t> used_;
   int64_t begin_ = 0;
 };
