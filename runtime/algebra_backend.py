@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import UsageError
 from sparsecc.runtime.capi_algebra import (
+    MOST_MODES,
     Level,
     NativeTensor,
     TensorLike,
@@ -93,12 +94,10 @@ class NativeBackend:
             return None
         return Result((*tensor.levels[:-1], Level(values.shape[1])), values.reshape(-1))
 
-    def mttkrp(
-        self, tensor: TensorLike, x: NDArray[Any], z: NDArray[Any], *, threads: int
-    ) -> NDArray[Any] | None:
-        """Return ``Y(i,n) = T(i,j,k) * x(j,n) * z(k,n)``."""
-        suits = not any(map(_is_dense, tensor.levels[1:]))
-        return self._run(_with_factors, threads, tensor, x, z) if suits else None
+    def mttkrp(self, tensor: TensorLike, *factors: NDArray[Any], threads: int) -> NDArray[Any] | None:
+        """Return ``Y(i,n) = T(i,j,k,…) * x(j,n) * z(k,n) * …``."""
+        suits = len(tensor.levels) <= MOST_MODES and not any(map(_is_dense, tensor.levels[1:]))
+        return self._run(_with_factors, threads, tensor, *factors) if suits else None
 
     def spgemm(self, left: TensorLike, right: TensorLike, *, threads: int) -> NativeTensor | None:
         """Return ``Y(i,k) = A(i,j) * B(j,k)``."""

@@ -24,6 +24,7 @@ from sparsecc.runtime.capi import NativeHandle, Signatures, call, declare, encod
 from sparsecc.runtime.native import LIBRARY_VARIABLE, get_library_path
 
 __all__ = [
+    "MOST_MODES",
     "Level",
     "NativeTensor",
     "Threads",
@@ -38,6 +39,9 @@ __all__ = [
     "native_spmm",
     "native_spmv",
 ]
+
+#: That tensors have of which ``native_mttkrp`` takes products.
+MOST_MODES = 16
 
 
 class Level(NamedTuple):
@@ -494,7 +498,7 @@ def native_mttkrp(
     threads: Threads | None = None,
     isa: str | None = None,
 ) -> NDArray[Any]:
-    """Return ``y(i, n) = A(i, k, l, ...) * B(k, n) * C(l, n) * ...``, for any number of modes from two on.
+    """Return ``y(i, n) = A(i, k, l, ...) * B(k, n) * C(l, n) * ...``, for 2 to 16 modes.
 
     Args:
         a: levels below the first are compressed (CSF). The first level is the mode of the result.

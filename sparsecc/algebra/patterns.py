@@ -17,9 +17,10 @@ from sparsecc.algebra.ordering import Storage
 from sparsecc.algebra.relevel import alike, releveled
 from sparsecc.algebra.work import Problem
 
-__all__ = ["KERNELS", "Call", "computed", "recognise"]
+__all__ = ["KERNELS", "Call", "computed", "recognise", "signature"]
 
-#: One product each: indices of the sparse operands, of the arrays, of the result (a, b, c, … in the order of loops).
+#: One product each: indices of the sparse operands, of the arrays, of the result (a, b, c, … in the order of loops);
+#: MTTKRP as it is for three modes.
 KERNELS = {
     "spmv": (("ab",), ("b",), "a"),
     "spmm": (("ab",), ("bc",), "ac"),
@@ -30,6 +31,15 @@ KERNELS = {
     "spgemm": (("ab", "bc"), (), "ac"),
     "masked_spgemm": (("ac", "ab", "bc"), (), "ac"),
 }
+
+
+def signature(name: str, modes: int) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Return what ``KERNELS`` says of one for tensors of so many modes: MTTKRP takes any number from three on."""
+    if name != "mttkrp" or modes < 3:
+        return KERNELS[name]
+    letters, column = string.ascii_lowercase[:modes], string.ascii_lowercase[modes]
+    return (letters,), tuple(letter + column for letter in letters[1:]), letters[0] + column
+
 
 #: Those whose results are dense arrays; the others' are sparse.
 _DENSE_RESULTS = frozenset({"spmv", "spmm", "mttkrp", "inner"})
@@ -117,7 +127,8 @@ def _product(problem: Problem, nest: Nest) -> Call | None:
             term.coefficient,
             nest.order if result else (),
         )
-    for name, (sparse, dense, out) in KERNELS.items():
+    for name in KERNELS:
+        sparse, dense, out = signature(name, len(nest.order))
         same = (
             sorted(lists) == sorted(sparse) and len(term.arrays) == len(dense) and set(arrays) == set(dense)
         )

@@ -12,7 +12,7 @@ import scipy.sparse
 
 from sparsecc.algebra import Tensor, einsum, evaluate, parse
 from sparsecc.algebra.nest import nests
-from sparsecc.algebra.patterns import KERNELS
+from sparsecc.algebra.patterns import KERNELS, signature
 from sparsecc.errors import ModelError, SpecError
 
 RNG = np.random.default_rng(9)
@@ -28,6 +28,7 @@ OPERANDS = {
     "A": sparse(6, 7), "B": sparse(6, 7), "D": sparse(7, 5), "C": sparse(6, 5), "T": sparse(6, 7, 5, form="csf"),
     "R": sparse(6, 7, 5, form="csf"), "x": np.arange(7.0), "c": np.arange(5.0), "N": RNG.integers(0, 9, (7, 3)) * 1.0,
     "M": RNG.integers(0, 9, (5, 3)) * 1.0, "U": RNG.integers(0, 9, (6, 3)) * 1.0, "two": 2.0,
+    "F": sparse(6, 7, 5, 4, form="csf"), "L": RNG.integers(0, 9, (4, 3)) * 1.0,
 }  # fmt: skip
 
 # Expression, format of the result, the kernel that is asked for, its operands.
@@ -44,6 +45,7 @@ NAMED = [
     ("Y(i,k) = D(j,k) * A(i,j)", None, "spgemm", "A D"),
     ("Y(i,k) = C(i,k) * A(i,j) * D(j,k)", "csr", "masked_spgemm", "C A D"),
     ("Y(i,n) = T(i,j,k) * N(j,n) * M(k,n)", None, "mttkrp", "T N M"),
+    ("Y(i,n) = L(l,n) * 2 * F(i,j,k,l) * M(k,n) * N(j,n)", None, "mttkrp", "F N M L"),
     ("S(i,j) = T(i,j,k) * c(k)", "csf", "ttv", "T c"),
     ("S(i,j,n) = T(i,j,k) * M(k,n)", "csf", "ttm", "T M"),
     ("a = T(i,j,k) * R(i,j,k) * T(i,j,k)", None, "inner", "T R T"),
@@ -63,7 +65,7 @@ class Backend:
 
     def run(self, name, operands, threads):
         if name in KERNELS:
-            tensors, arrays, out = KERNELS[name]
+            tensors, arrays, out = signature(name, len(operands[0].shape))
             subscripts, form = f"{','.join((*tensors, *arrays))}->{out}", "csf"
         else:
             operands = operands[0]

@@ -74,6 +74,8 @@ def matrices() -> dict[str, Tensor]:
         "hypersparse": random_tensor(rng, (900, 40), 0.0005, "dcsr"),
         "many parts": random_tensor(rng, (111, 201), 0.9, "csr"),
         "many parts dcsr": random_tensor(rng, (111, 201), 0.9, "dcsr"),
+        "short rows": random_tensor(rng, (1_500, 40), 0.2, "csr"),
+        "rows around 32": random_tensor(rng, (90, 48), 0.67, "csr"),
         "empty rows, then full": Tensor.from_coordinates(
             np.array([(r, c) for r in range(1_990, 2_000) for c in range(490)]), rng.standard_normal(4_900),
             (2_000, 500), "csr",
@@ -194,7 +196,9 @@ def test_fibres_of_a_tensor() -> None:
     np.testing.assert_allclose(native_spmm(tensor, b), (dense @ b)[tuple(fibres.T)], atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["giant row", "many parts", "many parts dcsr", "empty rows, then full"])
+@pytest.mark.parametrize(
+    "name", ["giant row", "many parts", "many parts dcsr", "empty rows, then full", "short rows"]
+)
 def test_threads_change_no_bit(name: str) -> None:
     matrix = narrow(MATRICES[name].astype(np.float32))
     rng = np.random.default_rng(1)
@@ -341,6 +345,36 @@ def test_threads_change_no_bit_of_a_product_of_matrices() -> None:
         np.testing.assert_allclose(
             tensor_of(alone, (3, 2_000)).to_dense(), dense, atol=3e-4 if dtype == np.float32 else 1e-12
         )
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_of_a_product_that_many_parts_share(rows: int) -> None:
+    """Long enough for their sums to be cut by columns; integers, so that every order of adding up gives the same."""
+    rng = np.random.default_rng(rows)
+    a = with_integers(rng, (rows, 900), 0.9, "csr")
+    b = with_integers(rng, (900, 3_000), 0.3, "csr")
+    wanted = a.to_dense() @ b.to_dense()
+    with Threads(3) as threads:
+        found = tensor_of(native_matmul(a, b, threads=threads), wanted.shape)
+        np.testing.assert_array_equal(found.validated().to_dense(), wanted)
+        mask = with_integers(rng, (rows, 3_000), 0.9, "csr")
+        found = tensor_of(native_matmul(a, b, mask, threads=threads), wanted.shape)
+        np.testing.assert_array_equal(found.validated().to_dense(), wanted * mask.to_dense())
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+def test_rows_of_a_mask_are_work(gaps: bool) -> None:
+    """Cuts fall into the rows of the mask, for which there is hardly a product, or none."""
+    rng = np.random.default_rng(1)
+    a = with_integers(rng, (40, 60), 0.05, "csr")
+    if gaps:
+        kept = a.coordinates()[:, 0] % 3 == 0
+        a = Tensor.from_coordinates(a.coordinates()[kept], a.values[kept], a.shape, "csr")
+    b, mask = with_integers(rng, (60, 30_000), 0.001, "csr"), with_integers(rng, (40, 30_000), 0.4, "csr")
+    alone = tensor_of(native_matmul(a, b, mask), mask.shape)
+    np.testing.assert_array_equal(alone.validated().to_dense(), a.to_dense() @ b.to_dense() * mask.to_dense())
+    with Threads(3) as threads:
+        np.testing.assert_array_equal(native_matmul(a, b, mask, threads=threads).values, alone.values)
 
 
 def test_matrices_that_cannot_be_multiplied() -> None:

@@ -95,6 +95,30 @@ def test_operands_of_unlike_levels_are_joined_by_the_library(backend, text, form
         np.testing.assert_array_equal(found.validated().to_dense() if result else found, expected)
 
 
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 7), (5, 7, 3, 4), (4, 1, 5, 3, 2), (3, 2, 4, 2, 3, 2), (2, 0, 3, 2)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tensors_of_any_order_times_factors(backend, shape, dtype, monkeypatch):
+    tensor = sparse(*shape, form="csf", dtype=dtype)
+    factors = [RNG.integers(-4, 5, (size, 6)).astype(dtype) for size in shape[1:]]
+    letters = "abcdef"[: len(shape)]
+    text = f"{letters},{','.join(f'{letter}n' for letter in letters[1:])}->{letters[0]}n"
+    expected = np.einsum(text, tensor.to_dense(), *factors)
+    monkeypatch.setattr("sparsecc.algebra.calls.execute", None)  # NumPy is not asked
+    for threads in (1, 2):
+        found = einsum(text, tensor, *factors, backend=backend, threads=threads)
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_tensors_of_too_many_modes_are_left_to_numpy(backend):
+    tensor = sparse(*[2] * 17, form="csf")
+    kept = tensor.coordinates()[:40]
+    tensor = Tensor.from_coordinates(kept, tensor.values[:40], tensor.shape, "csf")
+    assert backend.mttkrp(tensor, *[np.ones((2, 3))] * 16, threads=1) is None
+
+
 def test_operands_without_a_kernel_are_left_to_numpy(backend):
     a, b = sparse(6, 7), sparse(6, 7, form="dcsr")
     whole = a.astype(np.int64)

@@ -236,9 +236,12 @@ class Product : public sparsecc_product {
   void add_entries(Accumulator& accumulator, int64_t begin, int64_t end, const Cut& to) const {
     for (int64_t entry = begin; entry < end; ++entry) {
       // Rows of B come from anywhere, and a processor does not guess where the one before ends.
-      const int64_t next = b_.pos[a_.crd[std::min(entry + kAhead, nonzeros() - 1)]];
-      __builtin_prefetch(b_.crd + next);
-      __builtin_prefetch(b_.values + next);
+      __builtin_prefetch(b_.pos + a_.crd[std::min(entry + 2 * kAhead, nonzeros() - 1)]);
+      const I* next = b_.pos + a_.crd[std::min(entry + kAhead, nonzeros() - 1)];
+      __builtin_prefetch(b_.crd + next[0]);
+      __builtin_prefetch(b_.values + next[0]);
+      __builtin_prefetch(b_.crd + next[1]);
+      __builtin_prefetch(b_.values + next[1]);
       add(accumulator, entry, 0, entry + 1 == to.entry ? to.products : length(entry));
     }
   }
