@@ -52,6 +52,8 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 64  # of dense operands
+#: Seconds for which the threads of MKL hold their cores after a call, waiting for the next one (KMP_BLOCKTIME).
+_MKL_WAITS = 0.25
 INNER = 64
 Csr = scipy.sparse.csr_array
 
@@ -73,6 +75,8 @@ def median_times(
             for _ in range(repeats[name]):
                 function()
             spent[name].append((clock() - began) / repeats[name])
+            if threads > 1 and name.startswith("mkl"):
+                time.sleep(_MKL_WAITS)
     return {name: float(np.median(times)) for name, times in spent.items()}
 
 
