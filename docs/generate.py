@@ -47,6 +47,9 @@ def passes_page() -> str:
             )
             lines.append(f"| `{option.name}` | {option.type.replace('|', 'or')} | {default} |")
         lines.append("")
+        if pass_type.search:
+            tried = "; ".join(f"`{str(item).replace('|', ', ') or 'as it is'}`" for item in pass_type.search)
+            lines += [f"Search range: {tried}", ""]
     return "\n".join(lines)
 
 

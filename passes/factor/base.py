@@ -28,7 +28,7 @@ from sparsecc.passes.prune.gram import (
 )
 from sparsecc.passes.prune.walk import fitted_bias, group_moments, settable_biases, solutions
 from sparsecc.passes.tidy.graph import remove_dead
-from sparsecc.pm import MomentsLike, Pass, PassContext, PassReport, RewriteCost, select_sites
+from sparsecc.pm import MomentsLike, Pass, PassContext, PassReport, Range, RewriteCost, select_sites
 from sparsecc.sparse import density
 
 __all__ = ["CalibratedFactorPass", "FactorPass", "Fitted", "Task", "rewrite"]
@@ -109,6 +109,7 @@ class FactorPass(Pass):
 
     lossless: ClassVar[bool] = False
     size_bound: ClassVar[bool] = False
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.8, 0.6, 0.4)),)
 
     match: str = "*"
     param_ratio: float = 0.7
@@ -156,6 +157,27 @@ class FactorPass(Pass):
                 report.skip(site.name, task)
         ctx.progress(f"{self.name}: timing", len(sites), len(sites))
         found = list(self.solve(model, tasks, ctx, report))
+        if found:
+            self.write(model, found, ctx, report)
+            remove_dead(model.onnx)
+            model.infer_shapes()
+        return report
+
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Give every matching site its outline, whose values are random."""
+        report, scratch = PassReport(self.name), Scratch()
+        untimed = replace(ctx, costs=None)
+        inferred = model.copy()
+        inferred.infer_shapes()
+        shaped = {site.name: site for site in inferred.sites()}
+        found = []
+        for site in select_sites(model, self.match, report):
+            task = self._task(model, site, shaped[site.name], scratch, untimed)
+            if isinstance(task, str):
+                report.skip(site.name, task)
+                continue
+            found.append((task, Fitted(task.outline, task.outline.dense(), None, {}, None)))
+            report.change(site.name, task.outline.describe())
         if found:
             self.write(model, found, ctx, report)
             remove_dead(model.onnx)

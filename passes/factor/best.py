@@ -14,7 +14,7 @@ from sparsecc.passes.factor.base import CalibratedFactorPass, FactorPass, Fitted
 from sparsecc.passes.factor.chain import Chain
 from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.prune.gram import Matrix, Quadratic, quadratic_error
-from sparsecc.pm import PassContext, PassReport, RewriteCost, get_pass
+from sparsecc.pm import PassContext, PassReport, Range, RewriteCost, get_pass
 
 __all__ = ["Choice", "FactorBest", "Option"]
 
@@ -116,6 +116,7 @@ class FactorBest(CalibratedFactorPass):
     """
 
     name: ClassVar[str] = "factor-best"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     forms: tuple[str, ...] = ("rrr", "spatial-svd", "tucker", "cp", "separable")
     custom_ops: bool = True

@@ -21,7 +21,7 @@ from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.hybrid.rewriting import Rewriter
 from sparsecc.passes.prune.effect import OutputChange
 from sparsecc.passes.prune.gram import Matrix, Quadratic, quadratic_error
-from sparsecc.pm import PassContext, PassReport, select_sites
+from sparsecc.pm import PassContext, PassReport, Range, select_sites
 
 __all__ = ["BitStack", "FactorBitstack", "stack_planes"]
 
@@ -162,6 +162,7 @@ class FactorBitstack(PackedPass, CalibratedFactorPass):
     """
 
     name: ClassVar[str] = "factor-bitstack"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.5, 0.25)),)
 
     rank: int = 1
     planes: int = 16

@@ -21,6 +21,7 @@ from sparsecc.passes.factor.kernels import (
     tucker_ranks,
 )
 from sparsecc.passes.prune.gram import Quadratic
+from sparsecc.pm import Range
 
 __all__ = ["FactorCp", "FactorSeparable", "FactorSpatialSvd", "FactorTucker"]
 
@@ -82,6 +83,7 @@ class FactorSpatialSvd(ConvFactorPass):
     """
 
     name: ClassVar[str] = "factor-spatial-svd"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),)
 
     def kernel_outline(
         self, site: Site, kernel: tuple[int, ...], numbers: int, rng: np.random.Generator
@@ -141,6 +143,7 @@ class FactorTucker(ConvFactorPass):
     """
 
     name: ClassVar[str] = "factor-tucker"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),)
 
     def kernel_outline(
         self, site: Site, kernel: tuple[int, ...], numbers: int, rng: np.random.Generator

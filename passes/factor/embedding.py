@@ -22,7 +22,7 @@ from sparsecc.passes.factor.embedding_fit import (
 from sparsecc.passes.factor.table_rewriting import TableFactors, share, split
 from sparsecc.passes.factor.tables import Table, find_tables
 from sparsecc.passes.prune.gram import Matrix
-from sparsecc.pm import Pass, PassContext, PassReport
+from sparsecc.pm import Pass, PassContext, PassReport, Range
 from sparsecc.pm.sites import refuse_unmatched
 from sparsecc.sparse import density
 
@@ -59,6 +59,7 @@ class FactorEmbedding(Pass):
     """
 
     name: ClassVar[str] = "factor-embedding"
+    search: ClassVar[tuple[Range, ...]] = ()
     lossless: ClassVar[bool] = False
 
     match: str = "*"

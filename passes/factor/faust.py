@@ -18,7 +18,7 @@ from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.factor.palm import product, sparse_factors
 from sparsecc.passes.factor.tensor_train_fit import near_factors
 from sparsecc.passes.prune.gram import Matrix, Quadratic
-from sparsecc.pm import PassContext
+from sparsecc.pm import PassContext, Range
 
 __all__ = ["FactorFaust", "SparseProduct"]
 
@@ -120,6 +120,7 @@ class FactorFaust(FactorPass):
     """
 
     name: ClassVar[str] = "factor-faust"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     multiple: int = 1
     fan_in: int = 16

@@ -9,6 +9,7 @@ from sparsecc.passes.factor.base import CalibratedFactorPass
 from sparsecc.passes.factor.siblings import SharingPass
 from sparsecc.passes.hybrid.lowrank import Factors, best_factors
 from sparsecc.passes.prune.gram import Quadratic
+from sparsecc.pm import Range
 
 __all__ = ["FactorRrr", "FactorSvd"]
 
@@ -37,6 +38,7 @@ class FactorSvd(SharingPass):
     """
 
     name: ClassVar[str] = "factor-svd"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),)
 
     def factors(self, problem: Quadratic, rank: int) -> Factors:
         """Return the truncated SVD (Eckart and Young 1936); ``gram`` is the identity."""
@@ -75,6 +77,7 @@ class FactorRrr(SharingPass, CalibratedFactorPass):
     """
 
     name: ClassVar[str] = "factor-rrr"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("param-ratio", (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),)
 
     def factors(self, problem: Quadratic, rank: int) -> Factors:
         """Return the factors with the smallest error on the outputs."""

@@ -16,6 +16,7 @@ from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.factor.packed import PackedForm, PackedPass, Unpacking
 from sparsecc.passes.factor.seeds import SeedCode, SeedFormat, decode, encode, states
 from sparsecc.passes.prune.gram import Matrix, Quadratic
+from sparsecc.pm import Range
 
 __all__ = ["FactorSeedlm", "SeedBlocks"]
 
@@ -152,6 +153,7 @@ class FactorSeedlm(PackedPass):
     """
 
     name: ClassVar[str] = "factor-seedlm"
+    search: ClassVar[tuple[Range, ...]] = (Range.of(),)
 
     bits: int = 4
     seed_bits: int = 16

@@ -17,6 +17,7 @@ from sparsecc.passes.factor.signs import SignPlane, SparseSigns, decompose, refi
 from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.prune.gram import Matrix, Quadratic
 from sparsecc.passes.prune.selection import Mask, Selection
+from sparsecc.pm import Range
 from sparsecc.sparse import Pattern
 
 __all__ = ["FactorSlab", "SparseBesideSigns"]
@@ -125,6 +126,7 @@ class FactorSlab(PackedPass, CalibratedFactorPass):
     """
 
     name: ClassVar[str] = "factor-slab"
+    search: ClassVar[tuple[Range, ...]] = (Range.of(),)
 
     rank: int = 1
     iterations: int = 30

@@ -25,6 +25,7 @@ from sparsecc.passes.factor.forms import Form
 from sparsecc.passes.factor.pursuit import cospadi
 from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.prune.gram import Matrix, Quadratic
+from sparsecc.pm import Range
 from sparsecc.sparse import Pattern, SparseTensor
 
 __all__ = ["DictionaryPass", "FactorCompot", "FactorCospadi", "FactorRocket", "SparseDictionary"]
@@ -228,6 +229,7 @@ class FactorCospadi(DictionaryPass):
     """
 
     name: ClassVar[str] = "factor-cospadi"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     iterations: int = 10
     stages: int = 8
@@ -277,6 +279,7 @@ class FactorRocket(DictionaryPass):
     """
 
     name: ClassVar[str] = "factor-rocket"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     def code(self, samples: Matrix, weight: Matrix, atoms: int, support: Support) -> Coding:
         """Return the codes of principal axes that matter most."""

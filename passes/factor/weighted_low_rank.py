@@ -16,7 +16,7 @@ from sparsecc.passes.factor.thin_factors import LowRank, LowRankPass, random_fac
 from sparsecc.passes.factor.weighted import Importance, asvd_factors, asvd_scale, fisher_factors
 from sparsecc.passes.hybrid.lowrank import Factors
 from sparsecc.passes.prune.gram import Quadratic
-from sparsecc.pm import PassContext, PassReport, select_sites
+from sparsecc.pm import PassContext, PassReport, Range, select_sites
 
 __all__ = ["FactorAsvd", "FactorFwsvd"]
 
@@ -109,6 +109,7 @@ class FactorFwsvd(CalibratedFactorPass):
     """
 
     name: ClassVar[str] = "factor-fwsvd"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     fisher: str | None = None
     whiten: bool = False

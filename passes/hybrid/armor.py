@@ -20,7 +20,7 @@ from sparsecc.passes.prune.gram import Matrix, quadratic_error
 from sparsecc.passes.prune.gram_pass import Problem
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.tidy.graph import float_attribute, float_constant
-from sparsecc.pm import PassContext, SiteSettings
+from sparsecc.pm import PassContext, Range, SiteSettings
 from sparsecc.sparse import Pattern
 
 __all__ = ["PruneArmor"]
@@ -65,6 +65,7 @@ class PruneArmor(HybridPass):
     """
 
     name: ClassVar[str] = "prune-armor"
+    search: ClassVar[tuple[Range, ...]] = ()
 
     pattern: Pattern = Pattern("nm", n=2, m=4)  # noqa: RUF009  a frozen value, safe to share
     block: int = 32

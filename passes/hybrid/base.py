@@ -73,6 +73,10 @@ class HybridPass(WalkPass):
         """Return why a site that could be rewritten, its shapes inferred as far as possible, stays as it is."""
         return None
 
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Run: only the fit knows the parts."""
+        return self.run(model, ctx)
+
     def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
         """Solve front to back, then rewrite all sites."""
         dense = model.copy()

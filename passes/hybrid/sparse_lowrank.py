@@ -19,7 +19,7 @@ from sparsecc.passes.prune.gram import quadratic_error
 from sparsecc.passes.prune.gram_pass import Problem
 from sparsecc.passes.prune.selection import Selection
 from sparsecc.passes.tidy.graph import float_attribute
-from sparsecc.pm import PassContext, SiteSettings
+from sparsecc.pm import PassContext, Range, SiteSettings
 
 __all__ = ["SparseLowRank"]
 
@@ -80,6 +80,10 @@ class SparseLowRank(HybridPass):
     """
 
     name: ClassVar[str] = "sparse-lowrank"
+    search: ClassVar[tuple[Range, ...]] = (
+        Range.of("sparsity", (0.5, 0.7, 0.8)),
+        Range.of("sparsity", (0.5, 0.7, 0.8), pattern="16x1"),
+    )
 
     rank_share: float = 0.25
     multiple: int = 4

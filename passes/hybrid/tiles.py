@@ -18,7 +18,7 @@ from sparsecc.passes.prune.gram_pass import GramPass, Problem
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.prune.selection import Mask
 from sparsecc.passes.tidy.graph import remove_dead
-from sparsecc.pm import PassContext, PassReport, SiteSettings
+from sparsecc.pm import PassContext, PassReport, Range, SiteSettings
 from sparsecc.sparse import Pattern
 
 __all__ = ["PruneTiles"]
@@ -64,6 +64,7 @@ class PruneTiles(GramPass):
     """
 
     name: ClassVar[str] = "prune-tiles"
+    search: ClassVar[tuple[Range, ...]] = (Range.of("sparsity", (0.2, 0.3, 0.4)),)
     by_rows: ClassVar[bool] = False  # tiles are compared over all rows
 
     pattern: Pattern = Pattern("nm", n=2, m=4)  # noqa: RUF009  a frozen value, safe to share
@@ -117,6 +118,10 @@ class PruneTiles(GramPass):
             variance = np.square(inverse_factor(problem.gram)).sum(0)
             mask = problem.choose(np.square(problem.target) / variance)
         return refit_rows(problem.target, mask, problem.gram), mask
+
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Run: only the fit knows which tiles stay dense."""
+        return self.run(model, ctx)
 
     def prune(self, model: Model, work: Sequence[Work], ctx: PassContext, report: PassReport) -> None:
         """Prune front to back, then give sparse ends a product of their own."""

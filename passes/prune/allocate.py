@@ -18,7 +18,7 @@ from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.effect import OutputChange
 from sparsecc.passes.prune.scores import magnitude_score, prune_matrix, wanda_score
 from sparsecc.passes.prune.selection import Selection
-from sparsecc.pm import PassContext, PassReport, SiteOverride
+from sparsecc.pm import PassContext, PassReport, Range, SiteOverride
 
 __all__ = ["Allocate"]
 
@@ -59,6 +59,7 @@ class Allocate(PrunePass):
     """
 
     name: ClassVar[str] = "allocate"
+    search: ClassVar[tuple[Range, ...]] = ()
     lossless: ClassVar[bool] = True
 
     method: Literal["erk", "lamp", "owl", "sensitivity"] = "lamp"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.ir.mapped import Scratch
 from sparsecc.passes.prune.scores import Pruned, is_pruned, prune_matrix
 from sparsecc.passes.prune.selection import Cap, Selection
-from sparsecc.pm import Pass, PassContext, PassReport, SiteSettings, select_sites
+from sparsecc.pm import Pass, PassContext, PassReport, Range, SiteSettings, get_pass, select_sites
 from sparsecc.sparse import Pattern, Scope, density
 
 __all__ = ["DEFAULT_SPARSITY", "PrunePass", "ScorePass", "Scorer", "Work"]
@@ -79,6 +79,12 @@ class PrunePass(Pass):
     """Base of passes that set weights to zero: options, refusals, reports. Subclasses say how."""
 
     lossless: ClassVar[bool] = False
+    search: ClassVar[tuple[Range, ...]] = (
+        Range.of("sparsity", (0.5, 0.6, 0.7, 0.8, 0.9), pattern="16x1"),
+        Range.of("sparsity", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9), pattern="16x4"),
+        Range.of(pattern="2:4"),
+        Range.of("sparsity", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)),
+    )
 
     pattern: Pattern = Pattern("unstructured")  # noqa: RUF009  a frozen value, safe to share
     sparsity: float | None = None
@@ -138,6 +144,11 @@ class PrunePass(Pass):
         self.prune(model, work, ctx, report)
         ctx.progress(self.name, len(work), len(work))
         return report
+
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Prune by magnitude instead, which leaves as many zeros in the same pattern."""
+        shared = {item.name: getattr(self, item.name) for item in fields(PrunePass)}
+        return get_pass("prune-magnitude")(**shared).run(model, ctx)
 
     def _work(self, site: Site, ctx: PassContext, scratch: Scratch) -> Work | str:
         """Return what to do with ``site``, or why it stays as it is."""

@@ -15,7 +15,7 @@ from sparsecc.passes.quantize.ranges import ActivationScale, Method, activation_
 from sparsecc.passes.quantize.static import StaticWriter, quantized_tensors, static_refusal
 from sparsecc.passes.quantize.weights import Int8Weights, WeightCache
 from sparsecc.passes.tidy.graph import remove_dead
-from sparsecc.pm import Pass, PassContext, PassReport, select_sites
+from sparsecc.pm import Pass, PassContext, PassReport, Range, select_sites
 from sparsecc.sparse import ScaleMethod, density
 
 __all__ = ["Quantization", "Quantize"]
@@ -89,6 +89,11 @@ class Quantize(Pass):
     """
 
     name: ClassVar[str] = "quantize"
+    search: ClassVar[tuple[Range, ...]] = (
+        Range.of(),
+        Range.of(activations="static"),
+    )
+    narrows: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
 
     weights: Literal["int8"] = "int8"

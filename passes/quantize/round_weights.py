@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sparsecc.ir import Model, Site
 from sparsecc.ir.sparse_ops import BF16_OPSET
-from sparsecc.pm import Pass, PassContext, PassReport, select_sites
+from sparsecc.pm import Pass, PassContext, PassReport, Range, select_sites
 from sparsecc.sparse import FLOATS, density, holds, rounded
 
 __all__ = ["RoundWeights"]
@@ -39,6 +39,8 @@ class RoundWeights(Pass):
     """
 
     name: ClassVar[str] = "round-weights"
+    search: ClassVar[tuple[Range, ...]] = (Range.of(),)
+    narrows: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
 
     values: Literal["fp16", "bf16"] = "fp16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,7 +20,7 @@ from sparsecc.passes.structure.biases import biased
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
 from sparsecc.passes.tidy.linear import Linear
-from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport
+from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport, Range
 from sparsecc.pm.sites import refuse_unmatched
 
 __all__ = ["PruneStructured", "cut_lineage", "unit_columns"]
@@ -60,6 +61,9 @@ class PruneStructured(Pass):
     Only standard operators, no masks; outputs keep their shapes.
     Skips with the reason: units that the graph of coupled axes freezes, readers that cannot be measured or refitted.
 
+    With ``keep`` every class of units keeps the same share instead, and only those classes are touched of which all
+    layers match, those that make the units and those that read them.
+
     Sample: ``prune-structured{flops-ratio=0.6 multiple=16}``
 
     Attributes:
@@ -72,10 +76,12 @@ class PruneStructured(Pass):
         refit: layers to refit: those ``cut``, or ``all`` that follow, which then make up for what came before too.
         damping: ridge of the least squares, relative to the mean of the diagonal.
         steps: most steps of the search per class.
+        keep: share of the units of each class to keep, in (0, 1), in the place of ``flops-ratio``.
     """
 
     name: ClassVar[str] = "prune-structured"
     requires_calibration: ClassVar[bool] = True
+    search: ClassVar[tuple[Range, ...]] = (Range.of("keep", (0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)),)
 
     flops_ratio: float = 0.7
     match: str = "*"
@@ -85,6 +91,7 @@ class PruneStructured(Pass):
     refit: Literal["cut", "all"] = "cut"
     damping: float = 0.01
     steps: int = 64
+    keep: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +102,8 @@ class PruneStructured(Pass):
                 raise SpecError(f"prune-structured: {name} must be in ({low}, {high}), got {value}")
         if self.multiple < 1 or self.steps < 1:
             raise SpecError("prune-structured: multiple and steps must be 1 or more")
+        if self.keep is not None and not 0 < self.keep < 1:
+            raise SpecError(f"prune-structured: keep must be in (0, 1), got {self.keep:g}")
 
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Choose, refit and cut.
@@ -115,13 +124,13 @@ class PruneStructured(Pass):
         classes = list(self._measured(model, axes, orbits, sites, calibration, report))
         inputs = next(iter(calibration), None)
         flops = Flops(model, axes, list(sites.values()), inputs)
-        counts, ratio = self._allocate(axes, classes, flops, ratio_before(model))
+        counts, ratio = self._counts(axes, classes, flops, ratio_before(model))
         cut = [item.gone(count) for item, count in zip(classes, counts, strict=True)]
         gone = np.concatenate([np.empty(0, np.int64), *cut])
         for item, count in zip(classes, counts, strict=True):
             _tell(report, item, count, self._next(item, 0) is None)
         report.note(f"{100 * ratio:.1f} % of the multiplications of linear layers are left")
-        if ratio > self.flops_ratio + 1e-9:
+        if self.keep is None and ratio > self.flops_ratio + 1e-9:
             report.note(
                 f"flops-ratio {self.flops_ratio:g} was not reached: raise max-removed or lower multiple"
             )
@@ -132,6 +141,24 @@ class PruneStructured(Pass):
         ctx.lineage = cut_lineage(ctx.lineage or Lineage(), model, axes, gone)
         remove(model, axes, gone)
         keep_ratio(model, ratio)
+        return report
+
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """With ``keep``, cut the first units of each class and fit nothing; else run."""
+        if self.keep is None:
+            return self.run(model, ctx)
+        report = PassReport(self.name)
+        axes = AxisGraph(model)
+        sites = {site.weight: site for site in model.sites() if site.in_main_graph}
+        cut = [np.empty(0, np.int64)]
+        for orbit in self._free_orbits(axes, sites, report):
+            item = _Class(orbit, Curve(np.arange(len(orbit.units)), np.empty(0)), self._step(axes, orbit))
+            cut.append(item.gone(self._share(item)))
+            if len(cut[-1]):
+                report.change(orbit.name, f"{len(orbit.units)} -> {len(orbit.units) - len(cut[-1])} units")
+        gone = np.concatenate(cut)
+        if len(gone):
+            remove(model, axes, gone)
         return report
 
     def _free_orbits(
@@ -146,7 +173,7 @@ class PruneStructured(Pass):
         for orbit in found:
             if not name_matches(self.match, orbit.name):
                 continue
-            reason = orbit.reason or self._refusal(orbit, sites)
+            reason = orbit.reason or self._unmatched(orbit) or self._refusal(orbit, sites)
             if reason is not None:
                 report.skip(orbit.name, reason)
             else:
@@ -179,6 +206,14 @@ class PruneStructured(Pass):
             if not np.isfinite(site.numpy()).all():
                 return f"{part.value.name!r} reads it and holds NaN or infinity"
         return None
+
+    def _unmatched(self, orbit: Orbit) -> str | None:
+        """With ``keep``, a layer with these units that does not match."""
+        if self.keep is None:
+            return None
+        names = [part.node.name or "" for part in orbit.parts if part.role != "vector"]
+        other = next((name for name in names if not name_matches(self.match, name)), None)
+        return None if other is None else f"{other!r} has these units too and does not match"
 
     def _measured(
         self,
@@ -233,10 +268,33 @@ class PruneStructured(Pass):
                 Consumer(weight, inner, places, 1 / site.groups)
                 for weight, inner in zip(weights, gram, strict=True)
             ]
-        producer = orbit.parts[0]
-        width = int(np.isin(axes.units(producer.atoms, "removal"), orbit.units).sum()) // len(orbit.units)
-        step = self.multiple // int(np.gcd(self.multiple, width))
-        return _Class(orbit, removal_curve(consumers, self.steps, self.damping), step)
+        return _Class(orbit, removal_curve(consumers, self.steps, self.damping), self._step(axes, orbit))
+
+    def _step(self, axes: AxisGraph, orbit: Orbit) -> int:
+        """How many units leave at a time, so that what is left is a multiple."""
+        width = int(np.isin(axes.units(orbit.parts[0].atoms, "removal"), orbit.units).sum()) // len(
+            orbit.units
+        )
+        return self.multiple // int(np.gcd(self.multiple, width))
+
+    def _counts(
+        self, axes: AxisGraph, classes: Sequence[_Class], flops: Flops, before: float
+    ) -> tuple[list[int], float]:
+        """How many units of each class go, and the share of the multiplications that is left."""
+        if self.keep is None:
+            return self._allocate(axes, classes, flops, before)
+        counts = [self._share(item) for item in classes]
+        dead = np.zeros(len(axes.removal), bool)
+        whole = flops.total(dead) / before
+        for item, count in zip(classes, counts, strict=True):
+            dead[item.gone(count)] = True
+        return counts, flops.total(dead) / whole if whole else 1.0
+
+    def _share(self, item: _Class) -> int:
+        """Units of a class to remove so that the share ``keep`` of them stays, rounded up to a multiple."""
+        assert self.keep is not None, "_counts saw to that"
+        units = len(item.orbit.units)
+        return max(0, units - item.step * math.ceil(self.keep * units / item.step - 1e-9))
 
     def _allocate(
         self, axes: AxisGraph, classes: Sequence[_Class], flops: Flops, before: float

@@ -27,6 +27,7 @@ from sparsecc.pm.lineage import Kept, Lineage
 from sparsecc.pm.pipeline import Pipeline
 from sparsecc.pm.registry import PassInfo, get_pass, list_passes, pass_names
 from sparsecc.pm.report import Change, Number, PassReport, Skip
+from sparsecc.pm.search import Range, search_families, search_specs
 from sparsecc.pm.sites import select_sites
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PassReport",
     "Pipeline",
     "Progress",
+    "Range",
     "Requantizer",
     "RewriteCost",
     "SiteOverride",
@@ -59,6 +61,8 @@ __all__ = [
     "list_passes",
     "no_progress",
     "pass_names",
+    "search_families",
+    "search_specs",
     "select_sites",
     "summary_of",
 ]

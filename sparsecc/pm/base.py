@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 from sparsecc.errors import SpecError
 from sparsecc.pm.options import OptionType, format_value, parse_value, type_text, validated
+from sparsecc.pm.search import Range
 from sparsecc.target.spec import format_spec, suggestion
 
 if TYPE_CHECKING:
@@ -45,12 +46,16 @@ class Pass(ABC):
         requires_calibration: ``run`` needs ``ctx.calibration``.
         lossless: outputs stay the same to rounding, so a verify-each instrument may insist on it.
         recovers: fits a model around what was pruned of it, which can take long and cannot be undone site by site.
+        search: option values that are worth trying where something is to be chosen for each site.
+        narrows: only makes the type of values narrower, so that it may follow any other pass at a site.
     """
 
     name: ClassVar[str] = ""
     requires_calibration: ClassVar[bool] = False
     lossless: ClassVar[bool] = False
     recovers: ClassVar[bool] = False
+    search: ClassVar[tuple[Range, ...]] = ()
+    narrows: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -84,6 +89,13 @@ class Pass(ABC):
         Errors of the caller's making (options, calibration) are raised as ``SparseccError``; a site that
         cannot be handled is not an error but a skip with a reason.
         """
+
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Give the sites of ``model`` the form that ``run`` gives, with other values, as quickly as possible.
+
+        What is sketched takes as long to run and as many bytes, so that forms which do not pay need not be fitted.
+        """
+        return self.run(model, ctx)
 
     @classmethod
     def option_infos(cls) -> tuple[OptionInfo, ...]:
