@@ -54,6 +54,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 64  # of dense operands
 #: Seconds for which the threads of MKL hold their cores after a call, waiting for the next one (KMP_BLOCKTIME).
 _MKL_WAITS = 0.25
+#: Seconds of calls before those that are timed, with several threads.
+_WARM = 0.02
 INNER = 64
 Csr = scipy.sparse.csr_array
 
@@ -71,6 +73,7 @@ def median_times(
         repeats[name] = max(1, int(least / max(clock() - began, 1e-7)))
     for _ in range(rounds):
         for name, function in contestants.items():
+            _warm(function, threads)
             began = clock()
             for _ in range(repeats[name]):
                 function()
@@ -78,6 +81,13 @@ def median_times(
             if threads > 1 and name.startswith("mkl"):
                 time.sleep(_MKL_WAITS)
     return {name: float(np.median(times)) for name, times in spent.items()}
+
+
+def _warm(function: Callable[[], Any], threads: int) -> None:
+    """Call it until the threads have found their cores, which takes the system a while after a pause."""
+    until = time.perf_counter() + (_WARM if threads > 1 else 0.0)
+    while time.perf_counter() < until:
+        function()
 
 
 def ratios(times: Mapping[str, float], ours: str = "ours") -> dict[str, Any]:

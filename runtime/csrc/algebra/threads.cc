@@ -17,8 +17,9 @@ using Clock = std::chrono::steady_clock;
 constexpr uint32_t kOpen = 1u << 31;
 constexpr int32_t kMostThreads = 1024;
 constexpr double kMostSpeed = 1e15;  // sums of products with numbers of tasks stay finite
-// How long a thread without work looks out for the next job: waking a sleeping one takes about as long.
-constexpr auto kLookOut = std::chrono::microseconds(50);
+// How long a thread without work looks out for the next job. Waking a sleeping one takes 50 us, but the system may put
+// it beside the caller at first: products of a millisecond took nearly twice as long after a pause.
+constexpr auto kLookOut = std::chrono::milliseconds(2);
 constexpr int kLooks = 64;  // between two looks at the clock
 
 void rest() {
