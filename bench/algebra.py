@@ -10,8 +10,12 @@ the machine hardly changes; with two it is the time on the clock, which only mea
 
 Matrices: those of `matrices/` in the data folder, and random ones with even rows, rows by a power law, and one giant
 row. All float32 with 32-bit coordinates. MKL has no sampled product: what it offers is the dense product, of which the
-entries are taken. MTTKRP is compared with the same kernel on blocks of equally many slices; with one thread the figure
-is that of the larger of two blocks over the larger of two halves that are cut by work.
+entries are taken; for large matrices that would be too much, so that skewed ones are small there.
+
+MTTKRP is compared with the same kernel on blocks of equally many slices, on two threads, of which the ratio cannot be
+more than 2. With one thread it is the critical path of 2, 8 and 64 parts: each part is timed alone, without what a call
+takes, and the largest block of slices stands over the largest part that is cut by work. No thread runs for that: it
+leaves out what threads cost, and that they share caches and memory.
 """
 
 from __future__ import annotations
@@ -57,6 +61,7 @@ _MKL_WAITS = 0.25
 #: Seconds of calls before those that are timed, with several threads.
 _WARM = 0.02
 INNER = 64
+ENTRIES_PER_PART = 1000  # of parts that are timed alone
 Csr = scipy.sparse.csr_array
 
 
@@ -141,6 +146,18 @@ def skewed(seed: int) -> dict[str, Csr]:
     }
 
 
+def skewed_small(seed: int) -> dict[str, Csr]:
+    """The same for the sampled product, of which others compute all that a dense matrix has."""
+    giant = np.full(1_000, 0.1 / 1_000)
+    giant[7] = 0.9
+    order = np.arange(1, 1_001, dtype=float)
+    return {
+        "small power law 1.5": random_csr(1_000, 16_000, 200_000, order**-1.5, seed),
+        "small power law 2.5": random_csr(1_000, 16_000, 200_000, order**-2.5, seed),
+        "small giant row": random_csr(1_000, 16_000, 100_000, giant, seed),
+    }
+
+
 def even(seed: int) -> dict[str, Csr]:
     return {
         "even rows of 10": random_csr(100_000, 100_000, 1_010_000, None, seed),
@@ -167,25 +184,34 @@ def native(matrix: Csr) -> NativeTensor:
     return NativeTensor.of(Tensor.from_scipy(matrix))
 
 
+def sampled_product(matrix: Csr, count: int, threads: Threads | None) -> dict[str, Any]:
+    """SDDMM against the dense product, where that is not too large."""
+    rng, own = np.random.default_rng(1), native(matrix)
+    u, v = (rng.standard_normal((size, INNER), np.float32) for size in matrix.shape)
+    functions: dict[str, Callable[[], Any]] = {"ours": lambda: native_sddmm(own, u, v, threads=threads)}
+    if mkl is not None and matrix.shape[0] * matrix.shape[1] <= 1 << 24:
+        rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
+        turned = np.ascontiguousarray(v.T)
+        functions["mkl"] = lambda: matrix.data * mkl.dot_product_mkl(u, turned)[rows, columns]
+    return ratios(median_times(functions, count))
+
+
 def dense_products(matrix: Csr, count: int, threads: Threads | None) -> dict[str, Any]:
     """SpMV, SpMM and SDDMM against MKL and SciPy."""
     rng, own = np.random.default_rng(1), native(matrix)
     x = rng.standard_normal(matrix.shape[1], np.float32)
     wide = rng.standard_normal((matrix.shape[1], COLUMNS), np.float32)
-    u, v = (rng.standard_normal((size, INNER), np.float32) for size in matrix.shape)
     sets: dict[str, dict[str, Callable[[], Any]]] = {
         "spmv": {"ours": lambda: native_spmv(own, x, threads=threads), "scipy": lambda: matrix @ x},
         "spmm": {"ours": lambda: native_spmm(own, wide, threads=threads), "scipy": lambda: matrix @ wide},
-        "sddmm": {"ours": lambda: native_sddmm(own, u, v, threads=threads)},
     }
     if mkl is not None:
         sets["spmv"]["mkl"] = lambda: mkl.dot_product_mkl(matrix, x)
         sets["spmm"]["mkl"] = lambda: mkl.dot_product_mkl(matrix, wide)
-        if matrix.shape[0] * matrix.shape[1] <= 1 << 24:
-            rows, columns = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr)), matrix.indices
-            turned = np.ascontiguousarray(v.T)
-            sets["sddmm"]["mkl"] = lambda: matrix.data * mkl.dot_product_mkl(u, turned)[rows, columns]
-    return {name: ratios(median_times(functions, count)) for name, functions in sets.items()}
+    return {
+        **{name: ratios(median_times(functions, count)) for name, functions in sets.items()},
+        "sddmm": sampled_product(matrix, count, threads),
+    }
 
 
 def joins(pair: tuple[Csr, Csr], count: int, threads: Threads | None) -> dict[str, Any]:
@@ -238,30 +264,47 @@ def pieces(tensor: Tensor, number: np.ndarray) -> list[NativeTensor]:
             ),
             np.int32,
         )
-        for piece in range(int(number.max()) + 1)
+        for piece in np.unique(number)
     ]
 
 
+def critical_path(tensor: Tensor, parts: int, factors: Sequence[np.ndarray]) -> dict[str, Any]:
+    """The largest of so many parts of equal work against the largest of as many blocks of slices, each timed alone."""
+    walk = Walk(tensor.levels, (0,) * (len(tensor.levels) - 2) + (8, 1))  # what the kernel counts
+    (cursors,), _ = find_splits([walk], even_targets(walk.work, parts)[1:-1])
+    empty = Tensor.from_coordinates(tensor.coordinates()[:0], tensor.values[:0], tensor.shape, "csf")
+    named = {
+        "ours": pieces(tensor, np.searchsorted(cursors[-1], np.arange(len(tensor.values)), side="right")),
+        "row-parallel": pieces(tensor, tensor.coordinates()[:, 0] * parts // tensor.shape[0]),
+        "call": [NativeTensor.of(empty, np.int32)],
+    }
+    times = median_times(
+        {
+            f"{name} {at}": partial(native_mttkrp, piece, factors)
+            for name, found in named.items()
+            for at, piece in enumerate(found)
+        },
+        1,
+    )
+    return ratios(
+        {
+            name: max(times[f"{name} {at}"] for at in range(len(named[name]))) - times["call 0"]
+            for name in ("ours", "row-parallel")
+        }
+    )
+
+
 def tensor_times_factors(tensor: Tensor, threads: Threads | None, columns: int = 32) -> dict[str, Any]:
-    """Two parts of equal work against two blocks of equally many slices, one for each thread."""
+    """Parts of equal work against blocks of equally many slices: on two threads, or the largest of each alone."""
     rng = np.random.default_rng(2)
     factors = [rng.standard_normal((size, columns), np.float32) for size in tensor.shape[1:]]
-    places = np.arange(len(tensor.values))
-    blocks = pieces(tensor, (tensor.coordinates()[:, 0] * 2 >= tensor.shape[0]).astype(int))
     if threads is None:
-        walk = Walk(tensor.levels, (0,) * (len(tensor.levels) - 2) + (8, 1))  # what the kernel counts
-        (cursors,), _ = find_splits([walk], np.array([walk.work // 2]))
-        halves = pieces(tensor, (places >= cursors[-1, 0]).astype(int))
-        named = {"ours": halves, "row-parallel": blocks}
-        times = median_times(
-            {
-                f"{name} {at}": partial(native_mttkrp, piece, factors)
-                for name in named
-                for at, piece in enumerate(named[name])
-            },
-            1,
-        )
-        return ratios({name: max(times[f"{name} {at}"] for at in range(len(named[name]))) for name in named})
+        return {
+            f"critical path of {parts}": critical_path(tensor, parts, factors)
+            for parts in (2, 8, 64)
+            if len(tensor.values) >= ENTRIES_PER_PART * parts
+        }
+    blocks = pieces(tensor, tensor.coordinates()[:, 0] * threads.count // tensor.shape[0])
     own = NativeTensor.of(tensor, np.int32)
     with ThreadPoolExecutor(threads.count) as pool:
         times = median_times(
@@ -271,7 +314,7 @@ def tensor_times_factors(tensor: Tensor, threads: Threads | None, columns: int =
             },
             2,
         )
-    return ratios(times)
+    return {"two threads": ratios(times)}
 
 
 def splitting(matrix: Csr) -> dict[str, Any]:
@@ -319,12 +362,13 @@ def summary(figures: Mapping[str, Any]) -> dict[str, Any]:
 
     for group, rows in figures["dense"].items():
         for name in ("spmv", "spmm", "sddmm"):
-            collect(f"{name}, {group}", [row[name] for row in rows.values()])
+            collect(f"{name}, {group}", [row[name] for row in rows.values() if name in row])
     for name in ("add", "multiply"):
         collect(name, [row[name] for row in figures["joins"].values()])
     collect("spgemm", figures["spgemm"].values())
-    for name, row in figures["mttkrp"].items():
-        collect(f"mttkrp, {name}", [row])
+    for name, rows in figures["mttkrp"].items():
+        for title, row in rows.items():
+            collect(f"mttkrp, {name}, {title}", [row])
     for kernel in ("spmv", "spmm", "add"):
         shares = [row[f"share of {kernel}"] for row in figures["splitting"].values()]
         found[f"splitting: largest share of {kernel}"] = max(shares)
@@ -362,6 +406,10 @@ def main(data: Path | None, count: int, output: Path | None) -> None:
                 name: shown(name, dense_products(matrix, count, threads)) for name, matrix in matrices.items()
             }
             for group, matrices in (("real", real(folder)), ("even", even(1)), ("skewed", skewed(1)))
+        }
+        figures["dense"]["skewed"] |= {
+            name: {"sddmm": shown(name, sampled_product(matrix, count, threads))}
+            for name, matrix in skewed_small(1).items()
         }
         figures["joins"] = {
             name: shown(name, joins((first[name], second[name]), count, threads)) for name in first
