@@ -13,21 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Assignment", "capped", "dual_bound", "knapsack", "lagrangian", "total"]
+from sparsecc.passes.factor.knapsack_search import better
+from sparsecc.passes.factor.knapsack_table import Agreement, Picks, Table, Vector, undominated
 
-Vector = NDArray[np.float64]
+__all__ = ["Agreement", "Assignment", "capped", "dual_bound", "front", "knapsack", "lagrangian", "total"]
 
-#: Steps that a budget is cut into where costs have no larger common measure.
-_STEPS = 20_000
-
-#: Share of a step that a cost may be above a whole number of them by rounding.
-_ROUNDING = 1e-9
-
-#: How often a multiplier is halved: beyond that it is exact to rounding.
-_HALVINGS = 100
-
-#: A price beyond which layers are taken to choose what is cheapest.
-_HIGHEST = 1e100
+#: Steps between the cheapest and the dearest assignment on a front.
+_FRONT_STEPS = 8_192
 
 
 @dataclass(frozen=True)
@@ -55,32 +47,72 @@ def total(costs: Sequence[Vector], errors: Sequence[Vector], chosen: Sequence[in
     )
 
 
-def knapsack(costs: Sequence[Vector], errors: Sequence[Vector], budget: float) -> Assignment | None:
+def knapsack(
+    costs: Sequence[Vector],
+    errors: Sequence[Vector],
+    budget: float,
+    agreements: Sequence[Agreement] = (),
+) -> Assignment | None:
     """Return the assignment with the smallest sum of errors that costs at most ``budget``; None if there is none.
 
-    By dynamic programming over the budget in whole steps. Where all costs are multiples of a common step of which the
-    budget holds not too many, the result is the optimum; else costs are rounded up, so that the budget is kept, and
-    what is left of it is spent on the best moves that still fit. The result is never worse than ``lagrangian``.
+    What one price for all layers gives is near the optimum; the sums of candidates that its bound does not rule out
+    are searched for a better one. The result is the optimum where all costs are multiples of a common step of which
+    the budget holds fewer than 8,192, and wherever those sums are few; it is never worse than ``lagrangian``, and
+    ``dual_bound`` says how far from the optimum it may be.
 
     Args:
         costs: per layer those of its candidates, at least 0.
         errors: per layer and candidate.
         budget: at least 0.
+        agreements: layers that must agree; none of them in two.
     """
-    easy = lagrangian(costs, errors, budget)
-    if easy is None or easy.error <= dual_bound(costs, errors, budget):
-        return easy
-    step = _step(costs, budget)
-    steps = int(budget / step + _ROUNDING) if step else 0
-    units = [np.ceil(own / step - _ROUNDING).astype(np.int64) if step else _free(own) for own in costs]
-    found = _dynamic(units, errors, steps)
-    if found is None:
-        return easy
-    full = _spent(costs, errors, found, budget)
-    return full if full.error <= easy.error else easy
+    table = _within(costs, errors, budget, agreements)
+    if table is None:
+        return None
+    priced = table.priced(budget)
+    best = table.spent(priced.picks, budget)
+    if table.error(best) > priced.bound:
+        best = better(table, priced, budget, best)
+    return total(costs, errors, table.chosen(best))
 
 
-def lagrangian(costs: Sequence[Vector], errors: Sequence[Vector], budget: float) -> Assignment | None:
+def front(
+    costs: Sequence[Vector],
+    errors: Sequence[Vector],
+    agreements: Sequence[Agreement] = (),
+    steps: int = _FRONT_STEPS,
+) -> list[Assignment]:
+    """Return assignments by rising cost and falling error, over all budgets, from one dynamic programme.
+
+    None of them is beaten by another in both. Where all costs are multiples of a common step of which the dearest
+    assignment holds not too many, they are all that are optimal for some budget; else costs are rounded to steps.
+
+    Args:
+        costs: as for ``knapsack``.
+        errors: likewise.
+        agreements: likewise.
+        steps: that the costs between the cheapest and the dearest assignment are cut into.
+    """
+    table = Table.of(costs, errors, agreements)
+    if table is None:
+        return []
+    above, _ = _above_least(table)
+    step = _step(above, float(above.max(axis=1, initial=0.0).sum()), steps)
+    units = np.rint(above / step).astype(np.int64) if step else above.astype(np.int64)
+    count = int(units.max(axis=1, initial=0).sum())
+    best, trail = _dynamic(table, units, count)
+    lower = np.flatnonzero(best < np.append(np.inf, best[:-1]))
+    found = [total(costs, errors, table.chosen(picks)) for picks in _traced(table, units, trail, lower)]
+    own = undominated(np.array([way.cost for way in found]), np.array([way.error for way in found]))
+    return [found[at] for at in own]
+
+
+def lagrangian(
+    costs: Sequence[Vector],
+    errors: Sequence[Vector],
+    budget: float,
+    agreements: Sequence[Agreement] = (),
+) -> Assignment | None:
     """Return an assignment within ``budget`` from one price per cost for all layers; None if there is none.
 
     The price is the smallest, to rounding, at which the layers, each for itself, choose what the budget holds; what
@@ -90,23 +122,32 @@ def lagrangian(costs: Sequence[Vector], errors: Sequence[Vector], budget: float)
         costs: as for ``knapsack``.
         errors: likewise.
         budget: likewise.
+        agreements: likewise.
     """
-    if not math.fsum(float(own.min()) for own in costs) <= budget:
+    table = _within(costs, errors, budget, agreements)
+    if table is None:
         return None
-    return _spent(costs, errors, _priced(costs, errors, budget)[0], budget)
+    return total(costs, errors, table.chosen(table.spent(table.priced(budget).picks, budget)))
 
 
-def dual_bound(costs: Sequence[Vector], errors: Sequence[Vector], budget: float) -> float:
-    """Return a number that the errors of no assignment within ``budget`` sum up to less than.
+def dual_bound(
+    costs: Sequence[Vector],
+    errors: Sequence[Vector],
+    budget: float,
+    agreements: Sequence[Agreement] = (),
+) -> float:
+    """Return a number that no assignment within ``budget`` has a smaller sum of errors than; infinite if there is none.
 
     The best over prices ``p >= 0`` of the sum over layers of the smallest ``error + p * cost``, less ``p * budget``.
 
     Args:
-        costs: as for ``knapsack``; some assignment is within the budget.
+        costs: as for ``knapsack``.
         errors: likewise.
         budget: likewise.
+        agreements: likewise.
     """
-    return _priced(costs, errors, budget)[1]
+    table = _within(costs, errors, budget, agreements)
+    return math.inf if table is None else table.priced(budget).bound
 
 
 def capped(errors: Sequence[Vector], costs: Sequence[Vector], budget: float, mean: float) -> float | None:
@@ -138,94 +179,80 @@ def allowed(errors: Vector, cap: float) -> NDArray[np.bool_]:
     return within if within.any() else np.arange(len(errors)) == int(errors.argmin())
 
 
-def _free(costs: Vector) -> NDArray[np.int64]:
-    """Steps with a budget of nothing: what costs something is out of reach."""
-    return (costs > 0).astype(np.int64)
+def _within(
+    costs: Sequence[Vector], errors: Sequence[Vector], budget: float, agreements: Sequence[Agreement]
+) -> Table | None:
+    """The table of candidates, or None where not even the cheapest are within the budget."""
+    table = Table.of(costs, errors, agreements)
+    return table if table is not None and table.cost(table.cheapest()) <= budget else None
 
 
-def _step(costs: Sequence[Vector], budget: float) -> float:
+def _above_least(table: Table) -> tuple[Vector, float]:
+    """Costs above the least of each layer, 0 where there is no candidate, and the sum of those."""
+    least = np.full(len(table.costs), np.inf)
+    np.minimum.at(least, table.layers, table.costs[:, 0])
+    above = table.costs - least[table.layers][:, None]
+    layers = np.unique(table.layers)
+    return np.where(np.isfinite(table.errors), above, 0.0), math.fsum(least[layers].tolist())
+
+
+def _step(costs: Vector, budget: float, steps: int) -> float:
     """The largest common measure of whole costs, or the size of a step where that is too small for the budget."""
-    values = np.concatenate([np.asarray(own, np.float64) for own in costs])
-    if np.array_equal(values, np.round(values)) and values.max(initial=0.0) < 2**53:
-        common = math.gcd(*(int(value) for value in values))
-        if common and budget / common <= _STEPS:
+    if np.array_equal(costs, np.round(costs)) and costs.max(initial=0.0) < 2**53:
+        common = math.gcd(*(int(value) for value in np.unique(costs)))
+        if common and budget / common <= steps:
             return float(common)
-    return budget / _STEPS
+    return budget / steps
 
 
-def _dynamic(units: Sequence[NDArray[np.int64]], errors: Sequence[Vector], steps: int) -> list[int] | None:
-    """The best choice by whole steps, or None where no choice fits."""
+#: For each stage which of its alternatives is best by steps, where it has several, and the columns chosen in each row.
+_Trail = list[tuple[NDArray[np.intp] | None, list[list[NDArray[np.integer]]]]]
+
+
+def _dynamic(table: Table, units: NDArray[np.int64], steps: int) -> tuple[Vector, _Trail]:
+    """The least sum of errors for each number of steps, infinite where nothing fits, and how it comes about."""
     best = np.zeros(steps + 1)
-    picks = []
-    for own, loss in zip(units, errors, strict=True):
-        new = np.full(steps + 1, np.inf)
-        pick = np.full(steps + 1, -1, np.int32)
-        for at, (unit, error) in enumerate(zip(own.tolist(), loss.tolist(), strict=True)):
-            if unit > steps:
-                continue
-            moved = best[: steps + 1 - unit] + error
-            better = moved < new[unit:]
-            new[unit:][better] = moved[better]
-            pick[unit:][better] = at
-        best = new
-        picks.append(pick)
-    at = int(best.argmin())
-    if not np.isfinite(best[at]):
-        return None
-    chosen = []
-    for own, pick in zip(reversed(units), reversed(picks), strict=True):
-        chosen.append(int(pick[at]))
-        at -= int(own[chosen[-1]])
-    return chosen[::-1]
+    trail: _Trail = []
+    for ways in table.stages:
+        ends, columns = [], []
+        for way in ways:
+            end, chosen = best, []
+            for row in way.tolist():
+                end, pick = _added(end, units[row], table.errors[row])
+                chosen.append(pick)
+            ends.append(end)
+            columns.append(chosen)
+        which = None if len(ends) == 1 else np.argmin(ends, axis=0)
+        best = np.min(ends, axis=0)
+        trail.append((which, columns))
+    return best, trail
 
 
-def _priced(costs: Sequence[Vector], errors: Sequence[Vector], budget: float) -> tuple[list[int], float]:
-    """What layers choose at the price at which they keep the budget, and the best bound seen on the way."""
-
-    def at(price: float) -> tuple[list[int], float, float]:
-        # Of candidates equally good at this price the cheapest: otherwise none of the prices may keep the budget.
-        picks = [
-            int(np.lexsort((own, loss + price * own))[0]) for own, loss in zip(costs, errors, strict=True)
-        ]
-        found = total(costs, errors, picks)
-        return picks, found.cost, found.error + price * (found.cost - budget)
-
-    picks, cost, bound = at(0.0)
-    if cost <= budget:
-        return picks, bound
-    cheapest = [int(np.lexsort((loss, own))[0]) for own, loss in zip(costs, errors, strict=True)]
-    low, high = 0.0, 1.0
-    while at(high)[1] > budget:
-        if high > _HIGHEST:
-            return cheapest, bound
-        high *= 4
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        picks, cost, value = at(middle)
-        bound = max(bound, value)
-        low, high = (low, middle) if cost <= budget else (middle, high)
-    picks, _, value = at(high)
-    return picks, max(bound, value)
+def _added(best: Vector, units: NDArray[np.int64], errors: Vector) -> tuple[Vector, NDArray[np.integer]]:
+    """``best`` with one more layer, and which of its candidates is chosen at each number of steps."""
+    steps = len(best) - 1
+    new = np.full(steps + 1, np.inf)
+    pick = np.zeros(steps + 1, np.min_scalar_type(len(errors)))
+    for at, (unit, error) in enumerate(zip(units.tolist(), errors.tolist(), strict=True)):
+        if unit > steps or not math.isfinite(error):
+            continue
+        moved = best[: steps + 1 - unit] + error
+        lower = moved < new[unit:]
+        np.copyto(new[unit:], moved, where=lower)
+        np.copyto(pick[unit:], at, where=lower, casting="unsafe")
+    return new, pick
 
 
-def _spent(
-    costs: Sequence[Vector], errors: Sequence[Vector], chosen: Sequence[int], budget: float
-) -> Assignment:
-    """``chosen`` with moves to better candidates that what is left of the budget holds, the best per cost first."""
-    picks = list(chosen)
-    left = budget - total(costs, errors, picks).cost
-    while True:
-        best, move = 0.0, None
-        for layer, (own, loss) in enumerate(zip(costs, errors, strict=True)):
-            gain, price = loss[picks[layer]] - loss, own - own[picks[layer]]
-            fits = (gain > 0) & (price <= left)
-            if not fits.any():
-                continue
-            worth = np.where(fits, gain / np.maximum(price, _ROUNDING * (budget or 1.0)), 0.0)
-            at = int(worth.argmax())
-            if worth[at] > best:
-                best, move = float(worth[at]), (layer, at)
-        if move is None:
-            return total(costs, errors, picks)
-        left -= float(costs[move[0]][move[1]] - costs[move[0]][picks[move[0]]])
-        picks[move[0]] = move[1]
+def _traced(table: Table, units: NDArray[np.int64], trail: _Trail, steps: NDArray[np.intp]) -> list[Picks]:
+    """The choices that a dynamic programme made for each of ``steps``."""
+    left = steps.copy()
+    rows, columns = np.zeros((2, len(steps), int(table.layers.max(initial=-1)) + 1), np.intp)
+    for ways, (which, picks) in zip(reversed(table.stages), reversed(trail), strict=True):
+        way_of = np.zeros(len(steps), np.intp) if which is None else which[left]
+        for number, (way, chosen) in enumerate(zip(ways, picks, strict=True)):
+            own = np.flatnonzero(way_of == number)
+            for row, pick in zip(reversed(way.tolist()), reversed(chosen), strict=True):
+                column = pick[left[own]].astype(np.intp)
+                rows[own, table.layers[row]], columns[own, table.layers[row]] = row, column
+                left[own] -= units[row, column]
+    return [Picks(*own) for own in zip(rows, columns, strict=True)]

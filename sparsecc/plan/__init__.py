@@ -10,8 +10,10 @@ from sparsecc.plan.acceptance import (
     runnable_inputs,
     timing_inputs,
 )
+from sparsecc.plan.choose import back_off, bound, choice_of, choose, front
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
+from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
 from sparsecc.plan.presets import METHODS, preset
@@ -22,16 +24,25 @@ from sparsecc.plan.timing import MeasuredCosts
 __all__ = [
     "METHODS",
     "TOLERANCE",
+    "Candidate",
+    "Choice",
     "CostTable",
+    "Estimate",
     "Inputs",
+    "Item",
     "Latency",
     "Made",
     "MeasuredCosts",
     "Setting",
     "SiteDecision",
+    "back_off",
+    "bound",
     "cache_directory",
     "check_agreement",
+    "choice_of",
+    "choose",
     "decisions",
+    "front",
     "library_found",
     "load_reference",
     "machine_facts",
