@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError
 
-__all__ = ["check_range", "checked", "in_order", "refuse_disorder", "without_repeats"]
+__all__ = ["check_range", "checked", "ordered", "refuse_disorder"]
 
 
 def checked(coordinates: NDArray[Any], values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -46,9 +46,8 @@ def _rises(entries: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bo
     """Whether each entry is (after, equal to) the one before, lexicographically."""
     after, equal = np.zeros(max(len(entries) - 1, 0), bool), np.ones(max(len(entries) - 1, 0), bool)
     for column in entries.T:
-        step = np.diff(column)
-        after |= equal & (step > 0)
-        equal &= step == 0
+        after |= equal & (column[1:] > column[:-1])
+        equal &= column[1:] == column[:-1]
     return after, equal
 
 
@@ -69,27 +68,29 @@ def refuse_disorder(entries: NDArray[np.int64], order: Sequence[int]) -> None:
         )
 
 
-def in_order(entries: NDArray[np.int64], values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return entries ``[n, columns]`` and their values sorted, those at the same place in the order they came in."""
-    after, equal = _rises(entries)
-    if (after | equal).all():
-        return entries, values
-    chosen = np.lexsort(entries.T[::-1])
-    return entries[chosen], values[chosen]
-
-
-def without_repeats(
-    entries: NDArray[np.int64], values: NDArray[Any], order: Sequence[int], add: bool
+def ordered(
+    entries: NDArray[np.int64], values: NDArray[Any], order: Sequence[int] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return sorted entries without repetitions, which are added up along the first axis of ``values`` in their type.
+    """Return entries ``[n, columns]`` sorted, each once, and their values.
+
+    Values at the same place are added up along the first axis, in the order they came in and in their type.
+
+    Args:
+        entries: in any order.
+        values: ``[n, ...]``.
+        order: refuse entries that are there twice; which modes the columns are. None: add them up.
 
     Raises:
-        ModelError: ``add`` is false and there are repetitions; ``order`` says which modes the columns are.
+        ModelError: an entry is there twice, and ``order`` is given.
     """
-    _, equal = _rises(entries)
+    after, equal = _rises(entries)
+    if not (after | equal).all():
+        chosen = np.lexsort(entries.T[::-1])
+        entries, values = entries[chosen], values[chosen]
+        _, equal = _rises(entries)
     if not equal.any():
         return entries, values
-    if not add:
+    if order is not None:
         refuse_disorder(entries, order)
     first = np.concatenate([[True], ~equal])
     return entries[first], np.add.reduceat(values, np.flatnonzero(first), dtype=values.dtype)

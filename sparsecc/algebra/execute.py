@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.algebra.entries import in_order, without_repeats
+from sparsecc.algebra.entries import ordered
 from sparsecc.algebra.joins import Array, Entries, listed, looked_up
 from sparsecc.algebra.levels import MOST_VALUES, Tensor
 from sparsecc.algebra.nest import Nest, Term
@@ -25,7 +25,7 @@ from sparsecc.algebra.visit import Frontier, Phase, alive, places, visit
 from sparsecc.algebra.work import Plan
 from sparsecc.errors import SpecError
 
-__all__ = ["Engine", "added_up", "execute", "result_dtype"]
+__all__ = ["Engine", "execute", "result_dtype"]
 
 
 class Engine(Protocol):
@@ -35,7 +35,7 @@ class Engine(Protocol):
         """Add what the parts of a phase compute to a dense result, row-major."""
 
     def entries(self, plan: Plan, nest: Nest, phase: Phase, threads: int) -> Iterator[Entries]:
-        """Yield what the parts of a phase compute, in their order."""
+        """Yield what the parts of a phase compute, in their order; neighbours may have a place in common."""
 
 
 def execute(
@@ -79,7 +79,7 @@ def execute(
         )
     found = np.concatenate([piece.places for piece in pieces])
     values = np.concatenate([piece.values for piece in pieces]).astype(result_dtype(plan), copy=False)
-    return Tensor.from_coordinates(*added_up(found, values), shape, format)
+    return Tensor.from_coordinates(found, values, shape, format, sum_duplicates=True)
 
 
 def result_dtype(plan: Plan) -> np.dtype[Any]:
@@ -87,14 +87,6 @@ def result_dtype(plan: Plan) -> np.dtype[Any]:
     types: list[Any] = [item.values.dtype if isinstance(item, Tensor) else item.dtype for item in plan.inputs]
     weak = [1.0] if any(term.coefficient != 1 for nest in plan.nests for term in nest.terms) else []
     return np.result_type(*types, *weak)
-
-
-def added_up(found: Int64, values: NDArray[Any]) -> tuple[Int64, NDArray[Any]]:
-    """Return sorted places, each once; values at the same place are added up in their order."""
-    found, values = in_order(found, values)
-    if not len(found):
-        return found, values
-    return without_repeats(found, values, range(found.shape[1]), True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +164,7 @@ class _Kernel:
             nothing = np.zeros(self._step(0), result_dtype(self.plan))
             return self._entries(np.zeros((0, len(self.nest.outputs)), np.int64), nothing)
         found = np.concatenate([piece.places for piece in pieces])
-        return self._entries(*added_up(found, np.concatenate([piece.values for piece in pieces])))
+        return self._entries(*ordered(found, np.concatenate([piece.values for piece in pieces])))
 
     def _term(self, phase: Phase, frontiers: Sequence[Frontier], term: Term) -> Entries:
         """What a product is at the entries of the last frontier that are the part's own."""

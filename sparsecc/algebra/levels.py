@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.algebra.entries import check_range, checked, in_order, refuse_disorder, without_repeats
+from sparsecc.algebra.entries import check_range, checked, ordered, refuse_disorder
 from sparsecc.errors import ModelError, SpecError
 
 __all__ = [
@@ -198,8 +198,7 @@ class Tensor:
         if sorted(chosen) != list(range(modes)):
             raise SpecError(f"order {chosen} is no permutation of the {modes} modes")
         entries = checked(coordinates, values, shape)[:, list(chosen)]
-        entries, values = in_order(entries, np.asarray(values))
-        entries, values = without_repeats(entries, values, chosen, sum_duplicates)
+        entries, values = ordered(entries, np.asarray(values), None if sum_duplicates else chosen)
         return _packed(entries, values, shape, chosen, formats)
 
     @classmethod
@@ -383,11 +382,15 @@ def _packed(
                     "(csf, dcsr, coo)"
                 )
             repeats = "singleton" in formats
+            if repeats or at == len(formats) - 1:  # each entry has a node
+                pos = np.searchsorted(nodes, np.arange(count + 1))
+                levels.append(Compressed(size, pos, column.copy(), unique=not repeats))
+                nodes, count = np.arange(len(entries)), len(entries)
+                continue
             new = np.ones(len(entries), bool)
-            if not repeats:
-                new[1:] = (np.diff(nodes) != 0) | (np.diff(column) != 0)
+            new[1:] = (nodes[1:] != nodes[:-1]) | (column[1:] != column[:-1])
             pos = np.searchsorted(nodes[new], np.arange(count + 1))
-            levels.append(Compressed(size, pos, column[new], unique=not repeats))
+            levels.append(Compressed(size, pos, column[new]))
             nodes = np.cumsum(new) - 1
             count = int(new.sum())
     stored = values
