@@ -10,7 +10,7 @@ NATIVE_SOURCES := $(shell find runtime/csrc runtime/CMakeLists.txt -type f)
 # Through the C interface, with threads, and whole sessions with flipped bytes: what ends within some minutes.
 SANITIZED_TESTS := $(addprefix tests/runtime/test_,kernels.py int8.py tiles.py planes.py balance.py malformed.py algebra.py algebra_ops.py)
 
-.PHONY: help demo test test-heal build lint types format wheel-test test-asan arm64 test-arm64 docs clean
+.PHONY: help demo test test-heal test-browser build lint types format wheel-test test-asan arm64 test-arm64 docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -43,6 +43,14 @@ $(TORCH_DIR)/.installed: | $(VENV)/bin/python
 
 test-heal: build $(TORCH_DIR)/.installed  ## run the tests of healing with a CPU build of PyTorch, kept in build/torch
 	PYTHONPATH=$(TORCH_DIR) $(BIN)/python -m pytest -n $(WORKERS) tests/heal tests/passes/test_every_pass.py
+
+# As root on Debian a missing browser is installed; elsewhere the tests say what they miss.
+BROWSER := chromium-headless-shell
+
+test-browser: build  ## look at a report in a headless browser
+	command -v $(BROWSER) || command -v chromium || command -v google-chrome || [ "$$(id -u)" != 0 ] || \
+		{ apt-get -qq update && apt-get -qq install --yes --no-install-recommends $(BROWSER) >/dev/null; } || true
+	$(BIN)/python -m pytest tests/report/test_browser.py
 
 lint: build  ## ruff
 	$(BIN)/ruff check .

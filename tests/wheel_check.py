@@ -21,6 +21,7 @@ from pathlib import Path
 model, has_library = sys.argv[1], sys.argv[2] == "native"
 assert "site-packages" in sparsecc.__file__, sparsecc.__file__
 import sparsecc.passes, sparsecc.runtime
+assert Path(sparsecc.__file__).parent.joinpath("report", "templates", "page.html.j2").exists()
 result = sparsecc.optimize(model, "out.onnx", pattern="2:4", keep_slower=has_library,
                            standard_ops_only=not has_library, threads=1)
 session = onnxruntime.InferenceSession("out.onnx")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +13,10 @@ from sparsecc.cli.inspect_tensor import TENSOR_SUFFIXES, inspect_tensor
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table
 from sparsecc.errors import UsageError
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from sparsecc.ir import Model
+
+__all__ = ["command", "site_rows"]
 
 
 @click.command("inspect")
@@ -111,43 +115,11 @@ def inspect_model(path: str) -> dict[str, Any]:
     """The JSON document of ``inspect``: one entry per dense site and per sparse operator, and totals."""
     from sparsecc import ir
     from sparsecc.ir.files import file_bytes
-    from sparsecc.ir.packed import packed_sites
-    from sparsecc.sparse import INT8_DENSE, density, detect
 
     model = ir.Model.load(path)
-    sites: list[dict[str, Any]] = []
-    kept = weights = 0
-    for site in model.sites():
-        weight = site.numpy()
-        patterns = detect(weight)
-        sites.append(
-            {
-                "name": site.name,
-                "op": site.op,
-                "shape": list(site.shape),
-                "layout": "dense" if site.quantization is None else str(INT8_DENSE),
-                "pattern": str(patterns[0]) if patterns else "dense",
-                "density": density(weight),
-                "nbytes": int(weight.nbytes),
-            }
-        )
-        kept += round(density(weight) * weight.size)
-        weights += weight.size
-    for packed in packed_sites(model):
-        size = packed.tensor.shape[0] * packed.tensor.shape[1]
-        sites.append(
-            {
-                "name": packed.name,
-                "op": packed.op,
-                "shape": list(packed.tensor.shape),
-                "layout": packed.layout,
-                "pattern": str(packed.tensor.pattern),
-                "density": packed.tensor.nnz / size if size else 0.0,
-                "nbytes": packed.tensor.nbytes,
-            }
-        )
-        kept += packed.tensor.nnz
-        weights += size
+    sites = site_rows(model)
+    weights = sum(math.prod(site["shape"]) for site in sites)
+    kept = sum(round(site["density"] * math.prod(site["shape"])) for site in sites)
     planes = ir.Planes.of(model)
     return {
         "path": path,
@@ -177,3 +149,45 @@ def inspect_model(path: str) -> dict[str, Any]:
             "file_nbytes": file_bytes(path),
         },
     }
+
+
+def site_rows(model: Model) -> list[dict[str, Any]]:
+    """Plain values on each dense site of a model, then on each packed weight of its sparse operators.
+
+    Raises:
+        ModelError: a packed weight is malformed.
+    """
+    from sparsecc.ir.packed import packed_sites
+    from sparsecc.sparse import INT8_DENSE, density, detect
+
+    rows = []
+    for site in model.sites():
+        weight = site.numpy()
+        patterns = detect(weight)
+        rows.append(
+            {
+                "name": site.name,
+                "op": site.op,
+                "shape": list(site.shape),
+                "dtype": str(site.dtype),
+                "layout": "dense" if site.quantization is None else str(INT8_DENSE),
+                "pattern": str(patterns[0]) if patterns else "dense",
+                "density": density(weight),
+                "nbytes": int(weight.nbytes),
+            }
+        )
+    for packed in packed_sites(model):
+        size = math.prod(packed.tensor.shape)
+        rows.append(
+            {
+                "name": packed.name,
+                "op": packed.op,
+                "shape": list(packed.tensor.shape),
+                "dtype": str(packed.tensor.values.dtype),
+                "layout": packed.layout,
+                "pattern": str(packed.tensor.pattern),
+                "density": packed.tensor.nnz / size if size else 0.0,
+                "nbytes": packed.tensor.nbytes,
+            }
+        )
+    return rows

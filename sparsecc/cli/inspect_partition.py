@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,9 +10,6 @@ import click
 from sparsecc.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    import onnx_ir
-
-    from sparsecc.ir.packed import PackedSite
     from sparsecc.runtime.balance import BusyNode
 
 __all__ = ["inspect_partition"]
@@ -74,16 +70,13 @@ def _document(
     path: str, parts: int | None, threads: int, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     from sparsecc import ir
-    from sparsecc.ir.ops_algebra import EINSUMS
-    from sparsecc.ir.packed import packed_sites
+    from sparsecc.report.measured import part_works
     from sparsecc.target import Target
 
     model = ir.Model.load(path)
     threads = threads or Target.host().cores or 1
     parts = parts or threads
-    work = {site.name: _part_work(site, parts) for site in packed_sites(model)}
-    for graph in model.graphs():
-        work.update({str(node.name): _stored_work(node, parts) for node in graph if node.op_type in EINSUMS})
+    work = part_works(model, parts)
     nodes = _measured(model, threads, shapes)
     order = {
         str(node.name): number
@@ -118,36 +111,6 @@ def _site(node: BusyNode, work: Sequence[int]) -> dict[str, Any]:
         "busy_seconds": [seconds / _RUNS for seconds in node.threads],
         "busy_lambda": node.balance,
     }
-
-
-def _part_work(site: PackedSite, parts: int) -> tuple[int, ...]:
-    """What the kernel's own table gives each part for one row of x; empty for what is no product."""
-    from sparsecc.runtime import NativeInt8MatMul, NativeMatMul
-    from sparsecc.runtime.balance import part_work
-    from sparsecc.sparse import QuantizedTensor
-
-    if "MatMul" not in site.op:
-        return ()
-    tensor, pattern = site.tensor, str(site.tensor.pattern)
-    if isinstance(tensor, QuantizedTensor):
-        with NativeInt8MatMul(pattern, tensor.shape, tensor.values, tensor.indices, tensor.scales) as bytes_:
-            return part_work(bytes_, 1, parts)
-    with NativeMatMul(pattern, tensor.shape, tensor.values, tensor.indices) as floats:
-        return part_work(floats, 1, parts)
-
-
-def _stored_work(node: onnx_ir.Node, parts: int) -> tuple[int, ...]:
-    """What the cuts that the pass ``partition`` stored give each part, of as many as are in the table."""
-    from sparsecc.ir.ops_algebra import CUTS
-
-    attribute = node.attributes.get(CUTS)
-    cuts = [] if attribute is None else list(attribute.as_ints())
-    stored = len(cuts) // 2 - 1
-    step = next((step for step in range(1, stored + 1) if stored % step == 0 and stored // step <= parts), 0)
-    if not step:
-        return ()
-    before = [row + entry for row, entry in zip(cuts[: stored + 1], cuts[stored + 1 :], strict=False)]
-    return tuple(high - low for low, high in pairwise(before[::step]))
 
 
 def _measured(model: Any, threads: int, shapes: Mapping[str, Sequence[int]]) -> list[BusyNode]:

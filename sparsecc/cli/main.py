@@ -35,6 +35,8 @@ _VERBS = {
     "optimize": ("optimize", "Prune if asked, and make a model faster where that is measured."),
     "resize": ("resize", "Take a smaller model from one made with --method bitstack."),
     "inspect": ("inspect", "Show a model's linear sites, or how a tensor file's work is cut."),
+    "diff": ("diff", "Show what differs between two models: sites, operators, weights, sizes."),
+    "report": ("report", "Make a page out of what optimize --json printed."),
     "verify": ("verify", "Compare the outputs of two models."),
     "benchmark": ("benchmark", "Time models against each other, interleaved."),
     "passes": ("passes", "List the passes, or show one with its options."),

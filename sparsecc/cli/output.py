@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sparsecc.pm import Progress, no_progress
+from sparsecc.report.text import format_bytes
 
 __all__ = ["format_bytes", "json_option", "print_json", "print_table", "progress_bar"]
 
@@ -33,15 +34,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def format_bytes(count: float) -> str:
-    """``count`` bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 def print_table(

@@ -17,7 +17,19 @@ from sparsecc.cli.main import EXIT_CODES
 from sparsecc.ir import Model
 
 Run = Callable[..., "object"]
-VERBS = ("optimize", "resize", "inspect", "verify", "benchmark", "passes", "targets", "ops", "doctor")
+VERBS = (
+    "optimize",
+    "resize",
+    "inspect",
+    "diff",
+    "report",
+    "verify",
+    "benchmark",
+    "passes",
+    "targets",
+    "ops",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -44,7 +44,9 @@ def test_readme_names_only_verbs_that_exist(root: Path) -> None:
     assert verbs <= known, verbs - known
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/pruning.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/pruning.md", "docs/report.md"]
+)
 def test_links_inside_the_repository_exist(root: Path, page: str) -> None:
     source = root / page
     for link in re.findall(r"\]\(([^)#:]+)\)", source.read_text()):

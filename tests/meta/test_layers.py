@@ -20,6 +20,7 @@ ALLOWED = {
     "calib": {"ir", "pm", "sparse", "target", "errors"},
     "emit": {"ir", "sparse", "algebra", "target", "errors", "runtime"},
     "verify": {"ir", "sparse", "errors", "runtime", "calib"},
+    "report": {"ir", "sparse", "plan", "runtime", "errors"},
     "heal": {"ir", "pm", "calib", "errors"},
     "passes": {"pm", "ir", "sparse", "algebra", "target", "calib", "heal", "errors"},
     "runtime": {"errors"},

@@ -1,0 +1,11 @@
+"""Reports: the run document as one HTML page that needs nothing else.
+
+``sparsecc.report.schema`` says what a document holds, ``sparsecc.report.measured`` fills parts of it from a model.
+"""
+
+from __future__ import annotations
+
+from sparsecc.report.render import render, write_report
+from sparsecc.report.schema import RunDocument, parse_document, read_document
+
+__all__ = ["RunDocument", "parse_document", "read_document", "render", "write_report"]

@@ -1,0 +1,148 @@
+"""Parts of a document that are read from models: patterns, spectra, balance; plans and commands as plain values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from sparsecc.ir import Model
+from sparsecc.plan.items import Candidate, Choice, Estimate, Item
+from sparsecc.pm import PassContext, Pipeline
+from sparsecc.report import parse_document
+from sparsecc.report.measured import command_line, item_rows, partition_rows, pattern_thumbnails, spectra
+
+MLP = """<ir_version: 8, opset_import: ["" : 17]>
+mlp (float[batch, 61] x) => (float[batch, 7] y) <float[61, 130] w1, float[130, 7] w2> {
+    [fc1] h = MatMul(x, w1)
+    [fc2] y = MatMul(h, w2)
+}"""
+
+
+def _model(sparsity: float) -> tuple[Model, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(MLP)
+    weights = {}
+    for name, shape in (("w1", (61, 130)), ("w2", (130, 7))):
+        weights[name] = rng.standard_normal(shape, dtype=np.float32) * (rng.random(shape) >= sparsity)
+        proto.graph.initializer.append(numpy_helper.from_array(weights[name].astype(np.float32), name))
+    return Model.from_proto(proto), weights
+
+
+def _lowered(model: Model, layout: str) -> Model:
+    prune = f"prune-magnitude{{pattern={layout} sparsity=0.75 min-elements=1}}"
+    Pipeline.parse(f"{prune},choose-layout{{layout={layout}}},lower-sparse").run(model, PassContext())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [("unstructured", ["fc1", "fc2"]), ("1:4", ["fc1", "fc2"]), ("16x1", ["fc1"])],  # fc2 has 7 outputs
+)
+def test_thumbnails_are_the_densities_of_the_weights(layout: str, names: list[str]) -> None:
+    model = _lowered(_model(0.0)[0], layout)
+    rows = pattern_thumbnails(model)
+    assert [row["site"] for row in rows] == names
+    for row in rows:
+        n, k = row["shape"]
+        grid, corner = np.array(row["grid"]), np.array(row["corner"])
+        assert row["layout"] == layout
+        assert grid.shape[0] <= min(n, 32)
+        assert grid.shape[1] <= min(k, 32)
+        sizes = [
+            np.diff(np.arange(cells + 1) * side // cells)
+            for cells, side in zip(grid.shape, (n, k), strict=True)
+        ]
+        assert (grid * np.outer(*sizes)).sum() / (n * k) == pytest.approx(row["density"], abs=1e-3)
+        assert corner.shape == (min(n, 32), min(k, 32))
+        assert set(np.unique(corner)) <= {0, 1}
+    json.dumps(rows, allow_nan=False)
+    parse_document({"thumbnails": rows})
+
+
+def test_thumbnails_cell_by_cell() -> None:
+    model, weights = _model(0.5)
+    (row,) = (row for row in pattern_thumbnails(model) if row["site"] == "fc1")
+    kept = weights["w1"].T != 0  # [130, 61]
+    assert row["layout"] == "dense, unstructured zeros"
+    grid = np.array(row["grid"])
+    assert grid.shape == (32, 15)
+    for y, x in ((0, 0), (31, 14), (7, 3)):
+        cell = kept[y * 130 // 32 : (y + 1) * 130 // 32, x * 61 // 15 : (x + 1) * 61 // 15]
+        assert grid[y, x] == pytest.approx(cell.mean(), abs=1e-4)
+    np.testing.assert_array_equal(np.array(row["corner"]), kept[:32, :32])
+
+
+def test_dense_weights_have_no_thumbnail() -> None:
+    assert pattern_thumbnails(_model(0.0)[0]) == []
+
+
+def test_spectra_are_singular_values() -> None:
+    model, weights = _model(0.0)
+    rows = {row["site"]: row for row in spectra(model)}
+    assert [row["count"] for row in rows.values()] == [61, 7]
+    for site, name in (("fc1", "w1"), ("fc2", "w2")):
+        expected = np.linalg.svd(weights[name].astype(np.float64), compute_uv=False)
+        np.testing.assert_allclose(rows[site]["values"], expected / expected[0], rtol=1e-3)
+    assert [row["site"] for row in spectra(model, ["fc2", "absent"])] == ["fc2"]
+    assert {row["site"] for row in spectra(_lowered(model, "16x1"))} == {"fc1", "fc2"}
+    parse_document({"spectra": list(rows.values())})
+
+
+def test_long_spectra_are_thinned_and_strange_ones_left_out() -> None:
+    proto = onnx.parser.parse_model(MLP.replace("61", "100"))
+    wide = np.diag(np.arange(100, 0, -1.0, dtype=np.float32))
+    proto.graph.initializer.append(numpy_helper.from_array(np.hstack([wide, wide[:, :30]]), "w1"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.full((130, 7), np.nan, np.float32), "w2"))
+    (row,) = spectra(Model.from_proto(proto))
+    assert (row["site"], row["count"], len(row["values"])) == ("fc1", 100, 64)
+    assert row["values"][0] == 1.0
+    assert row["values"] == sorted(row["values"], reverse=True)
+
+
+def test_work_of_parts_is_that_of_the_library() -> None:
+    pytest.importorskip("sparsecc.runtime").get_library_path()
+    rows = partition_rows(_lowered(_model(0.0)[0], "unstructured"), 4)
+    assert [row["name"] for row in rows] == ["fc1", "fc2"]
+    for row in rows:
+        assert row["op"] == "SparseMatMul"
+        assert len(row["part_work"]) <= 4
+        assert row["lambda"] == max(row["part_work"]) * len(row["part_work"]) / sum(row["part_work"])
+    parse_document({"partition": rows})
+
+
+def test_items_of_a_plan() -> None:
+    dense = Candidate((), 0.0, Estimate(1.0, "measured", 0.02), 100)
+    small = Candidate(
+        ("prune-alps{pattern=16x1 sparsity=0.5}",), 0.5, Estimate(0.5, "interpolated"), 50, True, "a note"
+    )
+    item = Item("a", ("a", "b"), (dense, small), sensitivity=2.0)
+    document = parse_document({"items": item_rows([item], Choice({"a": 1}, 0.5, 50, 0.5))})
+    (row,) = document.items
+    assert (row.name, row.sites, row.chosen) == ("a", ("a", "b"), 1)
+    assert row.candidates[0].name == "dense"
+    assert row.candidates[1].damage == 0.5
+    assert row.candidates[1].source == "interpolated"
+    assert row.candidates[1].note == "a note"
+
+
+def test_command_lines_tell_no_folders(tmp_path: Path) -> None:
+    model = tmp_path / "my model.onnx"
+    given = [
+        "sparsecc",
+        "optimize",
+        str(model),
+        "-o",
+        "out.onnx",
+        f"--costs={tmp_path}/c.json",
+        "--match",
+        "/layers.0/*",
+    ]
+    assert command_line(given) == (
+        "sparsecc optimize 'my model.onnx' -o out.onnx --costs=c.json --match '/layers.0/*'"
+    )

@@ -1,0 +1,206 @@
+"""The page: one file, escaped, the same for the same document, without what the document does not have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsecc.errors import MissingExtraError, UsageError
+from sparsecc.report import render, write_report
+
+pytest.importorskip("jinja2", reason="reports need Jinja2: pip install 'sparsecc[report]'")
+
+Document = Callable[[], dict[str, Any]]
+ANCHORS = (
+    "trade-off", "latency", "guard", "layers", "sensitivity", "spectra", "patterns", "balance", "passes", "provenance",
+    "deploy",
+)  # fmt: skip
+VOID = {"meta", "br", "wbr", "link", "img", "input", "hr"}
+
+
+class Reader(HTMLParser):
+    """Checks nesting and gathers tags, attributes, anchors and text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        """Attributes of all elements of one kind."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_every_part_has_its_section(document: Document) -> None:
+    page = Reader(render(document()))
+    assert tuple(item["id"] for item in page.all("section")) == ANCHORS
+    assert [item["href"] for item in page.all("a")] == [f"#{anchor}" for anchor in ANCHORS]
+    for text in ("input.onnx → small.onnx", "2.00× faster", "2.50× smaller", "✓ held", "rank 3", "0.5x, met"):
+        assert text in re.sub(r"\s+", " ", page.text), text
+
+
+def test_parts_that_are_missing_are_left_out(document: Document) -> None:
+    whole = document()
+    parts = {
+        "trade-off": "front", "sensitivity": "sensitivity", "spectra": "spectra", "patterns": "thumbnails",
+        "balance": "partition", "passes": "passes", "guard": "metric", "deploy": "output",
+    }  # fmt: skip
+    for anchor, key in parts.items():
+        rest = {name: part for name, part in whole.items() if name != key}
+        left = {item["id"] for item in Reader(render(rest)).all("section")}
+        assert left == {*ANCHORS} - {anchor}, key
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"notes": ["nothing else"]},
+        {"sites": [{"site": ""}], "passes": [{"pass": ""}]},
+        {"items": [{"name": "a"}], "latency": {"before_ms": 0, "after_ms": 0}, "bytes_before": 0, "bytes_after": 0},
+        {"latency": {"before_ms": "inf", "after_ms": "nan", "before": {"min": "nan", "max": 1},
+                     "after": {"min": 0, "max": "inf"}}},
+        {"front": [{"ms": "nan", "damage": 1}, {"ms": 1, "damage": "inf"}, {}]},
+        {"front": [{"ms": 0, "damage": 0, "bytes": 0}] * 3, "budgets": [{"kind": "ms"}]},
+        {"sensitivity": [{"name": "a"}, {"name": "b", "points": [{"error": 0, "drop": -1}]}]},
+        {"spectra": [{"site": "s", "values": []}, {"site": "t", "values": [0, 0]}, {"site": "u", "values": [1, "nan"]},
+                     {"site": "v", "values": [1, 0], "rank": -1, "count": -5}]},
+        {"thumbnails": [{"site": "s", "grid": []}, {"site": "t", "grid": [[]]}, {"site": "u", "grid": [["nan", -1]]},
+                        {"site": "v", "grid": [[1e-9]], "density": "nan", "shape": [0, 0]}]},
+        {"items": [{"name": "a", "candidates": [{"name": "}{", "ms": "nan", "bytes": 0, "error": "inf"},
+                                                {"name": ""}]}]},
+        {"partition": [{"name": "n", "part_work": [0, 0]}, {"name": "m", "part_work": ["inf", 1]}]},
+        {"metric": {"name": "m", "before": "nan", "after": "inf", "steps": [{"change": ""}]}},
+        {"sites": [{"site": "a", "layout": "16x1"}],
+         "passes": [{"pass": "p", "changed": [{"site": "a", "numbers": {"dense_ms": "inf", "sparse_ms": 1e308}}]}]},
+    ],
+)  # fmt: skip
+def test_odd_values_make_a_page(document: dict[str, Any]) -> None:
+    page = Reader(render(document))
+    drawn = " ".join(
+        value or "" for _, given in page.tags for name, value in given.items() if name != "data-value"
+    )
+    assert not re.search(r"\b(nan|inf)\b", drawn)
+
+
+def _with_text(value: Any, text: str) -> Any:
+    """The document with ``text`` in the place of every text in it, keys of plain objects too."""
+    if isinstance(value, dict):
+        return {key: _with_text(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_text(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+HOSTILE = (
+    "</title></style></script><script>alert(1)</script><img src=x onerror='alert(1)'>\"' onload=\"alert(1)"
+    "{{ 7*7 }}{% raw %}&amp;-->"
+)
+
+
+def test_no_text_becomes_markup(document: Document) -> None:
+    hostile = _with_text(document(), HOSTILE)
+    hostile["provenance"]["digests"] = {HOSTILE: HOSTILE}
+    page = Reader(render(hostile))
+    plain = Reader(render(document()))
+    assert {tag for tag, _ in page.tags} <= {tag for tag, _ in plain.tags}
+    assert len(page.all("script")) == 1
+    assert len(page.all("style")) == 1
+    assert not page.all("img")
+    allowed = {name for _, given in plain.tags for name in given}
+    assert {name for _, given in page.tags for name in given} <= allowed
+    assert "alert(1)" in page.text
+    assert "7*7" in page.text
+
+
+def test_nothing_is_loaded_and_only_our_script_may_run(document: Document) -> None:
+    text = render(document())
+    page = Reader(text)
+    assert not re.search(r"https?://|url\(|@import|@font-face", text)
+    for _, given in page.tags:
+        assert not {"src", "srcset", "style", "onclick", "onload"} & given.keys()
+    (policy,) = (item["content"] for item in page.all("meta") if "http-equiv" in item)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+
+
+def test_no_folder_of_the_machine_is_told(document: Document) -> None:
+    whole = {**document(), "output": "/home/somebody/models/small.onnx", "model": "C:\\models\\input.onnx"}
+    text = render(whole)
+    assert "somebody" not in text
+    assert "C:\\models" not in text
+
+
+def test_charts_and_tables_are_accessible(document: Document) -> None:
+    page = Reader(render(document()))
+    assert page.all("html")[0]["lang"] == "en"
+    charts = page.all("svg")
+    assert len(charts) > 10
+    assert all(item["role"] == "img" for item in charts)
+    assert len(page.all("desc")) == len(charts)
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(item.get("scope") in ("col", "row") for item in page.all("th"))
+
+
+def test_the_same_document_gives_the_same_bytes(document: Document) -> None:
+    assert render(document()) == render(document())
+
+
+def test_many_layers_scroll_in_their_table(document: Document) -> None:
+    few = render(document())
+    sites = [{"site": f"/layer.{at}/MatMul", "layout": "dense"} for at in range(500)]
+    many = render({"sites": sites})
+    assert 'class="long"' in many
+    assert 'class="long"' not in few
+    assert many.count('<th scope="row"') == 500
+
+
+def test_reasons_against_the_other_candidates(document: Document) -> None:
+    text = " ".join(Reader(render(document())).text.split())
+    assert "slower and larger, though it loses less" in text  # dense, where nothing was said of it
+    assert "the budget forbids it" in text
+
+
+def test_files_are_whole_or_not_there(document: Document, tmp_path: Path) -> None:
+    path = tmp_path / "run.html"
+    write_report(document(), path)
+    assert path.read_text("utf-8") == render(document())
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(UsageError):
+        write_report({"sites": 3}, path)
+    assert path.read_text("utf-8") == render(document())
+    with pytest.raises(UsageError, match="no regular file"):
+        write_report(document(), tmp_path)
+    with pytest.raises(OSError, match="absent"):
+        write_report(document(), tmp_path / "absent" / "run.html")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["plain", "run.html"]
+
+
+def test_without_jinja_the_command_is_told(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'sparsecc\[report\]'"):
+        render(document())
