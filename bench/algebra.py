@@ -25,7 +25,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +214,24 @@ def dense_products(matrix: Csr, count: int, threads: Threads | None) -> dict[str
     }
 
 
-def joins(pair: tuple[Csr, Csr], count: int, threads: Threads | None) -> dict[str, Any]:
-    """Sum and element-wise product against SciPy, or two threads against one."""
-    a, b = pair
-    own = [native(a), native(b)]
-    theirs = {"add": lambda: a + b, "multiply": lambda: a.multiply(b)}
-    found: dict[str, Any] = {}
+def joins(matrices: Sequence[Csr], count: int, threads: Threads | None) -> dict[str, Any]:
+    """Sums and element-wise products of two and more against SciPy's, or two threads against one."""
+    own, found = [native(matrix) for matrix in matrices], {}
+    theirs: dict[str, Callable[[Csr, Csr], Csr]] = {
+        "add": lambda a, b: a + b,
+        "multiply": lambda a, b: a.multiply(b),
+    }
     for name, join in (("add", native_add), ("multiply", native_multiply)):
-        other = {"scipy": theirs[name]} if threads is None else {"one thread": partial(join, own)}
-        found[name] = ratios(median_times({"ours": partial(join, own, threads=threads), **other}, count))
+        for operands in range(2, len(matrices) + 1):
+            alone = partial(join, own[:operands])
+            other = (
+                {"scipy": partial(reduce, theirs[name], matrices[:operands])}
+                if threads is None
+                else {"one thread": alone}
+            )
+            found[name if operands == 2 else f"{name} of {operands}"] = ratios(
+                median_times({"ours": partial(alone, threads=threads), **other}, count)
+            )
     return found
 
 
@@ -363,7 +372,7 @@ def summary(figures: Mapping[str, Any]) -> dict[str, Any]:
     for group, rows in figures["dense"].items():
         for name in ("spmv", "spmm", "sddmm"):
             collect(f"{name}, {group}", [row[name] for row in rows.values() if name in row])
-    for name in ("add", "multiply"):
+    for name in next(iter(figures["joins"].values())):
         collect(name, [row[name] for row in figures["joins"].values()])
     collect("spgemm", figures["spgemm"].values())
     for name, rows in figures["mttkrp"].items():
@@ -393,7 +402,8 @@ def main(data: Path | None, count: int, output: Path | None) -> None:
     }
     if mkl is not None:
         mkl.mkl_set_num_threads(count)
-    first, second = {**even(1), **skewed(1)}, {**even(2), **skewed(2)}
+    alike = [{**even(seed), **skewed(seed)} for seed in (1, 2, 3, 4)]
+    first = alike[0]
     products = {
         name: matrix for name, matrix in real(folder).items() if matrix.shape[0] == matrix.shape[1] > 500
     }
@@ -412,7 +422,7 @@ def main(data: Path | None, count: int, output: Path | None) -> None:
             for name, matrix in skewed_small(1).items()
         }
         figures["joins"] = {
-            name: shown(name, joins((first[name], second[name]), count, threads)) for name in first
+            name: shown(name, joins([matrices[name] for matrices in alike], count, threads)) for name in first
         }
         figures["spgemm"] = {
             name: shown(name, matrix_product(m, m, count, threads)) for name, m in products.items()

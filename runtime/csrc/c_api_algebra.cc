@@ -116,7 +116,8 @@ int sparsecc_join(const sparsecc_tensor* operands, int32_t operand_count, int32_
     algebra::check_join(operands, operand_count);
     check_result(result, operands[0]);
     algebra::join(operands, operand_count,
-                  kind == SPARSECC_UNION ? algebra::Join::kUnion : algebra::Join::kIntersection, result, executor);
+                  kind == SPARSECC_UNION ? algebra::Join::kUnion : algebra::Join::kIntersection, result,
+                  choose_isa(nullptr), executor);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "algebra/fibres.h"
 #include "algebra/pipeline.h"
 #include "algebra/splitter.h"
 #include "algebra/tensor.h"
@@ -11,6 +12,34 @@
 
 namespace sparsecc::algebra {
 namespace {
+
+const MergeTable& merge_table(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::kAvx512:
+      return avx512::kMerge;
+    case Isa::kAvx2:
+      return avx2::kMerge;
+#elif defined(__aarch64__)
+    case Isa::kNeon:
+      return neon::kMerge;
+#endif
+    default:
+      return generic::kMerge;
+  }
+}
+
+template <class V, class I>
+const MergeKernels<V, I>& merge_kernels(Isa isa) {
+  const MergeTable& table = merge_table(isa);
+  if constexpr (sizeof(V) == 4) {
+    if constexpr (sizeof(I) == 4) return table.float_int32;
+    else return table.float_int64;
+  } else {
+    if constexpr (sizeof(I) == 4) return table.double_int32;
+    else return table.double_int64;
+  }
+}
 
 // Coordinates that are visited for one part: its results fit into the second cache.
 constexpr int64_t kGrain = 1 << 15;
@@ -160,14 +189,12 @@ class Phase {
       }
       store.merge_group();
     }
-    for (int64_t group = from.groups; group < to.groups; ++group) {
-      pos[group] = static_cast<I>(store.entries);
-      for (int32_t t = 0; t < count_; ++t)
-        windows[at(t)] = {groups_.begin[at(t)][group], groups_.end[at(t)][group]};
-      if (group + 1 == to.groups)
-        for (int32_t t = 0; t < count_; ++t) windows[at(t)].end = to.cursor[at(t)];
-      store.merge_group();
-    }
+    if (to.groups == from.groups) return {store.entries, store.work};
+    const int64_t last = to.groups - 1;  // which may go on in the next part
+    store.merge_groups(from.groups, last, pos);
+    pos[last] = static_cast<I>(store.entries);
+    for (int32_t t = 0; t < count_; ++t) windows[at(t)] = {groups_.begin[at(t)][last], to.cursor[at(t)]};
+    store.merge_group();
     return {store.entries, store.work};
   }
 
@@ -185,6 +212,9 @@ struct EmitLeaves {
   std::vector<Leaves<V, I>> leaves;
   I* crd;
   V* values;
+  int64_t columns;
+  bool adjacent;
+  const MergeKernels<V, I>& kernels;
 
   struct Store {
     const EmitLeaves& to;
@@ -194,36 +224,25 @@ struct EmitLeaves {
     V* values;
     int64_t entries = 0, work = 0;
     std::vector<Window> windows;
-    std::vector<int64_t> positions;
+    FibreMerger<V, I, kJoin> merger;
 
     // Without room, results are written where they belong.
     Store(const EmitLeaves& emit, int64_t room)
-        : to(emit), crd(emit.crd), values(emit.values), windows(emit.leaves.size()), positions(emit.leaves.size()) {
+        : to(emit),
+          crd(emit.crd),
+          values(emit.values),
+          windows(emit.leaves.size()),
+          merger(emit.kernels, emit.leaves, emit.columns, emit.adjacent) {
       if (room == 0) return;
       crd = own_crd.grow(room + 1);
       values = own_values.grow(room + 1);
     }
     void clear() { entries = work = 0; }
 
-    void merge_group() {
-      const std::vector<Leaves<V, I>>& from = to.leaves;
-      if (from.size() == 2) {
-        entries += merge_two<kJoin>(from[0], windows[0], from[1], windows[1], crd + entries, values + entries);
-        return;
-      }
-      merge<kJoin>(
-          windows.data(), static_cast<int64_t>(from.size()), positions.data(),
-          [&](int64_t t, int64_t position) { return int64_t{from[at(t)].crd[position]}; },
-          [&](int64_t coordinate, const int64_t* position) {
-            V value = kJoin == Join::kUnion ? V{0} : V{1};
-            for (size_t t = 0; t < from.size(); ++t) {
-              if (position[t] < 0) continue;
-              const V next = from[t].values[position[t]];
-              value = kJoin == Join::kUnion ? value + next : value * next;
-            }
-            crd[entries] = static_cast<I>(coordinate);
-            values[entries++] = value;
-          });
+    void merge_group() { entries += merger.merge_fibres(windows, crd + entries, values + entries); }
+
+    void merge_groups(int64_t first, int64_t last, I* pos) {
+      entries = merger.merge_groups(first, last, entries, pos, crd, values);
     }
 
     void finish(Place place) {
@@ -238,6 +257,7 @@ struct EmitLeaves {
 template <class V, class I, Join kJoin>
 struct EmitNodes {
   std::vector<const sparsecc_level*> level, next;  // of each operand
+  const Groups<I>& groups;
   I* crd;
   std::vector<I*> begin, end;
   int64_t* offset;
@@ -276,6 +296,14 @@ struct EmitNodes {
             work += weight(position);
             ++entries;
           });
+    }
+
+    void merge_groups(int64_t first, int64_t last, I* pos) {
+      for (int64_t group = first; group < last; ++group) {
+        pos[group] = static_cast<I>(entries);
+        for (size_t t = 0; t < windows.size(); ++t) windows[t] = {to.groups.begin[t][group], to.groups.end[t][group]};
+        merge_group();
+      }
     }
 
     Window below(size_t t, int64_t position) const {
@@ -333,8 +361,14 @@ int64_t most_nodes(const sparsecc_tensor* operands, int32_t count, int32_t level
 template <class V, class I, Join kJoin>
 class Joiner {
  public:
-  Joiner(const sparsecc_tensor* operands, int32_t count, sparsecc_result* out, const sparsecc_executor* executor)
-      : operands_(operands), count_(count), levels_(operands[0].level_count), out_(*out), executor_(executor) {}
+  Joiner(const sparsecc_tensor* operands, int32_t count, sparsecc_result* out, Isa isa,
+         const sparsecc_executor* executor)
+      : operands_(operands),
+        count_(count),
+        levels_(operands[0].level_count),
+        out_(*out),
+        isa_(isa),
+        executor_(executor) {}
 
   void run() {
     int64_t dense = 1;
@@ -366,7 +400,7 @@ class Joiner {
     auto made = std::make_unique<MadeGroups<I>>();
     const int64_t room = most_nodes(operands_, count_, level, kJoin);
     made->offset.grow(room + 1);
-    EmitNodes<V, I, kJoin> emit{{}, {}, crd(level), {}, {}, made->offset.data()};
+    EmitNodes<V, I, kJoin> emit{{}, {}, groups, crd(level), {}, {}, made->offset.data()};
     for (int32_t t = 0; t < count_; ++t) {
       made->begin.emplace_back().grow(room + 1);
       made->end.emplace_back().grow(room + 1);
@@ -390,10 +424,11 @@ class Joiner {
 
   void leaves(const Groups<I>& groups) {
     const int32_t level = levels_ - 1;
-    EmitLeaves<V, I, kJoin> emit{{}, crd(level), static_cast<V*>(out_.values)};
+    EmitLeaves<V, I, kJoin> emit{{}, crd(level), static_cast<V*>(out_.values), operands_[0].levels[level].size,
+                                 groups.offset == nullptr, merge_kernels<V, I>(isa_)};
     for (int32_t t = 0; t < count_; ++t)
       emit.leaves.push_back({static_cast<const I*>(operands_[t].levels[level].crd),
-                             static_cast<const V*>(operands_[t].values)});
+                             static_cast<const V*>(operands_[t].values), groups.begin[at(t)], groups.end[at(t)]});
     Phase<V, I, kJoin> phase(operands_, count_, level, groups);
     close(level, groups.count, phase.run(emit, pos(level), executor_).entries);
   }
@@ -421,6 +456,7 @@ class Joiner {
   const int32_t count_, levels_;
   int32_t first_ = 0;  // compressed level
   sparsecc_result& out_;
+  const Isa isa_;
   const sparsecc_executor* executor_;
 };
 
@@ -443,15 +479,15 @@ void check_join(const sparsecc_tensor* operands, int32_t count) {
   }
 }
 
-void join(const sparsecc_tensor* operands, int32_t count, Join how, sparsecc_result* out,
+void join(const sparsecc_tensor* operands, int32_t count, Join how, sparsecc_result* out, Isa isa,
           const sparsecc_executor* executor) {
   with_types(operands[0], [&](auto value, auto index) {
     using V = decltype(value);
     using I = decltype(index);
     if (how == Join::kUnion) {
-      Joiner<V, I, Join::kUnion>(operands, count, out, executor).run();
+      Joiner<V, I, Join::kUnion>(operands, count, out, isa, executor).run();
     } else {
-      Joiner<V, I, Join::kIntersection>(operands, count, out, executor).run();
+      Joiner<V, I, Join::kIntersection>(operands, count, out, isa, executor).run();
     }
   });
 }

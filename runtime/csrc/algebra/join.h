@@ -3,6 +3,7 @@
 #define SPARSECC_ALGEBRA_JOIN_H_
 
 #include "algebra/merge.h"
+#include "isa.h"
 #include "sparsecc/algebra.h"
 
 namespace sparsecc::algebra {
@@ -12,7 +13,7 @@ namespace sparsecc::algebra {
 void check_join(const sparsecc_tensor* operands, int32_t count);
 
 // Results go where `out` points to, whose room is that of sparsecc_join; counts are set to what there is.
-void join(const sparsecc_tensor* operands, int32_t count, Join how, sparsecc_result* out,
+void join(const sparsecc_tensor* operands, int32_t count, Join how, sparsecc_result* out, Isa isa,
           const sparsecc_executor* executor);
 
 }  // namespace sparsecc::algebra
