@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
+import numpy as np
 
 from sparsecc.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from sparsecc.ir import Model
     from sparsecc.runtime.balance import BusyNode
 
 __all__ = ["inspect_partition"]
@@ -40,6 +43,8 @@ def inspect_partition(
             site["work"] if site["parts"] else "-",
             f"{site['max']} / {site['mean']:.0f}" if site["parts"] else "-",
             f"{site['lambda']:.3f}" if site["parts"] else "-",
+            site["cut"],
+            f"{site['stored_parts']}, {site['stored_lambda']:.3f}" if site["stored_parts"] else "-",
             f"{1e3 * site['seconds']:.3f}",
             " ".join(f"{1e3 * seconds:.3f}" for seconds in site["busy_seconds"]),
             f"{site['busy_lambda']:.2f}",
@@ -53,6 +58,8 @@ def inspect_partition(
             ">work",
             ">largest / mean part",
             ">lambda",
+            "cut",
+            ">stored parts, lambda",
             ">ms",
             ">busy ms of threads",
             ">lambda",
@@ -70,13 +77,12 @@ def _document(
     path: str, parts: int | None, threads: int, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, Any]:
     from sparsecc import ir
-    from sparsecc.report.measured import part_works
     from sparsecc.target import Target
 
     model = ir.Model.load(path)
     threads = threads or Target.host().cores or 1
     parts = parts or threads
-    work = part_works(model, parts)
+    cuts = _cuts(model, parts)
     nodes = _measured(model, threads, shapes)
     order = {
         str(node.name): number
@@ -91,22 +97,63 @@ def _document(
         "runs": _RUNS,
         "busy_seconds": [seconds / _RUNS for seconds in total],
         "busy_lambda": max(total) * len(total) / sum(total) if sum(total) else 1.0,
-        "sites": [_site(node, work.get(node.name, ())) for node in nodes],
+        "sites": [_site(node, cuts.get(node.name, _Cut())) for node in nodes],
     }
 
 
-def _site(node: BusyNode, work: Sequence[int]) -> dict[str, Any]:
-    """The entry of one node; without parts where rows of x or pixels are dealt rather than weights."""
-    whole = sum(work)
+@dataclass(frozen=True)
+class _Cut:
+    """How the work of one operator is cut.
+
+    Attributes:
+        by: who decides, or when.
+        work: of each part; empty where rows of x or pixels are dealt rather than weights.
+        table: work of each part that the file stores; empty: it stores none.
+    """
+
+    by: str = "by rows of x"
+    work: tuple[int, ...] = ()
+    table: tuple[int, ...] = ()
+
+
+def _cuts(model: Model, parts: int) -> dict[str, _Cut]:
+    """Our operators by name."""
+    from sparsecc.ir.cuts import stored_cuts
+    from sparsecc.ir.ops_algebra import EINSUMS
+    from sparsecc.ir.sparse_ops import DOMAIN
+    from sparsecc.report.measured import part_works
+
+    works = part_works(model, parts)
+    found = {name: _Cut("when it is packed", work) if work else _Cut() for name, work in works.items()}
+    for node in (node for graph in model.graphs() for node in graph if node.domain == DOMAIN):
+        name, stored = str(node.name), stored_cuts(node)
+        table = () if stored is None else tuple(map(int, np.diff(stored.sum(0))))
+        if node.op_type in EINSUMS:
+            found[name] = _Cut("in the file" if table else "at each run", works[name], table)
+        elif table:
+            found[name] = replace(found.get(name, _Cut()), table=table)
+    return found
+
+
+def _balance(work: Sequence[int]) -> float:
+    return max(work) * len(work) / sum(work) if sum(work) else 1.0
+
+
+def _site(node: BusyNode, cut: _Cut) -> dict[str, Any]:
+    """The entry of one node."""
+    whole = sum(cut.work)
     return {
         "name": node.name,
         "op": node.op,
-        "parts": len(work),
-        "part_work": list(work),
+        "parts": len(cut.work),
+        "part_work": list(cut.work),
         "work": whole,
-        "max": max(work, default=0),
-        "mean": whole / len(work) if work else 0.0,
-        "lambda": max(work) * len(work) / whole if whole else 1.0,
+        "max": max(cut.work, default=0),
+        "mean": whole / len(cut.work) if cut.work else 0.0,
+        "lambda": _balance(cut.work),
+        "cut": cut.by,
+        "stored_parts": len(cut.table),
+        "stored_lambda": _balance(cut.table),
         "seconds": node.seconds / _RUNS,
         "busy_seconds": [seconds / _RUNS for seconds in node.threads],
         "busy_lambda": node.balance,

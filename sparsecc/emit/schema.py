@@ -44,6 +44,7 @@ from sparsecc.emit.ops_algebra import algebra_operators
 from sparsecc.emit.ops_planes import plane_operators
 from sparsecc.emit.ops_recurrent import recurrent_operators
 from sparsecc.emit.ops_transformer import transformer_operators
+from sparsecc.ir.ops_algebra import CUTS
 from sparsecc.ir.sparse_ops import ACTIVATIONS, FAMILIES
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["LinearOp", "operators"]
+
+_CUTS = Attribute(
+    CUTS,
+    "ints",
+    "rows of blocks (or of single weights), then blocks, before each part, as the pass `partition` writes it for "
+    "kernels that read it; optional, and no kernel for CPUs does",
+    optional=True,
+)
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class LinearOp(Operator):
             Attribute("layout_version", "int", "1"),
             *((Attribute("alpha", "float", "slope below zero"),) if self.activation == "LeakyRelu" else ()),
             *(conv if self.conv else ()),
+            _CUTS,
         )
 
     def output_shape(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import RuntimeMissingError
 from sparsecc.ir import Model
-from sparsecc.ir.ops_algebra import CUTS, EINSUMS
+from sparsecc.ir.cuts import stored_cuts
+from sparsecc.ir.ops_algebra import EINSUMS
 from sparsecc.ir.packed import PackedSite, packed_sites
 from sparsecc.plan.items import Choice, Item
 from sparsecc.sparse import Pattern, QuantizedTensor, detect
@@ -177,14 +177,12 @@ def _packed_work(site: PackedSite, parts: int) -> tuple[int, ...]:
 
 def _stored_work(node: onnx_ir.Node, parts: int) -> tuple[int, ...]:
     """What the cuts that the pass ``partition`` stored give each part, of as many as are in the table."""
-    attribute = node.attributes.get(CUTS)
-    cuts = [] if attribute is None else list(attribute.as_ints())
-    stored = len(cuts) // 2 - 1
-    step = next((step for step in range(1, stored + 1) if stored % step == 0 and stored // step <= parts), 0)
-    if not step:
+    table = stored_cuts(node)
+    if table is None:
         return ()
-    before = [row + entry for row, entry in zip(cuts[: stored + 1], cuts[stored + 1 :], strict=False)]
-    return tuple(high - low for low, high in pairwise(before[::step]))
+    work = np.diff(table.sum(0))
+    count = next(count for count in range(min(parts, len(work)), 0, -1) if len(work) % count == 0)
+    return tuple(work.reshape(count, -1).sum(1).tolist())
 
 
 def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:

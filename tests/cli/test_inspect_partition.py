@@ -38,7 +38,14 @@ def test_every_operator_has_parts_and_threads(sparsecc: Run, mlp: Path, tmp_path
         assert site["max"] == max(site["part_work"])
         assert site["lambda"] == pytest.approx(site["max"] / site["mean"])
         assert 0 < max(site["busy_seconds"]) <= site["seconds"]
+        assert (site["cut"], site["stored_parts"]) == ("when it is packed", 0)
     assert len(document["busy_seconds"]) <= 2
+    cut = tmp_path / "cut.onnx"
+    run = sparsecc("optimize", out, "-o", cut, "--pipeline", "partition{packed=true}", "--keep-slower")
+    assert run.code == 0, run.err
+    sites = json.loads(sparsecc("inspect", cut, *arguments[2:], "--json").out)["sites"]
+    assert [site["stored_parts"] for site in sites] == [64, 64]
+    assert [site["part_work"] for site in sites] == [site["part_work"] for site in document["sites"]]
     text = sparsecc(*arguments, "--parts", 4).out.splitlines()
     assert [line.split()[0] for line in text[1:3]] == ["fc1", "fc2"]
     assert text[-1].startswith("work of one row of x in 4 parts; times of one run on 2 threads")
@@ -79,6 +86,9 @@ def test_stored_cuts_are_shown(sparsecc: Run, tmp_path: Path) -> None:
         assert result.code == 0, result.err
         (sites[name],) = json.loads(result.out)["sites"]
     assert sites["plain"]["part_work"] == []
+    assert (sites["plain"]["cut"], sites["plain"]["stored_parts"]) == ("at each run", 0)
+    assert (sites["cut"]["cut"], sites["cut"]["stored_parts"]) == ("in the file", 64)
+    assert 1 <= sites["cut"]["stored_lambda"] <= -(-(60 + mask.sum()) // 64) * 64 / (60 + mask.sum())
     assert sparsecc("inspect", tmp_path / "cut.onnx").code == 0  # its operands are no packed weights
     work = 60 + int(mask.sum())
     assert sites["cut"]["part_work"] == [(part + 1) * work // 4 - part * work // 4 for part in range(4)]

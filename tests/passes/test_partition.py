@@ -7,12 +7,17 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import scipy.sparse
 
 from sparsecc import emit, runtime
-from sparsecc.errors import SpecError
+from sparsecc.algebra import Compressed, Dense, Tensor, Walk, split
+from sparsecc.errors import ModelError, SpecError
 from sparsecc.ir import Model
+from sparsecc.ir.cuts import store_cuts, stored_cuts
 from sparsecc.ir.ops_algebra import CUTS, Csr, einsum_node
+from sparsecc.ir.packed import packed_weight
 from sparsecc.pm import PassContext, Pipeline
+from sparsecc.target import Target
 
 FORMS = {"ij,j->i": [(700,)], "ij,jn->in": [(700, 9)], "ij,ik,jk->ij": [(500, 5), (700, 5)]}
 
@@ -176,3 +181,155 @@ def test_tables_of_computed_patterns_are_not_looked_at():
     feeds = {"positions": positions, "coordinates": coordinates,
              "values": np.ones(len(coordinates), np.float32), "x0": np.ones(700, np.float32)}  # fmt: skip
     np.testing.assert_allclose(session.run(None, feeds)[0], np.diff(positions), rtol=1e-5)
+
+
+def chain(equations: list[str], *, same: bool = True, features: int | str = 9) -> Model:
+    """y = A relu(A relu(.. x)) with A the pattern above, or each time another; ``features`` columns."""
+    rng = np.random.default_rng(3)
+    mask = rng.random((400, 400)) < 0.05
+    x = ir.Value(name="x", shape=ir.Shape((400, features)), type=ir.TensorType(ir.DataType.FLOAT))
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 18, "ai.sparsecc": 1}, name="g")
+    value, first = x, None
+    for at, equation in enumerate(equations):
+        if first is None or not same:
+            first = emit.csr_constants(graph, scipy.sparse.csr_array(mask * (at + 1.0)), f"a{at}")
+            mask = rng.random((400, 400)) < 0.05
+        node = einsum_node(equation, first, value, name=f"op{at}")
+        relu = ir.Node("", "Relu", [node.outputs[0]], name=f"relu{at}")
+        graph.extend([node, relu])
+        node.outputs[0].name, relu.outputs[0].name = f"p{at}", f"r{at}"
+        value = relu.outputs[0]
+    graph.outputs.append(value)
+    value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((400, features))
+    model = Model(ir.Model(graph, ir_version=8))
+    emit.finalize(model)
+    return model
+
+
+SPMM = "ij,jn->in"
+
+
+def test_regions_have_one_table_that_fits_the_cache():
+    model = chain([SPMM, SPMM, SPMM], features=7)
+    before = outputs(model)
+    report = Pipeline.parse("partition{parts=1 fit=l2}").run(
+        model, PassContext(target=Target("cpu", l2_bytes=24_000))
+    )[0]
+    tables = [list(node.attributes[CUTS].as_ints()) for node in model.onnx.graph if CUTS in node.attributes]
+    assert len(tables) == 3
+    assert tables[0] == tables[1] == tables[2]
+    (numbers,) = {tuple(sorted(change.numbers.items())) for change in report.changed}
+    numbers = dict(numbers)
+    assert "one table for op0, op1, op2" in report.changed[0].detail
+    # By hand: what each part reads and writes, every tensor once; one part less would not fit.
+    node = next(iter(model.onnx.graph))
+    positions, coordinates = (value.const_value.numpy() for value in node.inputs[:2])
+    walk = Walk.of(Tensor((400, 400), (0, 1), (Dense(400), Compressed(400, positions, coordinates)),
+                          np.ones(len(coordinates), np.float32)))  # fmt: skip
+
+    def touched(parts):
+        rows, entries = split([walk], parts).cursors[0]
+        sets = []
+        for part in range(parts):
+            mine = slice(entries[part], entries[part + 1])
+            columns = len(set(coordinates[mine].tolist()))
+            sets.append(
+                (rows[part + 1] - rows[part] + 1) * (4 + 3 * 7 * 4)  # three results
+                + len(coordinates[mine]) * (4 + 4)  # coordinates and the values, which all share
+                + columns * 3 * 7 * 4  # three operands
+            )
+        return max(sets)
+
+    parts = numbers["parts"]
+    assert parts > 1
+    assert parts & (parts - 1) == 0
+    assert numbers["set_bytes"] == touched(parts) <= 24_000 < touched(parts // 2)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    for y in (outputs(model), outputs(model, threads=2), outputs(model, library=False)):
+        np.testing.assert_allclose(y, before, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "cache", "detail"),
+    [
+        (lambda: chain([SPMM, SPMM], same=False), 24_000, "cut into 8 parts"),
+        (lambda: chain([SPMM], features="N"), 24_000, "shapes that are not known"),
+        (lambda: chain([SPMM, SPMM]), 100, "not even so many fit"),
+        (lambda: chain([SPMM]), 1 << 30, "cut into 2 parts"),
+    ],
+)
+def test_regions_are_of_one_pattern_and_sizes_must_be_known(model, cache, detail):
+    report = Pipeline.parse("partition{parts=2 fit=l2}").run(
+        model(), PassContext(target=Target("cpu", l2_bytes=cache))
+    )[0]
+    for change in report.changed:
+        assert detail in change.detail
+        assert change.numbers["max"] <= -(-change.numbers["work"] // change.numbers["parts"])
+        assert "op0, op1" not in change.detail or cache == 100
+
+
+def test_kernels_take_as_many_parts_as_the_table_has_where_there_is_work_for_them():
+    """More than 64, which is the most that they cut into themselves."""
+    model = chain([SPMM], features=300)
+    before = outputs(model)
+    cut(model, "partition{parts=512}")
+    alone = outputs(model)
+    np.testing.assert_allclose(alone, before, rtol=1e-3, atol=1e-3)
+    for threads in (2, 3):
+        np.testing.assert_array_equal(outputs(model, threads=threads), alone)
+
+
+def test_scores_and_weights_of_attention_are_one_region():
+    seen = scipy.sparse.csr_array(np.tri(64, dtype=np.float32))
+    model = emit.sparse_attention_model(seen, heads=2, size=8)
+    report = cut(model, "partition{fit=l2}")
+    assert len(report.changed) == 2
+    assert all("one table for" in change.detail for change in report.changed)
+
+
+@pytest.mark.parametrize("layout", ["unstructured", "16x1", "2:4"])
+def test_tables_of_packed_weights(layout):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((48, 40)).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[3,40] x) => (float[3,48] y) { y = Gemm<transB=1>(x, w) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    model = Model.from_proto(proto)
+    lower = f"prune-magnitude{{pattern={layout} sparsity=0.5}},choose-layout{{layout={layout}}},lower-sparse"
+    Pipeline.parse(lower).run(model, PassContext())
+    before = outputs(model)
+    (skip,) = cut(model).skipped
+    assert "the library deals packed weights itself" in skip.reason
+    (change,) = cut(model, "partition{parts=4 packed=true}").changed
+    node = next(node for node in model.onnx.graph if node.domain)
+    table, packed = stored_cuts(node), packed_weight(node)
+    rows, columns = packed.pattern.grid(packed.shape)
+    starts = np.searchsorted(packed.validate(), np.arange(rows + 1) * columns)
+    assert table[:, -1].tolist() == [rows, starts[-1]]
+    for row, unit in table[:, 1:].T:
+        assert starts[row - 1] <= unit <= starts[row]
+    assert np.diff(table.sum(0)).max() == change.numbers["max"] <= -(-(rows + starts[-1]) // 4)
+    emit.finalize(model)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    np.testing.assert_array_equal(outputs(model), before)
+    np.testing.assert_allclose(outputs(model, library=False), before, rtol=1e-4, atol=1e-4)
+    assert "already" in cut(model, "partition{parts=4 packed=true}").skipped[0].reason
+    on_cuda = Pipeline.parse("partition").run(model, PassContext(target=Target("cuda")))[0]
+    assert on_cuda.changed[0].numbers["parts"] == 64
+    shape = node.inputs[3]
+    shape.const_value = ir.Tensor(np.array([48, 4]), name=shape.name)
+    assert "malformed" in cut(model, "partition{packed=true}").skipped[0].reason
+
+
+@pytest.mark.parametrize("numbers", [[], [0, 0], [0, 1, 2], [1, 2, 0, 3], [0, 2, 1, 0, 1, 2]])
+def test_tables_that_do_not_rise_are_refused(numbers):
+    node = next(iter(model_of("ij,j->i").onnx.graph))
+    node.attributes[CUTS] = ir.AttrInt64s(CUTS, numbers)
+    with pytest.raises(ModelError, match="attribute 'cuts'"):
+        stored_cuts(node)
+    assert store_cuts(node, np.array([[0, 5], [0, 7]]))
+    np.testing.assert_array_equal(stored_cuts(node), [[0, 5], [0, 7]])
+    node.attributes[CUTS] = ir.AttrString(CUTS, "no")
+    with pytest.raises(ModelError, match="is no table"):
+        stored_cuts(node)

@@ -41,8 +41,9 @@ class Parts {
   static RowCuts cut(const sparsecc_tensor& tensor, int64_t width) {
     const sparsecc_level& last = tensor.levels[tensor.level_count - 1];
     const int64_t work = last.pos_count - 1 + last.crd_count;
-    const int64_t parts = parts_for(work, std::max<int64_t>(kGrain / std::max<int64_t>(width, 1), 1));
-    return has_cuts(tensor) ? given(tensor, parts) : cut_rows(last, 1, 1, parts);
+    const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(width, 1), 1);
+    return has_cuts(tensor) ? given(tensor, std::max<int64_t>(work / grain, 1))
+                            : cut_rows(last, 1, 1, parts_for(work, grain));
   }
 
   // Every so many cuts of the table, so that there are at most `most` parts.
