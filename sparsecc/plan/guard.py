@@ -87,7 +87,7 @@ class Verdict:
 def fastest_within(
     points: Sequence[Choice],
     assemble: Callable[[Choice], Attempt],
-    safer: Callable[[Choice, Choice], Choice | None],
+    safer: Callable[[Choice], Choice | None],
     limits: Limits,
     most: int,
 ) -> Verdict:
@@ -95,13 +95,13 @@ def fastest_within(
 
     Bisection between the safest point and the fastest. The first guess is the fastest point whose predicted damage is
     allowed; what is measured of a point corrects the prediction for the others. Between the last point that holds and
-    the first that does not, single items are taken back towards the safer one while attempts are left. If nothing
+    the first that does not, single items are taken back while attempts are left. If nothing
     holds the safest point is made, which changes nothing that is not lossless.
 
     Args:
         points: of a Pareto front, from the safest to the fastest; the first is the model as it is.
         assemble: makes a choice real and measures it.
-        safer: ``safer(choice, floor)`` is ``choice`` with one item closer to ``floor``; None if there is none.
+        safer: a choice with one item that does less damage; None if there is none.
         limits: of the drop, and of the size if any.
         most: attempts, that of the safest point not counted; at least 1.
     """
@@ -174,11 +174,11 @@ def _taken_back(
     floor: Choice,
     failed: Attempt,
     assemble: Callable[[Choice], Attempt],
-    safer: Callable[[Choice, Choice], Choice | None],
+    safer: Callable[[Choice], Choice | None],
     limits: Limits,
     most: int,
 ) -> list[Attempt]:
-    """Attempts from ``failed`` towards ``floor``, item by item, until one holds.
+    """Attempts from ``failed`` back to the damage of ``floor``, item by item, until one holds.
 
     The steps grow where one item more does not bring back enough of what is missing.
     """
@@ -187,8 +187,8 @@ def _taken_back(
     steps = 1
     while len(found) < most and choice is not None:
         for _ in range(steps):
-            choice = None if choice is None else safer(choice, floor)
-        if choice is None or choice.chosen == floor.chosen:
+            choice = None if choice is None else safer(choice)
+        if choice is None or choice.damage <= floor.damage:
             break
         found.append(assemble(choice))
         if not limits.misses(found[-1]):

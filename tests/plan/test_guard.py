@@ -35,10 +35,10 @@ def front() -> list[Choice]:
     return points
 
 
-def safer(choice: Choice, floor: Choice) -> Choice | None:
+def safer(choice: Choice) -> Choice | None:
     steps = list(choice.chosen.values())
     for at in reversed(range(ITEMS)):
-        if steps[at] > floor.chosen[f"i{at}"]:
+        if steps[at]:
             steps[at] -= 1
             return choice_of(tuple(steps))
     return None
