@@ -23,7 +23,16 @@ from sparsecc.calib.synthetic import synthetic_inputs
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model, TensorSpec
 
-__all__ = ["Batch", "Batches", "from_arrays", "open_source", "synthetic"]
+__all__ = [
+    "LABELS",
+    "Batch",
+    "Batches",
+    "from_arrays",
+    "load_function",
+    "open_source",
+    "read_arrays",
+    "synthetic",
+]
 
 #: One set of inputs by name.
 Batch: TypeAlias = dict[str, NDArray[Any]]
@@ -40,6 +49,9 @@ _STEPS = re.compile(r"seq|len|time|tok|step|^[tls]$")
 _FORMS = "a .npz file, a folder of .npz or .npy files, FILE.py:FUNCTION, or synthetic"
 
 _SYNTHETIC_BATCHES = 8
+
+#: Names of arrays beside the inputs that say what outputs should be; metrics read them.
+LABELS = ("labels", "label", "targets", "target", "scores", "score")
 
 
 def open_source(spec: str, model: Model, num_samples: int | None, seed: int) -> Batches:
@@ -198,7 +210,12 @@ def _require_file(path: Path) -> None:
         )
 
 
-def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an ``.npz`` by name.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
     _require_file(path)
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path.name}: cannot be read: no .npz, or cut short; write it with numpy.savez")
@@ -209,9 +226,15 @@ def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[
         raise UsageError(
             f"{path.name}: cannot be read as a .npz of plain arrays ({error}); write it with numpy.savez"
         ) from error
+    return arrays
+
+
+def _read_npz(path: Path, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+    """The inputs in the file; what outputs should be may stand beside them."""
+    arrays = read_arrays(path)
     if list(arrays) == ["arr_0"] and len(specs) == 1:
         return {next(iter(specs)): arrays["arr_0"]}  # numpy.savez(file, x) without a name
-    return arrays
+    return {name: array for name, array in arrays.items() if name in specs or name not in LABELS}
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
@@ -297,11 +320,29 @@ def _with_batch_axis(
 # -------------------------------------------------------------------------------------- Python functions
 
 
-def _from_function(path: Path, name: str, specs: Mapping[str, TensorSpec]) -> Batches:
-    function = getattr(_load_module(path), name, None)
-    where = f"{path.name}:{name}"
+def load_function(spec: str, default: str) -> tuple[Callable[..., Any], str]:
+    """Return the function that ``FILE.py:FUNCTION`` names, and what errors call it. The file is executed.
+
+    Args:
+        spec: as above; ``FILE.py`` alone means its function ``default``.
+        default: see there.
+
+    Raises:
+        UsageError: there is no such file or function, or the file fails.
+    """
+    file, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", default)
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"{file} does not exist; give FILE.py:FUNCTION")
+    function = getattr(_load_module(path), name or default, None)
+    where = f"{path.name}:{name or default}"
     if not callable(function):
-        raise UsageError(f"{where}: no such function; define {name}() that yields dictionaries of arrays")
+        raise UsageError(f"{where}: no such function; define {name or default}() in {path.name}")
+    return function, where
+
+
+def _from_function(path: Path, name: str, specs: Mapping[str, TensorSpec]) -> Batches:
+    function, where = load_function(f"{path}:{name}", name)
 
     def batches() -> Iterator[Batch]:
         for number, item in enumerate(_items(function, where)):

@@ -10,19 +10,24 @@ from sparsecc.plan.acceptance import (
     runnable_inputs,
     timing_inputs,
 )
+from sparsecc.plan.candidates import FAMILIES, find_items
 from sparsecc.plan.choose import back_off, bound, choice_of, choose, front
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.making import Made, Setting, make
+from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
+from sparsecc.plan.results import Results
 from sparsecc.plan.rounds import run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
+    "METRICS",
     "TOLERANCE",
     "Candidate",
     "Choice",
@@ -33,6 +38,8 @@ __all__ = [
     "Latency",
     "Made",
     "MeasuredCosts",
+    "Metric",
+    "Results",
     "Setting",
     "SiteDecision",
     "back_off",
@@ -42,13 +49,16 @@ __all__ = [
     "choice_of",
     "choose",
     "decisions",
+    "find_items",
     "front",
     "library_found",
     "load_reference",
     "machine_facts",
     "make",
+    "open_metric",
     "open_setting",
     "preset",
+    "read_labels",
     "run_where_it_pays",
     "runnable_inputs",
     "timing_inputs",

@@ -60,6 +60,7 @@ class Item:
         candidates: the first is the form that the sites have already, with error 0.
         sensitivity: damage to the metric of the model per squared error of the item; from measured replacements.
         groups: by label what the item belongs to that must not be split, for instance ``region`` of a device.
+        dropped: what is not chosen from, each with the reason as its note; what was not measured is NaN.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Item:
     candidates: tuple[Candidate, ...]
     sensitivity: float = 1.0
     groups: Mapping[str, str] | None = None
+    dropped: tuple[Candidate, ...] = ()
 
     def damage(self, candidate: Candidate) -> float:
         """Predicted damage to the metric of the model if the item takes ``candidate``."""

@@ -14,7 +14,7 @@ from sparsecc import emit, verify
 from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.quantized import data_input
-from sparsecc.ir.sparse_ops import initializer
+from sparsecc.ir.sparse_ops import DOMAIN, initializer
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, ChooseLayout, mark, unmark
 from sparsecc.passes.lower.linear_form import Borders, LinearForm, Refusal, borders, linear_form
 from sparsecc.passes.lower.lower_sparse import LowerSparse
@@ -209,6 +209,28 @@ class MeasuredCosts:
         )
         return RewriteCost(row["dense"], row["ms"], _constant_bytes(own), int(row["bytes"]))
 
+    def part_rewritten(
+        self, part: Model, rewrite: Callable[[Model], None], key: str, *, custom_ops: bool
+    ) -> tuple[RewriteCost, bool]:
+        """What a part of a model costs by itself, dense and rewritten, and whether the latter has sparse operators.
+
+        Args:
+            part: its inputs have static shapes; not changed.
+            rewrite: changes the copy that it is given. Where that ends between bytes, these are what is timed.
+            key: says all that the times depend on.
+            custom_ops: whether sparse operators may stand for products with many zeros.
+
+        Raises:
+            MeasurementError: it cannot be timed; the message says why.
+        """
+        row = self.table.get_or_measure(
+            f"part {key} threads={self._threads} custom-ops={custom_ops:d}",
+            ("dense", "ms", "bytes", "sparse-ops"),
+            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops),
+        )
+        cost = RewriteCost(row["dense"], row["ms"], _constant_bytes(part), int(row["bytes"]))
+        return cost, bool(row["sparse-ops"])
+
     def _rewritten(
         self, own: Model, rewrite: Callable[[Model, Sequence[Site]], None], custom_ops: bool
     ) -> dict[str, float]:
@@ -219,8 +241,12 @@ class MeasuredCosts:
             inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
             ChooseLayout().run(candidate, PassContext(costs=inner))
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
-        times = self._time_variants([own, candidate], ["ms"], inputs)
-        return {**times, "bytes": _constant_bytes(candidate)}
+        _begin_with_bytes(candidate)
+        times = self._time_variants(
+            [own, candidate], ["ms"], {**inputs, **_random_inputs(candidate, self._seed)}
+        )
+        sparse = any(node.domain == DOMAIN for node in candidate.onnx.graph)
+        return {**times, "bytes": _constant_bytes(candidate), "sparse-ops": float(sparse)}
 
     def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
         if (
@@ -303,6 +329,28 @@ class MeasuredCosts:
 
         key += f" threads={self._threads}"
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
+
+
+def _begin_with_bytes(model: Model) -> None:
+    """Let a part that quantises its input with a given range begin, and end, with the bytes its neighbours hold."""
+    graph = model.onnx.graph
+    for at, value in enumerate(graph.inputs):
+        readers = value.consumers()
+        if len(readers) == 1 and readers[0].op_type == "QuantizeLinear":
+            codes = readers[0].outputs[0]
+            shape = [size for size in value.shape or () if isinstance(size, int)]
+            begin = _input(f"{value.name}.codes", shape, onnx_ir.DataType.UINT8)
+            codes.replace_all_uses_with(begin)
+            graph.remove(readers[0])
+            graph.inputs[at] = begin
+    for at, value in enumerate(graph.outputs):
+        producer = value.producer()
+        if producer is not None and producer.op_type == "DequantizeLinear" and producer.inputs[0] is not None:
+            codes = producer.inputs[0]
+            if codes.producer() is not None and not value.consumers():
+                codes.type = onnx_ir.TensorType(onnx_ir.DataType.UINT8)
+                graph.outputs[at] = codes
+                graph.remove(producer)
 
 
 def _constant_bytes(model: Model) -> int:

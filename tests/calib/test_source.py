@@ -176,7 +176,7 @@ OK = {"x": ramp(4, 3), "ids": ramp(4, 2, dtype=np.int64)}
     [
         ({"x": ramp(4, 3)}, "no array for input ids; the model reads x, ids"),
         ({"x": OK["x"], "idz": OK["ids"]}, "'idz' is no input .* x, ids; rename it to 'ids'"),
-        ({**OK, "labels": ramp(4)}, "'labels' is no input"),
+        ({**OK, "extra": ramp(4)}, "'extra' is no input"),
         ({**OK, "x": ramp(3)}, "shape .* 1 axes, but the input has 2"),
         ({**OK, "x": ramp(1, 4, 1, 3)}, "4 axes, but the input has 2"),
         ({**OK, "x": ramp(4, 5)}, r"shape \[4, 5\] but the input has \[\?, 3\]"),
