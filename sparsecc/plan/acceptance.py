@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,10 @@ _QUANTIZED_TOLERANCE = 0.25
 SLOWEST_ALLOWED = 1.02
 #: Seconds spent on the final comparison with the input model.
 _FINAL_SECONDS = 10.0
+
+#: Names under which a final comparison is kept in the table.
+_SIDES = ("before", "after")
+_QUANTILES = tuple(field.name for field in fields(verify.Spread))
 
 #: Sizes tried for symbolic dimensions when a model cannot run on the usual small one.
 _LARGER_SIZES = (128, 512)
@@ -91,12 +95,14 @@ def timing_inputs(
 
 @dataclass(frozen=True)
 class Latency:
-    """Median time of the input and of the output model, interleaved in one process, in ms."""
+    """Median time of the input and of the output model, interleaved in one process, in ms, and how times spread."""
 
     before_ms: float
     after_ms: float
     speedup: float
     threads: int
+    before: verify.Spread | None = None
+    after: verify.Spread | None = None
 
 
 class Judge:
@@ -139,10 +145,13 @@ class Judge:
         digest = hashlib.sha256(pair.encode()).hexdigest()[:16]
         times = self._table.get_or_measure(
             f"final {digest} threads={self._threads}",
-            ("before", "after", "speedup"),
+            ["speedup", *(f"{side}_{name}" for side in _SIDES for name in _QUANTILES)],
             lambda: self._time(model),
         )
-        return Latency(times["before"], times["after"], times["speedup"], self._threads)
+        before, after = (
+            verify.Spread(**{name: times[f"{side}_{name}"] for name in _QUANTILES}) for side in _SIDES
+        )
+        return Latency(before.median, after.median, times["speedup"], self._threads, before, after)
 
     def _time(self, model: Model) -> dict[str, float]:
         """Times of the input and of ``model``; once more, and longer, where noise may have spoken against it."""
@@ -157,11 +166,12 @@ class Judge:
             )
             if result.ratio_to_first[-1] * SLOWEST_ALLOWED >= 1:
                 break
-        return {
-            "before": result.models[0].median_ms,
-            "after": result.models[-1].median_ms,
-            "speedup": result.ratio_to_first[-1],
+        spreads = {
+            f"{side}_{name}": value
+            for side, timing in zip(_SIDES, (result.models[0], result.models[-1]), strict=True)
+            for name, value in asdict(timing.spread).items()
         }
+        return {**spreads, "speedup": result.ratio_to_first[-1]}
 
 
 def _tolerance(model: Model) -> float:

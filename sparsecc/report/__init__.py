@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
+from sparsecc.report.reading import parse_document, read_document
 from sparsecc.report.render import render, write_report
-from sparsecc.report.schema import RunDocument, parse_document, read_document
+from sparsecc.report.schema import RunDocument
 
 __all__ = ["RunDocument", "parse_document", "read_document", "render", "write_report"]

@@ -19,13 +19,38 @@ from sparsecc.ir.packed import PackedSite, packed_sites
 from sparsecc.plan.items import Choice, Item
 from sparsecc.sparse import Pattern, QuantizedTensor, detect
 
-__all__ = ["command_line", "item_rows", "part_works", "partition_rows", "pattern_thumbnails", "spectra"]
+__all__ = [
+    "command_line",
+    "item_rows",
+    "measured_parts",
+    "part_works",
+    "partition_rows",
+    "pattern_thumbnails",
+    "spectra",
+]
 
 _CELLS = 32  # of a thumbnail along its longer side
 _CORNER = 32  # entries that are shown one by one
 _PARTS = 8  # threads of a usual machine
 _SAMPLES = 64  # of a spectrum
 _FEW_ZEROS = 0.05  # of a dense weight: some numbers are zero by chance
+
+
+def measured_parts(result: Model, dense: Model) -> dict[str, Any]:
+    """The parts of a run document that are read from models: thumbnails, partition, spectra.
+
+    Args:
+        result: the model that is written.
+        dense: the model it was made from, whose weights have the spectra.
+
+    Raises:
+        ModelError: a packed weight is malformed.
+    """
+    return {
+        "thumbnails": pattern_thumbnails(result),
+        "partition": partition_rows(result),
+        "spectra": spectra(dense),
+    }
 
 
 def pattern_thumbnails(model: Model) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from sparsecc.errors import MissingExtraError, UsageError
 from sparsecc.report.page import view
-from sparsecc.report.schema import RunDocument, parse_document
+from sparsecc.report.reading import parse_document
+from sparsecc.report.schema import RunDocument
 from sparsecc.report.svg import Html, breakable
 
 __all__ = ["render", "write_report"]

@@ -6,7 +6,7 @@ from sparsecc.calib import Arrays, ModelLike, Session, synthetic_inputs, tap, te
 from sparsecc.verify.compare import OutputDiff, compare, compare_arrays, worst_rel_l2
 from sparsecc.verify.inputs import make_inputs
 from sparsecc.verify.session import runner, session
-from sparsecc.verify.timing import Benchmark, Timing, benchmark, time_interleaved
+from sparsecc.verify.timing import Benchmark, Spread, Timing, benchmark, time_interleaved
 
 __all__ = [
     "Arrays",
@@ -14,6 +14,7 @@ __all__ = [
     "ModelLike",
     "OutputDiff",
     "Session",
+    "Spread",
     "Timing",
     "benchmark",
     "compare",

@@ -15,7 +15,7 @@ from sparsecc.calib import Arrays, ModelLike, Session, run_error
 from sparsecc.errors import UsageError
 from sparsecc.verify.session import session
 
-__all__ = ["Benchmark", "Timing", "benchmark", "time_interleaved"]
+__all__ = ["Benchmark", "Spread", "Timing", "benchmark", "time_interleaved"]
 
 #: A call longer than this many seconds outlasts its cold start; a shorter one gets an untimed call per slice.
 _COLD_LIMIT = 0.05
@@ -34,6 +34,25 @@ _CLOCKS: dict[Clock, Callable[[], float]] = {
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Times of one run over the rounds of a benchmark, in ms: least, quartiles, largest."""
+
+    min: float
+    q1: float
+    median: float
+    q3: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        """The spread of times in seconds, at least one; quartiles between two of them are interpolated."""
+        column = sorted(seconds)
+        q1, _, q3 = statistics.quantiles(column * 2 if len(column) == 1 else column, method="inclusive")
+        five = (column[0], q1, statistics.median(column), q3, column[-1])
+        return cls(*(1e3 * value for value in five))
+
+
+@dataclass(frozen=True)
 class Timing:
     """Times of one model.
 
@@ -42,12 +61,14 @@ class Timing:
         median_ms: median over the rounds of the time of one run in a slice.
         min_ms: smallest of those times.
         iterations: timed runs in all.
+        spread: least, quartiles and largest of those times.
     """
 
     path: str | None
     median_ms: float
     min_ms: float
     iterations: int
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -137,6 +158,7 @@ def benchmark(
             median_ms=statistics.median(column) * 1e3,
             min_ms=min(column) * 1e3,
             iterations=repeat * len(column),
+            spread=Spread.of(column),
         )
         for model, column, repeat in zip(models, times, repeats, strict=True)
     )

@@ -15,7 +15,14 @@ from sparsecc.ir import Model
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.pm import PassContext, Pipeline
 from sparsecc.report import parse_document
-from sparsecc.report.measured import command_line, item_rows, partition_rows, pattern_thumbnails, spectra
+from sparsecc.report.measured import (
+    command_line,
+    item_rows,
+    measured_parts,
+    partition_rows,
+    pattern_thumbnails,
+    spectra,
+)
 
 MLP = """<ir_version: 8, opset_import: ["" : 17]>
 mlp (float[batch, 61] x) => (float[batch, 7] y) <float[61, 130] w1, float[130, 7] w2> {
@@ -114,6 +121,17 @@ def test_work_of_parts_is_that_of_the_library() -> None:
         assert len(row["part_work"]) <= 4
         assert row["lambda"] == max(row["part_work"]) * len(row["part_work"]) / sum(row["part_work"])
     parse_document({"partition": rows})
+
+
+def test_all_parts_of_two_models() -> None:
+    model, _ = _model(0.0)
+    parts = measured_parts(_lowered(model.copy(), "unstructured"), model)
+    document = parse_document(parts)
+    assert (
+        [item.site for item in document.thumbnails]
+        == [item.site for item in document.spectra]
+        == ["fc1", "fc2"]
+    )
 
 
 def test_items_of_a_plan() -> None:

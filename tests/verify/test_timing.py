@@ -33,11 +33,14 @@ def test_counts_and_shape_of_the_result() -> None:
     assert result.rounds == 4
     for timing in result.models:
         assert 0 < timing.min_ms <= timing.median_ms
+        spread = timing.spread
+        assert timing.min_ms == spread.min <= spread.q1 <= spread.median <= spread.q3 <= spread.max
+        assert timing.median_ms == spread.median
         assert timing.iterations % 4 == 0
         assert timing.iterations > 0
     document = result.to_json()
     assert set(document) == {"models", "ratio_to_first", "threads", "rounds", "clock"}
-    assert set(document["models"][0]) == {"path", "median_ms", "min_ms", "iterations"}
+    assert set(document["models"][0]) == {"path", "median_ms", "min_ms", "iterations", "spread"}
 
 
 @pytest.mark.parametrize(("threads", "clock"), [(1, "cpu"), (2, "wall"), (None, "wall")])
@@ -55,6 +58,8 @@ def test_ratio_is_first_over_own(monkeypatch: pytest.MonkeyPatch) -> None:
     result = verify.benchmark([small(), small()], x, library=False)
     assert result.ratio_to_first == (1, 3)
     assert [timing.median_ms for timing in result.models] == [6000, 2000]
+    assert result.models[0].spread == verify.Spread(4000, 5000, 6000, 7000, 8000)
+    assert verify.Spread.of([0.002]) == verify.Spread(2, 2, 2, 2, 2)
 
 
 def test_refusals() -> None:
