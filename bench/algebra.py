@@ -294,6 +294,7 @@ def critical_path(tensor: Tensor, parts: int, factors: Sequence[np.ndarray]) -> 
             for at, piece in enumerate(found)
         },
         1,
+        rounds=21,
     )
     return ratios(
         {
