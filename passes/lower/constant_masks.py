@@ -19,7 +19,7 @@ from sparsecc.passes.lower.linear_form import Refusal
 from sparsecc.passes.lower.transformer_patterns import dims, made_by, only_reader, same, standard, unscaled
 from sparsecc.passes.tidy.graph import int_attribute
 
-__all__ = ["MaskedAttention", "Seen", "match_masked", "seen_keys"]
+__all__ = ["MaskedAttention", "Seen", "attention_shapes", "match_masked", "seen_keys"]
 
 _RANK = 4  # of [batch, heads, rows, head size]
 
@@ -99,7 +99,7 @@ def match_masked(node: ir.Node, hidden: float) -> MaskedAttention | None:
     assert left is not None, "masked_scores looked"
     assert right is not None, "masked_scores looked"
     q, v = left, weigh.inputs[1]
-    shape, k_shape, v_shape = _shapes(q, right, v)
+    shape, k_shape, v_shape = attention_shapes(q, right, v)
     if int_attribute(node, "axis", -1) not in (-1, _RANK - 1):
         raise Refusal("its softmax is not over the keys")
     queries, keys = shape[2], v_shape[2]
@@ -152,7 +152,12 @@ def _scores(value: ir.Value) -> tuple[ir.Node, NDArray[Any], float]:
     return product, array, scale
 
 
-def _shapes(*values: ir.Value) -> list[list[int | str | None]]:
+def attention_shapes(*values: ir.Value) -> list[list[int | str | None]]:
+    """Return the shapes of queries, keys and values.
+
+    Raises:
+        Refusal: they are not known to be float32 of four dimensions.
+    """
     found = [dims(value) for value in values]
     if any(value.dtype != ir.DataType.FLOAT for value in values):
         raise Refusal("queries, keys or values are not known to be float32")

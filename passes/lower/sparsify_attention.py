@@ -17,6 +17,7 @@ from sparsecc.ir.sparse_ops import DOMAIN, DOMAIN_VERSION, initializer
 from sparsecc.passes.lower.constant_masks import MaskedAttention, match_masked
 from sparsecc.passes.lower.fuse_prepare import prepare, replace
 from sparsecc.passes.lower.linear_form import Refusal
+from sparsecc.passes.lower.sparse_steps import match_steps
 from sparsecc.passes.tidy.graph import remove_dead
 from sparsecc.pm import Pass, PassContext, PassReport
 
@@ -37,7 +38,9 @@ class SparsifyAttention(Pass):
 
     Changes: ``softmax(scale q k^T + mask) v`` on ``[batch, heads, rows, size]``, or with ``Where`` in place of the
     addition, becomes one ``SparseAttention`` node; the mask becomes the list of seen keys. A guard that puts 0 for
-    weights that are NaN goes with it. Run ``tidy`` first, which folds masks that are computed from constants.
+    weights that are NaN goes with it. So does attention in three sparse operators over one constant pattern
+    (``SparseEinsumSampled``, ``SparseSoftmax``, ``SparseEinsum``), which runs part by part in one. Run ``tidy`` first,
+    which folds masks that are computed from constants.
     Skips: masks that are computed, differ between heads, hide nothing or a whole row, hold numbers between ``hidden``
     and 0, or where it does not pay; each with the reason.
 
@@ -91,7 +94,7 @@ class SparsifyAttention(Pass):
         refused = []
         for node in model.onnx.graph:
             try:
-                match = match_masked(node, self.hidden)
+                match = match_masked(node, self.hidden) or match_steps(node)
             except Refusal as refusal:
                 refused.append((str(node.name), str(refusal)))
                 continue

@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from sparsecc.algebra import Compressed, Dense, SplitTable, Tensor, Walk, split
+from sparsecc.algebra import SplitTable, Tensor, Walk, split
 from sparsecc.errors import SparseccError, SpecError
 from sparsecc.ir import Model, name_matches
+from sparsecc.ir.constant_patterns import constant_pattern, csr_pattern
 from sparsecc.ir.cuts import store_cuts
 from sparsecc.ir.ops_algebra import EINSUMS
 from sparsecc.ir.packed import is_linear, packed_weight
@@ -23,7 +23,7 @@ from sparsecc.pm import Pass, PassContext, PassReport
 __all__ = ["Partition"]
 
 _MOST_PARTS = 4096
-_COMPONENTS = 3  # inputs that must be constant: positions, coordinates and, behind the values, shape
+_SHAPE = 3  # the input behind positions, coordinates and values
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _patterns(nodes: Sequence[ir.Node], report: PassReport) -> Iterator[tuple[ir
     """Products with their patterns; why others have none is reported."""
     for node in nodes:
         try:
-            pattern = _pattern(node)
+            pattern = constant_pattern((*node.inputs[:2], node.inputs[_SHAPE]))
         except SparseccError as error:
             report.skip(str(node.name), f"its components are malformed: {error}")
             continue
@@ -182,35 +182,10 @@ def _patterns(nodes: Sequence[ir.Node], report: PassReport) -> Iterator[tuple[ir
             yield node, pattern
 
 
-def _pattern(node: ir.Node) -> Tensor | None:
-    """The pattern as a CSR matrix, checked; None if it is not constant."""
-    arrays: list[NDArray[np.int64]] = []
-    for value in (*node.inputs[:2], node.inputs[_COMPONENTS]):
-        if value is None or value.const_value is None or value.is_graph_input():
-            return None
-        arrays.append(value.const_value.numpy())
-    positions, coordinates, shape = arrays
-    if (
-        any(array.ndim != 1 or array.dtype.kind != "i" for array in arrays)
-        or len(shape) != 2
-        or not len(positions)
-    ):
-        raise SpecError("they must be lists of integers, and the shape two of them")
-    rows, columns = (int(side) for side in shape)
-    if min(rows, columns) < 0:
-        raise SpecError(f"the shape is {rows} x {columns}")
-    return _csr(rows, columns, positions, coordinates).validated()
-
-
 def _packed_pattern(node: ir.Node) -> Tensor:
     """Rows of blocks, or of single weights, of a packed weight as they are in the file."""
     weight = packed_weight(node)
     places = weight.validate()
     rows, columns = weight.pattern.grid(weight.shape)
     positions = np.searchsorted(places, np.arange(rows + 1) * columns)
-    return _csr(rows, columns, positions, places % max(columns, 1))
-
-
-def _csr(rows: int, columns: int, positions: NDArray[np.int64], coordinates: NDArray[np.int64]) -> Tensor:
-    levels = (Dense(rows), Compressed(columns, positions, coordinates))
-    return Tensor((rows, columns), (0, 1), levels, np.broadcast_to(np.float32(1), len(coordinates)))
+    return csr_pattern(rows, columns, positions, places % max(columns, 1))

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir
 import pytest
+import scipy.sparse
 from onnx import numpy_helper
 
 from sparsecc import emit, verify
@@ -15,6 +17,7 @@ from sparsecc.errors import SpecError, UsageError
 from sparsecc.ir import Model
 from sparsecc.passes.lower.constant_masks import seen_keys
 from sparsecc.passes.lower.linear_form import Refusal
+from sparsecc.passes.lower.sparse_steps import match_steps
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.pm.checks import graph_fault, signature
 
@@ -327,3 +330,58 @@ def test_seen_keys_are_those_of_brute_force() -> None:
         seen_keys(np.zeros((4, 3), np.float32), (3, 4), -1e9)
     with pytest.raises(Refusal, match="not the same"):
         seen_keys(np.zeros((0, 3, 4), np.float32), (3, 4), -1e9)
+
+
+def steps_of(seen: np.ndarray, **changes: np.ndarray) -> Model:
+    """Attention in three sparse operators; ``changes`` are other constants for its initializers."""
+    model = emit.sparse_attention_model(scipy.sparse.csr_array(seen.astype(np.float32)), heads=3, size=SIZE)
+    for name, array in changes.items():
+        value = model.onnx.graph.initializers[f"pattern.{name}"]
+        value.const_value = onnx_ir.Tensor(array, name=value.name)
+    return model
+
+
+@pytest.mark.parametrize("which", list(SEEN))
+@pytest.mark.parametrize("blind", [False, True])
+def test_three_sparse_operators_become_one(which: str, blind: bool) -> None:
+    seen = SEEN[which].copy()
+    seen[5] &= not blind
+    model = steps_of(seen)
+    before = model.copy()
+    report = sparsify(model)
+    assert [change.detail.split()[0] for change in report.changed] == ["SparseAttention"]
+    assert op_types(model) == ["SparseAttention"]
+    check_same(before, model)
+
+
+def test_steps_that_are_left_alone_have_a_reason() -> None:
+    seen = SEEN["window"]
+    entries = int(seen.sum())
+    rng = np.random.default_rng(0)
+    for model, reason in (
+        (steps_of(seen, values=rng.random(entries).astype(np.float32)), "factors of their own"),
+        (steps_of(seen, values=np.full(entries, np.inf, np.float32)), "factors of their own"),
+        (steps_of(seen, shape=np.array([N, 3])), "malformed"),
+        (steps_of(seen, shape=np.array([N, N + 1])), "to fit the pattern"),
+    ):
+        assert reason in sparsify(model).skipped[0].reason
+        assert len(op_types(model)) == 3
+    model = steps_of(seen)
+    weights = next(node for node in model.onnx.graph if node.op_type == "SparseSoftmax").outputs[0]
+    weights.type, weights.shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape(("B", 3, entries))
+    model.onnx.graph.outputs.append(weights)
+    assert "read elsewhere" in sparsify(model).skipped[0].reason
+    model = steps_of(seen)
+    context = list(model.onnx.graph)[-1]
+    other = emit.csr_constants(
+        model.onnx.graph, scipy.sparse.csr_array(SEEN["causal window"].astype(np.float32)), "o"
+    )
+    context.replace_input_with(0, other.positions)
+    context.replace_input_with(1, other.coordinates)
+    softmax = next(node for node in model.onnx.graph if node.op_type == "SparseSoftmax")
+    with pytest.raises(Refusal, match="different patterns"):
+        match_steps(softmax)
+    context.replace_input_with(0, model.onnx.graph.inputs[0])
+    with pytest.raises(Refusal, match="computed when the model runs"):
+        match_steps(softmax)
+    assert match_steps(context) is None
