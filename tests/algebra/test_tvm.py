@@ -5,17 +5,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparsecc.algebra import Compressed, Dense, Tensor, einsum, evaluate, plan
+from sparsecc.algebra import Compressed, Dense, Tensor, einsum, evaluate, plan, tvm_codegen
 from sparsecc.algebra.tvm_codegen import TvmBackend, _compiled, cuda_code, signature
 from sparsecc.algebra.tvm_source import kernel_source
 from sparsecc.errors import MissingExtraError, SpecError
 
 RNG = np.random.default_rng(11)
 SIZES = {"i": 13, "j": 11, "k": 7, "l": 5, "n": 3, "m": 4}
+
+
+HARNESS = Path(__file__).with_name("tvm_call.cc")
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +66,8 @@ CASES = [
     ("a = T(i,j,k) * R(i,j,k)", {"T": "csf", "R": "coo"}, None),
     ("Y(i,j) = x(j) * b(i)", {}, None),
 ]
+
+ARM = [CASES[at] for at in (0, 7, 8, 10, 15, 18, 19, 23)]
 
 
 def operands(text, formats, zero=()):
@@ -168,11 +174,6 @@ def test_kernels_are_kept_for_other_sizes(backend):
     assert known[0] == known[1]
 
 
-def signed(text, formats, form, mode, target="llvm"):
-    cut = plan(text, operands(text, formats), 5, output=form)
-    return signature(cut, cut.nests[0], cut.phases[0][-1], mode, target)
-
-
 def test_text_has_no_names_of_the_expression():
     text = "y(größe) = Matrix(größe,spalte) * x(spalte)"
     cut = plan(text, {"Matrix": packed(array("ij"), "csr"), "x": np.ones(11)}, 2)
@@ -188,24 +189,102 @@ def test_without_tvm_the_extra_is_named(monkeypatch):
         TvmBackend()
 
 
-CUDA = [
-    ("y(i) = A(i,j) * x(j)", {"A": "csr"}, None, "dense"),
-    ("S(i,j) = A(i,j) + B(i,j)", {"A": "csr", "B": "dcsr"}, "csr", "fill"),
-    ("Y(i,k) = A(i,j) * D(j,k)", {"A": "csr", "D": "csr"}, None, "dense"),
-]
+def signatures(text, formats, form, target):
+    """Of every kernel of an expression."""
+    cut = plan(text, operands(text, formats), 5, output=form)
+    return [
+        signature(cut, nest, phase, mode, target)
+        for nest, phases in zip(cut.nests, cut.phases, strict=True)
+        for phase in phases
+        if any(len(term.indices) - 1 in phase.loops for term in nest.terms)
+        for mode in (("dense",) if form is None else ("count", "fill"))
+    ]
 
 
-@pytest.mark.parametrize(("text", "formats", "form", "mode"), CUDA)
-def test_cuda_code_is_made_without_a_gpu(backend, tmp_path, text, formats, form, mode):
-    code = cuda_code(signed(text, formats, form, mode, "cuda"))
-    assert "blockIdx.x" in code
-    assert "64_0_ptr[64];" in code  # variables are the thread's own
+@pytest.fixture(scope="module")
+def cuda_text():
+    """All kernels in one file."""
+    pytest.importorskip("tvm", reason="compiled loops need TVM: pip install 'sparsecc[tvm]'")
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed: the code is not compiled")
-    (tmp_path / "kernel.cu").write_text(code)
-    command = ["nvcc", "-ptx", "-arch=sm_80", "-O1", "kernel.cu", "-o", "kernel.ptx"]
+    every = [sign for case in CASES for sign in signatures(*case, "cuda")]
+    head, kernels = "", []
+    for number, sign in enumerate(every):
+        head, word, code = cuda_code(sign).partition('extern "C"')
+        assert "blockIdx.x" in code
+        assert "64_0_ptr[64];" in code  # variables are the thread's own
+        kernels.append(word + code.replace("kernel_kernel", f"kernel_{number}"))
+    return head + "\n".join(kernels), len(every)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_cuda_code_of_every_kind_of_expression_compiles(cuda_text, tmp_path, arch):
+    text, count = cuda_text
+    (tmp_path / "kernels.cu").write_text(text)
+    command = ["nvcc", "-cubin", f"-arch={arch}", "kernels.cu", "-o", "kernels.cubin"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert f"kernel_{count - 1}".encode() in (tmp_path / "kernels.cubin").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def on_arm(tmp_path_factory):
+    """Compiles a kernel for 64-bit ARM; the function runs it on an emulated machine."""
+    tvm = pytest.importorskip("tvm", reason="compiled loops need TVM: pip install 'sparsecc[tvm]'")
+    missing = [
+        name for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static") if shutil.which(name) is None
+    ]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} are not installed: nothing was linked for ARM")
+    folder = tmp_path_factory.mktemp("arm")
+    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu"})
+    known = {}
+
+    def compiled(sign):
+        if sign not in known:
+            source = kernel_source(sign)
+            program = folder / f"kernel{len(known)}"
+            tvm_codegen._built(source, target).mod.write_to_file(f"{program}.o", "o")
+            command = [
+                "aarch64-linux-gnu-g++",
+                "-static",
+                "-O1",
+                str(HARNESS),
+                f"{program}.o",
+                "-o",
+                str(program),
+            ]
+            subprocess.run(command, check=True)
+            known[sign] = (lambda *arguments: run(program, arguments)), source.parameters
+        return known[sign]
+
+    def run(program, arguments):
+        described = b""
+        for item in arguments:
+            data = item.tobytes() if isinstance(item, np.ndarray) else b""
+            number = len(item) if data else int(item)
+            kind = {"f": 2, "i": 0}[item.dtype.kind] if data else -1
+            bits = 8 * item.itemsize if data else 0
+            described += np.array([kind, bits, number], np.int64).tobytes() + data
+        (folder / "in").write_bytes(described)
+        command = ["qemu-aarch64-static", str(program), str(folder / "in"), str(folder / "out")]
+        subprocess.run(command, check=True, timeout=60)
+        computed = (folder / "out").read_bytes()
+        for item in arguments:
+            if isinstance(item, np.ndarray):
+                item[:] = np.frombuffer(computed[: item.nbytes], item.dtype)
+                computed = computed[item.nbytes :]
+
+    return compiled
+
+
+@pytest.mark.parametrize(("text", "formats", "form"), ARM)
+def test_code_for_arm_computes_the_same(on_arm, monkeypatch, text, formats, form):
+    monkeypatch.setattr(tvm_codegen, "_compiled", on_arm)
+    given = operands(text, formats)
+    found = einsum(text, given, format=form, parts=4, backend=TvmBackend(strict=True))
+    values = found.validated().to_dense() if isinstance(found, Tensor) else found
+    np.testing.assert_array_equal(values, evaluate(text, given))
 
 
 @pytest.mark.parametrize(("text", "formats", "form"), CASES)
