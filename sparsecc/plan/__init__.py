@@ -18,6 +18,7 @@ from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
+from sparsecc.plan.plan_file import PlanFile, pipeline_of, plan_of, read_plan, write_plan
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
 from sparsecc.plan.results import Results
@@ -39,6 +40,7 @@ __all__ = [
     "Made",
     "MeasuredCosts",
     "Metric",
+    "PlanFile",
     "Results",
     "Setting",
     "SiteDecision",
@@ -57,10 +59,14 @@ __all__ = [
     "make",
     "open_metric",
     "open_setting",
+    "pipeline_of",
+    "plan_of",
     "preset",
     "read_labels",
+    "read_plan",
     "run_where_it_pays",
     "runnable_inputs",
     "timing_inputs",
     "usable_threads",
+    "write_plan",
 ]

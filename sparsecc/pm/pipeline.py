@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,20 @@ from sparsecc.target.spec import parse_specs
 if TYPE_CHECKING:
     from sparsecc.ir import Model
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "read_recipe"]
+
+
+def read_recipe(path: str | Path) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot read the recipe '{path}': {reason}; give a TOML file") from error
 
 
 @dataclass(frozen=True)
@@ -45,28 +59,32 @@ class Pipeline:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Pipeline:
-        """Return the pipeline of a recipe file.
+        """Return the pipeline of a recipe file, or of a plan, which is one.
 
         Raises:
             UsageError: the file cannot be read.
             SpecError: it is not a recipe.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise UsageError(f"cannot read the recipe '{path}': {reason}; give a TOML file") from error
-        return cls.parse_toml(text, source=str(path))
+        return cls.parse_toml(read_recipe(path), source=str(path))
 
     @classmethod
     def parse_toml(cls, text: str, *, source: str = "recipe") -> Pipeline:
         """Return the pipeline of a recipe's text; ``source`` names it in errors."""
         specs, overrides = parse_recipe(text, source)
         try:
-            passes = [item for spec in specs for item in cls.parse(spec).passes]
+            return cls.parse_all(specs, overrides)
         except SpecError as error:
             raise SpecError(f"{source}: {error}") from None
-        return cls(tuple(passes), overrides)
+
+    @classmethod
+    def parse_all(cls, specs: Iterable[str], overrides: Sequence[SiteOverride] = ()) -> Pipeline:
+        """Return the pipeline of these texts, one after another.
+
+        Raises:
+            SpecError: as for ``parse``.
+        """
+        passes = [item for spec in specs for item in cls.parse(spec).passes]
+        return cls(tuple(passes), tuple(overrides))
 
     def to_toml(self) -> str:
         """Return the recipe text that ``parse_toml`` reads back."""

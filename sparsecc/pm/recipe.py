@@ -5,6 +5,8 @@ pipeline = ["tidy", "prune-magnitude{pattern=2:4}"]
 [[override]]
 match = "re:.*classifier.*"
 skip = true
+
+A plan is a recipe with choices per site, see ``sparsecc.pm.choices``; its table ``[plan]`` says where it is from.
 """
 
 from __future__ import annotations
@@ -14,12 +16,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparsecc.errors import SpecError
+from sparsecc.pm.choices import expanded, parse_choices
 from sparsecc.pm.context import SiteOverride
 from sparsecc.sparse import Pattern
 from sparsecc.target.spec import suggestion
 
-__all__ = ["format_recipe", "parse_recipe"]
+__all__ = [
+    "RECIPE_KEYS",
+    "basic_string",
+    "format_overrides",
+    "format_recipe",
+    "format_steps",
+    "load_document",
+    "parse_recipe",
+    "recipe_parts",
+]
 
+#: Keys of a recipe; the last two are those of a plan.
+RECIPE_KEYS = ("pipeline", "override", "plan", "item")
 
 _OVERRIDE_TYPES: dict[str, tuple[type, ...]] = {
     "match": (str,),
@@ -32,16 +46,36 @@ _NUMBERS = ("sparsity", "param_ratio")
 
 
 def parse_recipe(text: str, source: str) -> tuple[list[str], tuple[SiteOverride, ...]]:
-    """Return the pass specs and overrides of a recipe; ``source`` names it in errors.
+    """Return the pass specs and overrides of a recipe or plan; ``source`` names it in errors.
 
     Raises:
         SpecError: not TOML, an unknown key, or a value of the wrong type.
     """
+    document = load_document(text, source)
+    steps, overrides = recipe_parts(document, source)
+    return expanded(steps, parse_choices(document.get("item", []), source), source), overrides
+
+
+def load_document(text: str, source: str) -> dict[str, Any]:
+    """Return the TOML document of a recipe, whose keys are known.
+
+    Raises:
+        SpecError: not TOML, or an unknown key.
+    """
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SpecError(f"{source}: not a TOML recipe: {error}") from error
-    _refuse_unknown(document, ("pipeline", "override"), source)
+    _refuse_unknown(document, RECIPE_KEYS, source)
+    return document
+
+
+def recipe_parts(document: dict[str, Any], source: str) -> tuple[list[str], tuple[SiteOverride, ...]]:
+    """Return the steps of the pipeline as they are written, and the overrides.
+
+    Raises:
+        SpecError: a value of the wrong type.
+    """
     specs = document.get("pipeline")
     if not isinstance(specs, list) or not all(isinstance(item, str) for item in specs):
         raise SpecError(f'{source}: needs pipeline = ["tidy", ...], a list of pass specs')
@@ -55,17 +89,27 @@ def parse_recipe(text: str, source: str) -> tuple[list[str], tuple[SiteOverride,
 
 def format_recipe(specs: Sequence[str], overrides: Sequence[SiteOverride]) -> str:
     """Return the TOML text that ``parse_recipe`` reads back."""
-    lines = ["pipeline = ["] + [f"  {_basic_string(spec)}," for spec in specs] + ["]"]
+    return "\n".join([format_steps(specs), *format_overrides(overrides)]) + "\n"
+
+
+def format_steps(steps: Sequence[str]) -> str:
+    """Return the key ``pipeline`` of a recipe, without a line end behind it."""
+    return "\n".join(["pipeline = [", *(f"  {basic_string(step)}," for step in steps), "]"])
+
+
+def format_overrides(overrides: Sequence[SiteOverride]) -> list[str]:
+    """Return the lines of the tables ``[[override]]``, each with an empty one before it."""
+    lines = []
     for item in overrides:
-        lines += ["", "[[override]]", f"match = {_basic_string(item.match)}"]
+        lines += ["", "[[override]]", f"match = {basic_string(item.match)}"]
         if item.pattern is not None:
-            lines.append(f"pattern = {_basic_string(str(item.pattern))}")
+            lines.append(f"pattern = {basic_string(str(item.pattern))}")
         for key in _NUMBERS:
             if getattr(item, key) is not None:
                 lines.append(f"{key} = {float(getattr(item, key))!r}")
         if item.skip:
             lines.append("skip = true")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _parse_override(table: object, where: str) -> SiteOverride:
@@ -94,8 +138,8 @@ def _refuse_unknown(table: dict[str, Any], known: Sequence[str] | dict[str, Any]
             )
 
 
-def _basic_string(text: str) -> str:
-    """Return a TOML basic string; control characters and the two specials are escaped."""
+def basic_string(text: str) -> str:
+    """Return ``text`` as a TOML basic string; control characters and the two specials are escaped."""
     named = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
     escaped = [
         named.get(char) or (f"\\u{ord(char):04X}" if ord(char) < 32 or ord(char) == 127 else char)
