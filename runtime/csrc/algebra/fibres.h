@@ -23,6 +23,9 @@ struct Leaves {
   const I *begin, *end;
 };
 
+// Where all fibres together are so many times as long as the shortest, the others are searched for its coordinates.
+constexpr int64_t kSkew = 64;
+
 // Fibres become lists of keys, many short ones or a piece of a long one at a time, which the kernels of an instruction
 // set merge, one operand after the other: ((a + b) + c) + ..., whatever the pieces are. What an operand lacks counts as +0
 // in sums.
@@ -95,9 +98,6 @@ class FibreMerger {
   static constexpr bool kUnion = kJoin == Join::kUnion;
   // Coordinates that are merged at a time: their keys fit into the first cache.
   static constexpr int64_t kChunk = 4096;
-  // So many times as long as the shortest list, the others are searched for its coordinates.
-  static constexpr int64_t kSkew = 64;
-
   struct List {
     Buffer<uint32_t> keys;
     Buffer<V> values;

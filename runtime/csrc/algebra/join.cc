@@ -1,6 +1,7 @@
 #include "algebra/join.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -77,13 +78,14 @@ class Phase {
   template <class Emit>
   Place run(const Emit& emit, I* pos, const sparsecc_executor* executor) {
     const int64_t threads = thread_count(executor);
-    const int64_t parts = threads == 1 ? 1 : std::max<int64_t>(work_ / kGrain, 1);
+    const int64_t parts = threads == 1 || is_small() ? 1 : std::max<int64_t>(work_ / kGrain, 1);
     const int64_t workers = std::min(threads, parts);
     make_cuts(parts, executor);
     if (parts == 1) {
-      typename Emit::Store store(emit, 0);  // straight to where results belong
-      const Place size = fill(0, store, pos);
-      store.finish({0, 0});
+      typename Emit::Store store(emit, 0);
+      const Place first{0, 0};
+      const Place size = fill(0, store, pos, &first);
+      store.finish(first);
       return size;
     }
     std::vector<std::unique_ptr<typename Emit::Store>> stores;
@@ -91,7 +93,8 @@ class Phase {
     for (int64_t worker = 0; worker < workers; ++worker)
       stores.push_back(std::make_unique<typename Emit::Store>(emit, room));
     return run_in_order(
-        executor, workers, parts, [&](int64_t worker, int64_t part) { return fill(part, *stores[at(worker)], pos); },
+        executor, workers, parts,
+        [&](int64_t worker, int64_t part, const Place* place) { return fill(part, *stores[at(worker)], pos, place); },
         [&](int64_t worker, int64_t part, Place place) {
           const int64_t last = cuts_[at(part + 1)].groups;
           for (int64_t group = cuts_[at(part)].groups; group < last; ++group)
@@ -101,6 +104,21 @@ class Phase {
   }
 
  private:
+  // Not worth a second thread. Products pass over most of a fibre that one operand has hardly anything of.
+  bool is_small() const {
+    int64_t steps = 0;
+    for (int64_t group = 0; group < groups_.count && steps < 2 * kGrain; ++group) {
+      int64_t sum = 1, least = std::numeric_limits<int64_t>::max();
+      for (int32_t t = 0; t < count_; ++t) {
+        const int64_t length = groups_.end[at(t)][group] - groups_.begin[at(t)][group];
+        sum += length;
+        least = std::min(least, length);
+      }
+      steps += kJoin == Join::kUnion ? sum : std::min(sum, 1 + least * kSkew);
+    }
+    return steps < 2 * kGrain;
+  }
+
   void make_cuts(int64_t parts, const sparsecc_executor* executor) {
     cuts_.resize(at(parts + 1));
     const int64_t tasks = std::min(parts + 1, thread_count(executor));
@@ -177,9 +195,9 @@ class Phase {
   }
 
   template <class Store>
-  Place fill(int64_t part, Store& store, I* pos) const {
+  Place fill(int64_t part, Store& store, I* pos, const Place* place) const {
     const Cut &from = cuts_[at(part)], &to = cuts_[at(part + 1)];
-    store.clear();
+    store.begin(place);
     std::vector<Window>& windows = store.windows;
     if (from.groups > 0) {  // what is left of the group that an earlier part began
       const int64_t group = from.groups - 1;
@@ -220,24 +238,26 @@ struct EmitLeaves {
     const EmitLeaves& to;
     Buffer<I> own_crd;
     Buffer<V> own_values;
-    I* crd;
-    V* values;
+    I* crd = nullptr;
+    V* values = nullptr;
+    bool placed = false;
     int64_t entries = 0, work = 0;
     std::vector<Window> windows;
     FibreMerger<V, I, kJoin> merger;
 
-    // Without room, results are written where they belong.
     Store(const EmitLeaves& emit, int64_t room)
-        : to(emit),
-          crd(emit.crd),
-          values(emit.values),
-          windows(emit.leaves.size()),
-          merger(emit.kernels, emit.leaves, emit.columns, emit.adjacent) {
-      if (room == 0) return;
-      crd = own_crd.grow(room + 1);
-      values = own_values.grow(room + 1);
+        : to(emit), windows(emit.leaves.size()), merger(emit.kernels, emit.leaves, emit.columns, emit.adjacent) {
+      own_crd.grow(room + 1);
+      own_values.grow(room + 1);
     }
-    void clear() { entries = work = 0; }
+
+    // Where its results belong is known, or null.
+    void begin(const Place* place) {
+      placed = place != nullptr;
+      crd = placed ? to.crd + place->entries : own_crd.data();
+      values = placed ? to.values + place->entries : own_values.data();
+      entries = work = 0;
+    }
 
     void merge_group() { entries += merger.merge_fibres(windows, crd + entries, values + entries); }
 
@@ -246,7 +266,7 @@ struct EmitLeaves {
     }
 
     void finish(Place place) {
-      if (crd == to.crd) return;
+      if (placed) return;
       std::copy_n(crd, entries, to.crd + place.entries);
       std::copy_n(values, entries, to.values + place.entries);
     }
@@ -276,7 +296,7 @@ struct EmitNodes {
       own_crd.reserve(at(room));
       found.reserve(at(room) * emit.level.size());
     }
-    void clear() {
+    void begin(const Place* /*place*/) {
       entries = work = 0;
       found.clear();
       own_crd.clear();

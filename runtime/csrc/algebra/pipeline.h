@@ -17,9 +17,10 @@ struct Place {
   int64_t entries, work;
 };
 
-// Calls fill(worker, part), which makes the results of a part in memory of the worker's own and returns how much they
-// are, and then put(worker, part, place) with what is before them. Parts are taken in order, so that the parts before
-// one that waits for its place are all being made by others; neither function may throw.
+// Calls fill(worker, part, place), which makes the results of a part and returns how much they are: where they belong if
+// that is known already, else (place is null) in memory of the worker's own. Then put(worker, part, place) with what is
+// before them. Parts are taken in order, so that the parts before one that waits for its place are all being made by
+// others; neither function may throw.
 template <class Fill, class Put>
 Place run_in_order(const sparsecc_executor* executor, int64_t workers, int64_t parts, const Fill& fill,
                    const Put& put) {
@@ -32,8 +33,9 @@ Place run_in_order(const sparsecc_executor* executor, int64_t workers, int64_t p
   std::atomic<int64_t> next{0};
   run_tasks(executor, workers, [&](int64_t worker) {
     for (int64_t part = next.fetch_add(1); part < parts; part = next.fetch_add(1)) {
-      const Place size = fill(worker, part);
       Turn& mine = turns[at(part)];
+      const bool placed = mine.known.load(std::memory_order_acquire);
+      const Place size = fill(worker, part, placed ? &mine.place : nullptr);
       while (!mine.known.load(std::memory_order_acquire)) std::this_thread::yield();
       Turn& after = turns[at(part + 1)];
       after.place = {mine.place.entries + size.entries, mine.place.work + size.work};

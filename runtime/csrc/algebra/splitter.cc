@@ -214,6 +214,7 @@ class Search {
   // By coordinates: halves of those in question if some operand has them all, else coordinates that are stored.
   int64_t search_many(int32_t loop, bool dense, int64_t& left) {
     int64_t low = 0, high = size_of(loop), passed = 0;
+    pivot_of_ = nullptr;
     while (high - low > 1) {
       const int64_t middle = dense ? (low + high) >> 1 : pivot(loop, low, high);
       int64_t work = 0;
@@ -240,20 +241,28 @@ class Search {
     const sparsecc_level& level = operand.walk->levels[loop];
     found_.resize(operands_.size());
     int64_t& found = found_[at(&operand - operands_.data())];
-    found = is_dense(level) ? std::min(operand.low + coordinate, operand.high)
-                            : lower_bound(level, operand.lower, operand.upper, coordinate);
+    if (is_dense(level)) {
+      found = std::min(operand.low + coordinate, operand.high);
+    } else if (&operand == pivot_of_) {
+      found = pivot_at_;
+    } else {
+      found = lower_bound(level, operand.lower, operand.upper, coordinate);
+    }
     return before(*operand.walk, loop, found) - operand.start;
   }
 
   // The middle coordinate of the operand that has most in question, if it is between both ends.
-  int64_t pivot(int32_t loop, int64_t low, int64_t high) const {
+  int64_t pivot(int32_t loop, int64_t low, int64_t high) {
     const Operand* widest = nullptr;
     for (const Operand& operand : operands_)
       if (operand.active &&
           (widest == nullptr || operand.upper - operand.lower > widest->upper - widest->lower))
         widest = &operand;
+    pivot_of_ = nullptr;
     if (widest->upper <= widest->lower) return low + 1;  // nothing is stored here
-    const int64_t chosen = crd_at(widest->walk->levels[loop], (widest->lower + widest->upper) >> 1);
+    pivot_at_ = (widest->lower + widest->upper) >> 1;
+    const int64_t chosen = crd_at(widest->walk->levels[loop], pivot_at_);
+    if (low < chosen && chosen < high) pivot_of_ = widest;  // nobody has to look for it there
     return std::clamp(chosen, low + 1, high - 1);
   }
 
@@ -284,6 +293,8 @@ class Search {
   const Cursors& out_;
   std::vector<Operand> operands_;
   std::vector<int64_t> found_;
+  const Operand* pivot_of_ = nullptr;  // the operand that the pivot is from, and where
+  int64_t pivot_at_ = 0;
 };
 
 }  // namespace
