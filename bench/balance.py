@@ -4,8 +4,9 @@
 
 A number is the work of the largest part over the mean part (1 is perfect), as the library reports it for its own
 table. Nothing is timed: it follows from the mask alone, and is the same on every machine with as many outputs to a
-vector. Weights are packed as on a machine of 64 threads, which only matters to single weights with many rows of x: they
-come in chunks no smaller than the machine needs.
+vector. The second number is that of the table which `partition{packed=true}` stores in the file, its cuts moved to the
+nearest border between groups of outputs that a kernel computes together. Weights are packed as on a machine of 64
+threads, which only matters to single weights with many rows of x: they come in chunks no smaller than the machine needs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sparsecc.sparse import Pattern, QuantizedTensor, SparseTensor
 
 PARTS = (2, 4, 8, 16, 32, 64)
 OUTPUTS, INPUTS, KEPT = 4096, 1024, 0.1
+OVERHEAD = 4  # of a group, in blocks, as the library counts it
 
 
 def masks(pattern: Pattern) -> Mapping[str, NDArray[np.bool_]]:
@@ -58,23 +60,43 @@ def balances(layout: str, kind: str, mask: NDArray[np.bool_], rows: int) -> list
         return [op.balance(rows, parts) for parts in PARTS]
 
 
+def table_balances(pattern: Pattern, mask: NDArray[np.bool_], group: int) -> list[float]:
+    """The balance of the table in the file for every number of parts, in groups of so many outputs."""
+    rows = max(1, pattern.rows)
+    stored = mask[::rows, :: max(1, pattern.cols)].sum(1)  # in each row of blocks
+    before = np.concatenate([[0], np.cumsum(stored + 1)])
+    borders = np.arange(0, len(stored) + 1, group // rows)
+    work = np.concatenate([[0], np.cumsum(np.add.reduceat(stored, borders[:-1]) + OVERHEAD)])
+    found = []
+    for parts in PARTS:
+        cuts = np.arange(parts + 1) * before[-1] // parts
+        nearest = abs(before[borders][:, None] - cuts).argmin(0)
+        share = np.diff(work[nearest])
+        found.append(float(share.max() / share.mean()))
+    return found
+
+
 @click.command()
 @click.option("--json", "path", type=click.Path(path_type=Path), help="Also write results here.")
 def main(path: Path | None) -> None:
-    """Print the balance of every kind of weight on every mask."""
+    """Print the balance of every kind of weight on every mask, the library's own / the stored table's."""
     os.environ["SPARSECC_THREADS"] = str(PARTS[-1])
     table = Table(title=f"largest part / mean part, {INPUTS}x{OUTPUTS}, about {1 - KEPT:.0%} zeros")
     for name in ("weight", "rows", "mask", *(f"{parts} parts" for parts in PARTS)):
         table.add_column(name, justify="right")
     results = []
-    for kind, layout, rows in (
-        ("fp32", "unstructured", 1), ("fp32", "unstructured", 128), ("fp32", "16x1", 1), ("int8", "16x4", 1)
+    for kind, layout, rows, group in (
+        ("fp32", "unstructured", 1, 16), ("fp32", "unstructured", 128, 64), ("fp32", "16x1", 1, 32),
+        ("int8", "16x4", 1, 16),
     ):  # fmt: skip
         for name, mask in masks(Pattern.parse(layout)).items():
             found = balances(layout, kind, mask, rows)
-            table.add_row(f"{kind} {layout}", str(rows), name, *(f"{value:.3f}" for value in found))
+            stored = table_balances(Pattern.parse(layout), mask, group)
+            pairs = (f"{own:.2f} / {other:.2f}" for own, other in zip(found, stored, strict=True))
+            table.add_row(f"{kind} {layout}", str(rows), name, *pairs)
             results.append({"weight": f"{kind} {layout}", "rows": rows, "mask": name, "parts": PARTS,
-                            "balance": [round(value, 4) for value in found]})  # fmt: skip
+                            "balance": [round(value, 4) for value in found],
+                            "table_balance": [round(value, 4) for value in stored]})  # fmt: skip
     console().print(table)
     if path is not None:
         path.write_text(json.dumps({"results": results}, indent=1) + "\n")
