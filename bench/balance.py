@@ -6,7 +6,7 @@ A number is the work of the largest part over the mean part (1 is perfect), as t
 table. Nothing is timed: it follows from the mask alone, and is the same on every machine with as many outputs to a
 vector. The second number is that of the table which `partition{packed=true}` stores in the file, its cuts moved to the
 nearest border between groups of outputs that a kernel computes together. Weights are packed as on a machine of 64
-threads, which only matters to single weights with many rows of x: they come in chunks no smaller than the machine needs.
+threads, which only matters to single weights with many rows of x: they come in chunks no smaller than it needs.
 """
 
 from __future__ import annotations
