@@ -12,14 +12,14 @@ from sparsecc.report.schema import CandidateRow, ItemRow, RunDocument, SiteRow
 from sparsecc.report.svg import Html
 from sparsecc.report.text import format_bytes, number, percent, sides, times
 
-__all__ = ["Form", "Layer", "Other", "forms", "layers"]
+__all__ = ["Form", "Layer", "Tried", "forms", "layers"]
 
 _MOST_FORMS = 7  # that have a colour of their own
 
 
 @dataclass(frozen=True)
-class Other:
-    """A candidate that was not taken, and why; all text."""
+class Tried:
+    """A candidate of a layer as text, and why it was not taken if it was not."""
 
     name: str
     ms: str
@@ -27,6 +27,7 @@ class Other:
     error: str
     damage: str
     why: str
+    chosen: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Layer:
         before_ms, after_ms, before_bytes, after_bytes, error: numbers, None where unknown.
         source: where the times are from, if they are not all measured.
         reason: why it became that.
-        others: the candidates that were not taken.
+        tried: its candidates, the chosen one among them.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Layer:
     error: float | None
     source: str
     reason: str
-    others: tuple[Other, ...] = ()
+    tried: tuple[Tried, ...] = ()
 
     def time_bars(self, most: float) -> Html | None:
         """Bars of both times as shares of ``most``; None where one is unknown."""
@@ -119,12 +120,9 @@ def _form(name: str, kind: str, rows: Sequence[Layer], members: Sequence[str]) -
 
 def _total(values: Iterator[float | None]) -> float | None:
     """The sum; None where any is unknown."""
-    known = list(values)
-    return (
-        None
-        if any(value is None or not math.isfinite(value) for value in known)
-        else math.fsum(map(float, filter(None, known)))
-    )
+    given = list(values)
+    known = [value for value in given if value is not None and math.isfinite(value)]
+    return math.fsum(known) if len(known) == len(given) else None
 
 
 def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
@@ -151,7 +149,7 @@ def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
         after.error,
         after.source if after.source not in ("", "measured") else "",
         reason or _gain(before, after),
-        tuple(_other(row, after) for at, row in enumerate(item.candidates) if at != item.chosen),
+        tuple(_tried(row, after) for row in item.candidates) if len(item.candidates) > 1 else (),
     )
 
 
@@ -176,14 +174,15 @@ def _gain(before: CandidateRow, after: CandidateRow) -> str:
     return "" if ratio is None else f"{number(ratio)} times as fast as before"
 
 
-def _other(row: CandidateRow, chosen: CandidateRow) -> Other:
-    return Other(
+def _tried(row: CandidateRow, chosen: CandidateRow) -> Tried:
+    return Tried(
         row.name,
         f"{number(row.ms)} ms" + (f" ({row.source})" if row.source not in ("", "measured") else ""),
         "–" if row.bytes is None else format_bytes(row.bytes),
         number(row.error),
         number(row.damage),
-        row.note or _why_not(row, chosen),
+        row.note or ("" if row is chosen else _why_not(row, chosen)),
+        row is chosen,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sparsecc
 from sparsecc.report import charts
 from sparsecc.report.layers import Form, Layer, forms, layers
-from sparsecc.report.schema import Latency, Metric, RunDocument
+from sparsecc.report.schema import Latency, Metric, RunDocument, Spectrum
 from sparsecc.report.svg import Html
 from sparsecc.report.text import base_name, change, format_bytes, number, percent, plain, sides, times
 
@@ -40,7 +40,7 @@ def view(document: RunDocument) -> dict[str, Any]:
         "forms": [_form(item) for item in summed],
         "layers": _table(rows),
         "curves": _curves(document),
-        "spectra": _charts(document.spectra, charts.spectrum, lambda item: (item.site, "")),
+        "spectra": _charts(_largest(document.spectra), charts.spectrum, lambda item: (item.site, "")),
         "thumbnails": _thumbnails(document),
         "balance": _balance(document),
         "metric": document.metric,
@@ -249,11 +249,14 @@ def _table(rows: Sequence[Layer]) -> dict[str, Any] | None:
         }
         for row in rows
     ]
+    has_time, has_size = (any(row[name] for row in drawn) for name in ("time", "size"))
+    has_error = any(row.error is not None for row in rows)
     return {
         "rows": drawn,
-        "has_time": any(row["time"] for row in drawn),
-        "has_size": any(row["size"] for row in drawn),
-        "has_error": any(row.error is not None for row in rows),
+        "has_time": has_time,
+        "has_size": has_size,
+        "has_error": has_error,
+        "columns": 3 + sum((has_time, has_size, has_error)),
         "long": len(rows) > _LONG,
     }
 
@@ -271,6 +274,10 @@ def _charts(
         return None
     few = len(drawn) if len(drawn) <= _FEW + 4 else _FEW
     return {"first": drawn[:few], "rest": drawn[few:], "left_out": max(0, len(items) - _MOST)}
+
+
+def _largest(spectra: Sequence[Spectrum]) -> list[Spectrum]:
+    return sorted(spectra, key=lambda item: -(item.count or len(item.values)))
 
 
 def _curves(document: RunDocument) -> dict[str, Any] | None:

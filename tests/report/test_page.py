@@ -182,6 +182,8 @@ def test_reasons_against_the_other_candidates(document: Document) -> None:
     text = " ".join(Reader(render(document())).text.split())
     assert "slower and larger, though it loses less" in text  # dense, where nothing was said of it
     assert "the budget forbids it" in text
+    assert "✓ chosen" in text
+    assert "3 forms compared" in text
 
 
 def test_files_are_whole_or_not_there(document: Document, tmp_path: Path) -> None:
@@ -204,3 +206,30 @@ def test_without_jinja_the_command_is_told(document: Document, monkeypatch: pyte
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sparsecc\[report\]'"):
         render(document())
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of ``#rgb`` or ``#rrggbb`` (WCAG 2)."""
+    digits = colour.removeprefix("#")
+    digits = digits if len(digits) == 6 else "".join(2 * digit for digit in digits)
+    channels = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_have_contrast(root: Path) -> None:
+    style = (root / "sparsecc" / "report" / "templates" / "style.css").read_text()
+    palettes = [
+        dict(re.findall(r"--(\w+): (#\w+);", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    ]
+    light, dark, paper = palettes
+    for palette in (light, dark, {**light, **paper}):
+        papers = [_luminance(palette[name]) for name in ("paper", "panel")]
+        for name, colour in palette.items():
+            if name in ("paper", "panel", "rule"):
+                continue
+            least = 4.5 if name in ("ink", "soft", "link", "good", "bad", "limit") else 3.0
+            for ground in papers:
+                low, high = sorted((ground, _luminance(colour)))
+                assert (high + 0.05) / (low + 0.05) >= least, (name, colour)

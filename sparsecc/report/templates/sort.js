@@ -10,7 +10,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", order);
       const value = (row) => {
-        const cell = row.cells[head.cellIndex];
+        const cell = (row.rows ? row.rows[0] : row).cells[head.cellIndex];
         return cell.dataset.value ?? cell.textContent;
       };
       const compare = (a, b) => {
@@ -20,7 +20,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
         const less = Number.isNaN(p) || Number.isNaN(q) ? y.localeCompare(x, "en", { numeric: true }) : p - q;
         return order === "ascending" ? less : -less;
       };
-      table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+      const [first, ...rest] = table.tBodies; // many bodies: one for each thing that is sorted
+      if (rest.length) table.append(...[first, ...rest].sort(compare));
+      else first.append(...[...first.rows].sort(compare));
     });
   }
 }
