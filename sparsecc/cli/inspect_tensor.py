@@ -62,7 +62,7 @@ def inspect_tensor(
     click.echo(f"{assignment}, A: {shape}, {len(tensor.values)} entries ({','.join(tensor.formats)})\n")
     mean = document["mean"]
     rows = [
-        (name, f"{balance * mean:.0f}", f"{mean:.1f}", f"{balance:.3f}")
+        (name, f"{balance * mean:.0f}", f"{mean:.{1 if mean >= 10 else 3}f}", f"{balance:.3f}")
         for name, balance in (
             ("balanced parts", document["lambda"]),
             ("equal rows", found.row_balance),
