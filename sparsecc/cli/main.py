@@ -34,6 +34,7 @@ EXIT_CODES = {
 _VERBS = {
     "optimize": ("optimize", "Prune if asked, and make a model faster where that is measured."),
     "resize": ("resize", "Take a smaller model from one made with --method bitstack."),
+    "analyze": ("analyze", "Show what each part of a model may become, and how much the model cares."),
     "inspect": ("inspect", "Show a model's linear sites, or how a tensor file's work is cut."),
     "diff": ("diff", "Show what differs between two models: sites, operators, weights, sizes."),
     "report": ("report", "Make a page out of what optimize --json printed."),

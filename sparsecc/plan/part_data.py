@@ -57,14 +57,22 @@ class PartCalibration:
 
     Args:
         data: of the part.
-        model: what is to be run: the part by itself, or the whole model with no sample of its inputs.
-        names: by name of a site of ``model`` the name it has in ``data``.
+        alone: the part by itself; None: its sites are looked for in the whole model.
+        names: by name of a site of ``alone`` the name it has in ``data``.
+        whole: inputs of the whole model, which stand for the sample there.
     """
 
-    def __init__(self, data: PartData, model: Model, names: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data: PartData,
+        alone: Model | None = None,
+        names: Mapping[str, str] | None = None,
+        whole: CalibrationSource | None = None,
+    ) -> None:
         self._data = data
         self._names = {name: name for name in data.moments} if names is None else names
-        self._batches = [] if names is None else [{spec.name: data.sample for spec in model.input_specs()}]
+        self._whole = whole
+        self._batches = [] if alone is None else [{spec.name: data.sample for spec in alone.input_specs()}]
         self.unavailable: dict[str, str] = {}
 
     @classmethod
@@ -77,7 +85,7 @@ class PartCalibration:
 
     def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]:
         """Start a run over the sample."""
-        return iter(self._batches)
+        return iter(self._batches if self._whole is None else self._whole)
 
     def fingerprint(self) -> str:
         """Digest of moments and sample."""
@@ -110,7 +118,7 @@ class PartCalibration:
                 yield {site.name: known}
             else:
                 others.append(site)
-        if others and self._batches:
+        if others:
             measured = self._measured(model)
             same = reference is not None and all(
                 other.shape == site.shape
@@ -121,7 +129,9 @@ class PartCalibration:
             yield from measured.walk(model, others, reference if same else None)
             self.unavailable.update(measured.unavailable)
 
-    def _measured(self, model: Model) -> Calibration:
+    def _measured(self, model: Model) -> CalibrationSource:
+        if self._whole is not None:
+            return self._whole
         return Calibration.from_batches(self._batches, model, threads=1)
 
 
