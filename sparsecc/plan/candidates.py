@@ -347,7 +347,6 @@ class _Work:
         return FormTask(
             key,
             alone.to_proto().SerializeToString(),
-            part.site_names(alone),
             data,
             part.nested,
             specs,

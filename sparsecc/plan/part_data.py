@@ -58,7 +58,6 @@ class PartCalibration:
     Args:
         data: of the part.
         alone: the part by itself; None: its sites are looked for in the whole model.
-        names: by name of a site of ``alone`` the name it has in ``data``.
         whole: inputs of the whole model, which stand for the sample there.
     """
 
@@ -66,11 +65,9 @@ class PartCalibration:
         self,
         data: PartData,
         alone: Model | None = None,
-        names: Mapping[str, str] | None = None,
         whole: CalibrationSource | None = None,
     ) -> None:
         self._data = data
-        self._names = {name: name for name in data.moments} if names is None else names
         self._whole = whole
         self._batches = [] if alone is None else [{spec.name: data.sample for spec in alone.input_specs()}]
         self.unavailable: dict[str, str] = {}
@@ -81,7 +78,7 @@ class PartCalibration:
         sites = model.sites()
         shape = [size for size in model.input_specs()[0].shape or () if isinstance(size, int)]
         sample = np.random.default_rng(0).standard_normal(shape).astype(sites[0].dtype)
-        return cls(PartData(_Noise(sites), sample), model, {site.name: site.name for site in sites})
+        return cls(PartData(_Noise(sites), sample), model)
 
     def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]:
         """Start a run over the sample."""
@@ -113,7 +110,7 @@ class PartCalibration:
         self.unavailable = {}
         others = []
         for site in sites:
-            known = self._data.moments.get(self._names.get(site.name, ""))
+            known = self._data.moments.get(site.name)
             if known is not None and known.gram.shape[-1] == site.shape[1]:
                 yield {site.name: known}
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,6 @@ class FormTask:
     Attributes:
         key: content hash of all but ``specs``.
         model: the part by itself, as a serialised protobuf, with inputs of the shape of the sample.
-        names: by name of a site there the name it has in ``data``.
         data: what it reads.
         nested: whether sites read what others compute.
         specs: passes of each form.
@@ -51,7 +50,6 @@ class FormTask:
 
     key: str
     model: bytes
-    names: Mapping[str, str]
     data: PartData
     nested: bool
     specs: tuple[tuple[str, ...], ...]
@@ -66,7 +64,7 @@ def form_errors(task: FormTask) -> dict[tuple[str, ...], FormError]:
     forms: dict[tuple[str, ...], tuple[Model, PassContext] | str] = {
         (): (
             dense,
-            PassContext(seed=task.seed, calibration=PartCalibration(task.data, dense, task.names), threads=1),
+            PassContext(seed=task.seed, calibration=PartCalibration(task.data, dense), threads=1),
         )
     }
     found: dict[tuple[str, ...], FormError] = {}

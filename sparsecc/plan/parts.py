@@ -60,23 +60,27 @@ class Part:
         return any(data_input(site.node) is not self.source for site in self.sites)
 
     def timed(self, shape: tuple[int, ...]) -> Model:
-        """Return it as a model whose inputs have this shape, activations included."""
+        """Return it as a model whose inputs have this shape, activations included. Sites keep their names."""
         return self._alone(self.ends, shape)
 
     def compared(self, shape: tuple[int, ...]) -> Model:
-        """Return it as a model whose inputs have this shape and whose outputs are those of its last sites."""
-        return self._alone(self.plain, shape)
+        """Return it as a model whose inputs have this shape and whose outputs are those of its last sites.
 
-    def site_names(self, alone: Model) -> dict[str, str]:
-        """Return by name of a site of ``alone``, which is fresh, the name that it has in the whole model."""
-        known = {id(site.weight.const_value): site.name for site in self.sites}
-        return {
-            site.name: known.get(id(site.weight.const_value), own)
-            for site, own in zip(alone.sites(), self.names, strict=True)
-        }
+        Sites keep their names.
+        """
+        return self._alone(self.plain, shape)
 
     def _alone(self, ends: Sequence[Borders], shape: tuple[int, ...]) -> Model:
         alone = part_model(ends, shape, self.model)
+        known = {id(site.weight.const_value): site.name for site in self.sites}
+        for site in alone.sites():
+            site.node.name = known.get(id(site.weight.const_value), site.node.name)
+        for (
+            value
+        ) in alone.onnx.graph.initializers.values():  # names of shared tensors would change with theirs
+            tensor = value.const_value
+            assert tensor is not None, "initializers have values"
+            value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
         for number in range(1, len(self.sites[0].nodes)):  # a weight that several nodes read stays one
             _read_again(alone, number)
         return alone
