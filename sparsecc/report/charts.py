@@ -73,7 +73,7 @@ def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: st
     x = Scale(0.0, 1.05 * wide or 1.0, 52, 448)
     y = Scale(0.0, 1.1 * most or 1.0, 262, 34)
     names = (
-        "time of one run, ms" if by == "ms" else "bytes of the constants",
+        "predicted time of one run, ms" if by == "ms" else "predicted bytes of the constants",
         f"predicted loss of {shorten(metric, 40)}",
     )
     drawn = _axes(x, y, names, as_bytes=by == "bytes")

@@ -1,9 +1,7 @@
-"""Parts of a run document that are read from models, plans and the command line; all plain values."""
+"""Parts of a run document that are read from models; all plain values."""
 
 from __future__ import annotations
 
-import os
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,18 +14,9 @@ from sparsecc.ir import Model
 from sparsecc.ir.cuts import stored_cuts
 from sparsecc.ir.ops_algebra import EINSUMS
 from sparsecc.ir.packed import PackedSite, packed_sites
-from sparsecc.plan.items import Choice, Item
 from sparsecc.sparse import Pattern, QuantizedTensor, detect
 
-__all__ = [
-    "command_line",
-    "item_rows",
-    "measured_parts",
-    "part_works",
-    "partition_rows",
-    "pattern_thumbnails",
-    "spectra",
-]
+__all__ = ["measured_parts", "part_works", "partition_rows", "pattern_thumbnails", "spectra"]
 
 _CELLS = 32  # of a thumbnail along its longer side
 _CORNER = 32  # entries that are shown one by one
@@ -208,43 +197,3 @@ def _stored_work(node: onnx_ir.Node, parts: int) -> tuple[int, ...]:
     work = np.diff(table.sum(0))
     count = next(count for count in range(min(parts, len(work)), 0, -1) if len(work) % count == 0)
     return tuple(work.reshape(count, -1).sum(1).tolist())
-
-
-def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
-    """What a planner chose between, and what it took: rows of the part ``items``."""
-    return [
-        {
-            "name": item.name,
-            "sites": list(item.sites),
-            "chosen": choice.chosen[item.name],
-            "candidates": [
-                {
-                    "name": candidate.name,
-                    "ms": candidate.time.ms,
-                    "source": candidate.time.source,
-                    "spread": candidate.time.spread,
-                    "bytes": candidate.bytes,
-                    "error": candidate.error,
-                    "damage": item.damage(candidate),
-                    "custom_ops": candidate.custom_ops,
-                    "note": candidate.note,
-                }
-                for candidate in item.candidates
-            ],
-        }
-        for item in items
-    ]
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command of a run as text, files by their names only: nothing is told about the folders of a machine."""
-    return shlex.join(_without_folder(argument) for argument in arguments)
-
-
-def _without_folder(argument: str) -> str:
-    """The argument with the folder left out where it, or what is behind its ``=``, is an absolute path."""
-    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
-    path = os.path.expanduser(value)
-    if os.path.isabs(path) and os.path.isdir(os.path.dirname(path)) and os.path.dirname(path) != os.sep:
-        value = os.path.basename(path) or os.path.basename(os.path.dirname(path))
-    return f"{option}{equals}{value}"

@@ -1,9 +1,8 @@
-"""Parts of a document that are read from models: patterns, spectra, balance; plans and commands as plain values."""
+"""Parts of a document that are read from models: patterns, spectra, balance."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,12 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from sparsecc.ir import Model
-from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.pm import PassContext, Pipeline
 from sparsecc.report import parse_document
 from sparsecc.report.measured import (
-    command_line,
-    item_rows,
     measured_parts,
     partition_rows,
     pattern_thumbnails,
@@ -131,36 +127,4 @@ def test_all_parts_of_two_models() -> None:
         [item.site for item in document.thumbnails]
         == [item.site for item in document.spectra]
         == ["fc1", "fc2"]
-    )
-
-
-def test_items_of_a_plan() -> None:
-    dense = Candidate((), 0.0, Estimate(1.0, "measured", 0.02), 100)
-    small = Candidate(
-        ("prune-alps{pattern=16x1 sparsity=0.5}",), 0.5, Estimate(0.5, "interpolated"), 50, True, "a note"
-    )
-    item = Item("a", ("a", "b"), (dense, small), sensitivity=2.0)
-    document = parse_document({"items": item_rows([item], Choice({"a": 1}, 0.5, 50, 0.5))})
-    (row,) = document.items
-    assert (row.name, row.sites, row.chosen) == ("a", ("a", "b"), 1)
-    assert row.candidates[0].name == "dense"
-    assert row.candidates[1].damage == 0.5
-    assert row.candidates[1].source == "interpolated"
-    assert row.candidates[1].note == "a note"
-
-
-def test_command_lines_tell_no_folders(tmp_path: Path) -> None:
-    model = tmp_path / "my model.onnx"
-    given = [
-        "sparsecc",
-        "optimize",
-        str(model),
-        "-o",
-        "out.onnx",
-        f"--costs={tmp_path}/c.json",
-        "--match",
-        "/layers.0/*",
-    ]
-    assert command_line(given) == (
-        "sparsecc optimize 'my model.onnx' -o out.onnx --costs=c.json --match '/layers.0/*'"
     )

@@ -1,0 +1,134 @@
+"""Parts of a run document that a planner and the command line fill in; all plain values."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+import sparsecc
+from sparsecc.plan.costs import machine_facts
+from sparsecc.plan.guard import Attempt, Limits
+from sparsecc.plan.items import Choice, Item
+
+__all__ = ["command_line", "front_rows", "guard_steps", "item_rows", "provenance"]
+
+_FEW = 3  # items of one step that are named
+
+
+def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
+    """What a planner chose between, and what it took: rows of the part ``items``."""
+    return [
+        {
+            "name": item.name,
+            "sites": list(item.sites),
+            "chosen": choice.chosen[item.name],
+            "candidates": [
+                {
+                    "name": candidate.name,
+                    "ms": candidate.time.ms,
+                    "source": candidate.time.source,
+                    "spread": candidate.time.spread,
+                    "bytes": candidate.bytes,
+                    "error": candidate.error,
+                    "damage": item.damage(candidate),
+                    "custom_ops": candidate.custom_ops,
+                    "note": candidate.note,
+                }
+                for candidate in item.candidates
+            ],
+        }
+        for item in items
+    ]
+
+
+def front_rows(choices: Sequence[Choice], chosen: Choice) -> list[dict[str, Any]]:
+    """The choices on a Pareto front, and the one that was taken: rows of the part ``front``.
+
+    The choice that leaves every item as it is counts as the input. ``chosen`` is drawn also where it is not on the
+    front, which happens when the guard took single items back.
+    """
+    known = list(choices)
+    if all(choice.chosen != chosen.chosen for choice in known):
+        known.append(chosen)
+    return [
+        {
+            "ms": choice.ms,
+            "bytes": choice.bytes,
+            "damage": choice.damage,
+            "chosen": choice.chosen == chosen.chosen,
+            "input": not any(choice.chosen.values()),
+        }
+        for choice in known
+    ]
+
+
+def guard_steps(items: Sequence[Item], attempts: Sequence[Attempt], limits: Limits) -> list[dict[str, Any]]:
+    """The models that were assembled and measured, in order: rows of the part ``metric.steps``."""
+    steps = []
+    before: Choice | None = None
+    for attempt in attempts:
+        steps.append(
+            {
+                "change": _changed(items, before, attempt.choice),
+                "ms": attempt.ms,
+                "bytes": attempt.bytes,
+                "value": attempt.score,
+                "held": not limits.misses(attempt),
+            }
+        )
+        before = attempt.choice
+    return steps
+
+
+def _changed(items: Sequence[Item], before: Choice | None, after: Choice) -> str:
+    """Which items differ from the attempt before, or from the input."""
+    forms = {item.name: [candidate.name for candidate in item.candidates] for item in items}
+    old = {name: 0 for name in forms} if before is None else before.chosen
+    told = [
+        f"{name}: {names[old[name]]} → {names[after.chosen[name]]}"
+        for name, names in forms.items()
+        if old[name] != after.chosen[name]
+    ]
+    if before is None:
+        return f"{len(told)} of {len(forms)} layers in another form"
+    rest = f" and {len(told) - _FEW} more" if len(told) > _FEW else ""
+    return "; ".join(told[:_FEW]) + rest or "the same once more"
+
+
+def provenance(arguments: Sequence[str], seed: int, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The part ``provenance``: how to get the same result again, and on which machine it was measured.
+
+    Args:
+        arguments: the command, from its name on.
+        seed: of everything random.
+        digests: SHA-256 of what was read, by what it is.
+    """
+    facts = machine_facts()
+    libraries = {"onnxruntime": facts.pop("onnxruntime"), "operator library": facts.pop("sparsecc")}
+    return {
+        "version": sparsecc.__version__,
+        "seed": seed,
+        "command": command_line(arguments),
+        "digests": dict(digests),
+        "machine": facts,
+        "libraries": {**libraries, "onnx": onnx.__version__, "numpy": np.__version__},
+    }
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command of a run as text, files by their names only: nothing is told about the folders of a machine."""
+    return shlex.join(_without_folder(argument) for argument in arguments)
+
+
+def _without_folder(argument: str) -> str:
+    """The argument with the folder left out where it, or what is behind its ``=``, is an absolute path."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    path = os.path.expanduser(value)
+    if os.path.isabs(path) and os.path.isdir(os.path.dirname(path)) and os.path.dirname(path) != os.sep:
+        value = os.path.basename(path) or os.path.basename(os.path.dirname(path))
+    return f"{option}{equals}{value}"

@@ -1,0 +1,100 @@
+"""Parts of a document that a planner fills in: items, front, steps of the guard, provenance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from sparsecc.plan.guard import Attempt, Limits
+from sparsecc.plan.items import Candidate, Choice, Estimate, Item
+from sparsecc.report import parse_document
+from sparsecc.report.planned import command_line, front_rows, guard_steps, item_rows, provenance
+
+DENSE = Candidate((), 0.0, Estimate(1.0, "measured", 0.02), 100)
+SMALL = Candidate(
+    ("prune-alps{pattern=16x1 sparsity=0.5}",), 0.5, Estimate(0.5, "interpolated"), 50, True, "a note"
+)
+ITEMS = [Item(name, (name, f"{name}.tied"), (DENSE, SMALL), sensitivity=2.0) for name in "abcde"]
+
+
+def _choice(*taken: str) -> Choice:
+    chosen = {item.name: int(item.name in taken) for item in ITEMS}
+    return Choice(chosen, 5 - 0.5 * len(taken), 500 - 50 * len(taken), 0.5 * len(taken))
+
+
+def _attempt(choice: Choice, score: float) -> Attempt:
+    made: Any = SimpleNamespace(latency=SimpleNamespace(after_ms=choice.ms))
+    return Attempt(choice, cast("Any", made), score, 0.9 - score, choice.bytes)
+
+
+def test_items_of_a_plan() -> None:
+    document = parse_document({"items": item_rows(ITEMS, _choice("a"))})
+    row = document.items[0]
+    assert (row.name, row.sites, row.chosen) == ("a", ("a", "a.tied"), 1)
+    assert [item.chosen for item in document.items] == [1, 0, 0, 0, 0]
+    assert row.candidates[0].name == "dense"
+    assert row.candidates[1].damage == 0.5
+    assert row.candidates[1].source == "interpolated"
+    assert row.candidates[1].custom_ops
+    assert row.candidates[1].note == "a note"
+
+
+def test_front_has_the_input_and_the_chosen_point() -> None:
+    front = [_choice(), _choice("a"), _choice("a", "b")]
+    rows = parse_document({"front": front_rows(front, _choice("a"))}).front
+    assert [(row.input, row.chosen) for row in rows] == [(True, False), (False, True), (False, False)]
+    assert [row.ms for row in rows] == [5, 4.5, 4]
+    rows = parse_document({"front": front_rows(front, _choice("e"))}).front
+    assert [(row.input, row.chosen) for row in rows][-1] == (False, True)
+    assert len(rows) == 4
+
+
+def test_steps_say_what_changed() -> None:
+    choices = [_choice("a", "b", "c", "d"), _choice("a", "b", "c"), _choice(), _choice()]
+    attempts = [_attempt(choice, score) for choice, score in zip(choices, (0.8, 0.85, 0.9, 0.9), strict=True)]
+    rows = guard_steps(ITEMS, attempts, Limits(drop=0.06))
+    document = parse_document({"metric": {"name": "accuracy", "steps": rows}})
+    assert document.metric is not None
+    steps = document.metric.steps
+    spec = SMALL.name
+    assert [step.change for step in steps] == [
+        "4 of 5 layers in another form",
+        f"d: {spec} → dense",
+        f"a: {spec} → dense; b: {spec} → dense; c: {spec} → dense",
+        "the same once more",
+    ]
+    assert [step.held for step in steps] == [False, True, True, True]
+    assert [step.value for step in steps] == [0.8, 0.85, 0.9, 0.9]
+    (first, *_) = guard_steps(ITEMS, [_attempt(_choice(), 0.9), _attempt(_choice(*"abcd"), 0.9)], Limits())[
+        1:
+    ]
+    assert first["change"].endswith(" and 1 more")
+
+
+def test_provenance_is_plain() -> None:
+    part = json.loads(json.dumps(provenance(["sparsecc", "optimize", "m.onnx"], 3, {"model": "ab" * 32})))
+    known = parse_document({"provenance": part}).provenance
+    assert known is not None
+    assert (known.seed, known.command, known.digests) == (3, "sparsecc optimize m.onnx", {"model": "ab" * 32})
+    assert {"cpu", "cores", "isa", "machine"} <= known.machine.keys()
+    assert {"onnxruntime", "onnx", "numpy", "operator library"} == known.libraries.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{folder}/my model.onnx", "'my model.onnx'"),
+        ("--costs={folder}/c.json", "--costs=c.json"),
+        ("{folder}/", "{name}"),
+        ("/layers.0/*", "'/layers.0/*'"),
+        ("relative/model.onnx", "relative/model.onnx"),
+        ("--match=re:^/a$", "'--match=re:^/a$'"),
+    ],
+)
+def test_command_lines_tell_no_folders(tmp_path: Path, given: str, told: str) -> None:
+    names = {"folder": str(tmp_path), "name": tmp_path.name}
+    assert command_line(["sparsecc", given.format(**names)]) == f"sparsecc {told.format(**names)}"
