@@ -111,6 +111,16 @@ def test_lists_about_as_long_as_registers_and_pieces(length: int) -> None:
                     )
 
 
+def test_more_operands_than_a_piece_has_coordinates() -> None:
+    rng = np.random.default_rng(9)
+    several = [random_csr(rng, [3, 1, 2], 17, np.float64) for _ in range(10)]
+    values = sum((matrix.toarray() for matrix in several * 450), np.zeros((3, 17)))
+    kept = np.logical_or.reduce([matrix.toarray() != 0 for matrix in several])
+    own = [native(matrix, np.int32) for matrix in several] * 450
+    np.testing.assert_array_equal(native_add(own).values, values[kept])
+    assert not len(native_multiply(own).values)
+
+
 @pytest.mark.parametrize("columns", [2**30, 2**31 - 1, 2**31 + 5, 2**63 - 1])
 def test_coordinates_of_very_wide_modes(columns: int) -> None:
     """Keys hold 30 bits of a coordinate."""

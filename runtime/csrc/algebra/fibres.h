@@ -43,12 +43,13 @@ class FibreMerger {
         pieces_(leaves.size()),
         begin_(leaves.size()),
         end_(leaves.size()) {
+    const int64_t most = share() * operands();
     for (List* list : {&result_, &next_, &other_}) {
-      list->keys.grow(kChunk + 2 * kKeyPad);
-      list->values.grow(kChunk + 2 * kKeyPad);
+      list->keys.grow(most + 2 * kKeyPad);
+      list->values.grow(most + 2 * kKeyPad);
     }
-    pairs_.grow(pair_words(kChunk));
-    room_.grow(kChunk + kKeyPad);
+    pairs_.grow(pair_words(most));
+    room_.grow(most + kKeyPad);
     ends_.grow(kChunk);
   }
 
@@ -109,6 +110,8 @@ class FibreMerger {
 
   static int64_t size(Window window) { return window.end - window.begin; }
   int64_t operands() const { return static_cast<int64_t>(leaves_.size()); }
+  // Coordinates of each operand in a piece.
+  int64_t share() const { return std::max<int64_t>(ceil_div(kChunk, operands()), 1); }
 
   int64_t entries(int64_t first, int64_t last) const {
     int64_t sum = 0;
@@ -182,7 +185,7 @@ class FibreMerger {
 
   // What all operands have up to some coordinate; windows begin behind it then.
   int64_t merge_piece(std::vector<Window>& windows, I* crd, V* values) {
-    const int64_t share = kChunk / operands();
+    const int64_t share = this->share();
     int64_t least = std::numeric_limits<int64_t>::max();
     for (size_t t = 0; t < windows.size(); ++t)
       if (size(windows[t]) > 0) least = std::min(least, int64_t{leaves_[t].crd[windows[t].begin]});
