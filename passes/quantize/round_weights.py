@@ -46,6 +46,15 @@ class RoundWeights(Pass):
     values: Literal["fp16", "bf16"] = "fp16"
     match: str = "*"
 
+    def sketch(self, model: Model, ctx: PassContext) -> PassReport:
+        """Round as ``run``, also weights that are such numbers by chance: those of a sketch are not the final ones."""
+        report = PassReport(self.name)
+        for site in select_sites(model, self.match, report):
+            if self._refusal(model, site) is None:
+                site.replace(rounded(site.numpy(), self.values))
+                report.change(site.name, self.values)
+        return report
+
     def run(self, model: Model, ctx: PassContext) -> PassReport:
         """Round the matching sites in place."""
         report = PassReport(self.name)
@@ -56,6 +65,9 @@ class RoundWeights(Pass):
                 report.skip(site.name, reason)
                 continue
             weight = site.numpy()
+            if holds(weight, self.values):
+                report.skip(site.name, f"its weights are {self.values} numbers already")
+                continue
             result = rounded(weight, self.values)
             lost = _lost(weight, result)
             reason = self._too_much(weight, result, lost)
@@ -85,7 +97,7 @@ class RoundWeights(Pass):
             return "a weight is NaN or infinite"
         if not (weight == 0).any():
             return "it has no zeros: no sparse operator will store it"
-        return f"its weights are {self.values} numbers already" if holds(weight, self.values) else None
+        return None
 
     def _too_much(
         self, weight: npt.NDArray[np.float32], result: npt.NDArray[np.float32], lost: npt.NDArray[np.float64]

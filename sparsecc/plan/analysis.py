@@ -106,7 +106,7 @@ def analyze(
         metric: what counts; None: the error of the outputs.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
-        results: where results are kept; None: nowhere.
+        results: where results are kept; None: in memory.
 
     Raises:
         UsageError: there is no calibration data, or a family without a search range.

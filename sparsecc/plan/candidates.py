@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import sparsecc
 from sparsecc.errors import SparseccError, UsageError
 from sparsecc.ir import Model
+from sparsecc.passes.quantize.round_weights import RoundWeights
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
 from sparsecc.plan.part_forms import FormError, FormTask, form_errors, sketched
@@ -21,6 +22,7 @@ from sparsecc.plan.timing import Inputs, input_shapes_of_sites
 from sparsecc.pm import (
     CalibrationSource,
     PassContext,
+    Pipeline,
     Progress,
     RewriteCost,
     get_pass,
@@ -28,7 +30,7 @@ from sparsecc.pm import (
     pass_names,
     search_families,
 )
-from sparsecc.sparse import density
+from sparsecc.sparse import Floats, density
 from sparsecc.target import Target
 
 __all__ = ["FAMILIES", "PartCosts", "find_items", "form_families"]
@@ -51,7 +53,13 @@ class PartCosts(Protocol):
     """Times of parts of a model by themselves."""
 
     def part_rewritten(
-        self, part: Model, rewrite: Callable[[Model], None], key: str, *, custom_ops: bool
+        self,
+        part: Model,
+        rewrite: Callable[[Model], None],
+        key: str,
+        *,
+        custom_ops: bool,
+        values: Floats = "fp32",
     ) -> tuple[RewriteCost, bool]:
         """See ``MeasuredCosts.part_rewritten``."""
 
@@ -134,7 +142,7 @@ def find_items(
         families: names of the passes whose search ranges are tried.
         resources: what a form must take less of to be worth fitting; one of them is enough.
         executor: ``map`` or something that does the same elsewhere.
-        results: where errors are kept; None: nowhere.
+        results: where errors are kept; None: in memory.
         seed: of everything random.
         threads: of sessions that measure activations.
         progress: told how far it is.
@@ -263,7 +271,11 @@ class _Work:
             return str(known["reason"])
         try:
             cost, sparse = self._costs.part_rewritten(
-                alone, rewrite, f"{key} {','.join(passes)}", custom_ops=self._custom_ops
+                alone,
+                rewrite,
+                f"{key} {','.join(passes)}",
+                custom_ops=self._custom_ops,
+                values=_values(passes),
             )
         except SparseccError as error:
             if refused:
@@ -382,6 +394,12 @@ def _share(cost: RewriteCost, resource: Resource) -> tuple[float, float]:
     """What a form takes as a share of what the dense one takes, and the latter."""
     own, dense = (cost.ms, cost.dense_ms) if resource == "ms" else (cost.bytes, cost.dense_bytes)
     return (own / dense if dense else math.inf), dense
+
+
+def _values(passes: Sequence[str]) -> Floats:
+    """The type to which the last of these passes rounds weights."""
+    last = Pipeline.parse(passes[-1]).passes[0]
+    return last.values if isinstance(last, RoundWeights) else "fp32"
 
 
 def _dropped(passes: tuple[str, ...], found: _Form | str, why: str) -> Candidate:

@@ -12,7 +12,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.ir.axes import AxisGraph
 from sparsecc.ir.quantized import data_input
 from sparsecc.passes.lower.linear_form import Borders, borders
-from sparsecc.passes.tidy.linear import affine_after, find_linear
+from sparsecc.passes.recover.biases import SiteBias, site_bias
 from sparsecc.plan.timing import part_model
 
 __all__ = ["Part", "find_parts"]
@@ -83,6 +83,7 @@ class Part:
             value.const_value = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
         for number in range(1, len(self.sites[0].nodes)):  # a weight that several nodes read stays one
             _read_again(alone, number)
+        alone.infer_shapes()
         return alone
 
 
@@ -147,7 +148,7 @@ def _part(model: Model, sites: Sequence[Site]) -> Part:
     reasons = [reason for site in sites if (reason := _refusal(site)) is not None]
     if reasons:
         return Part(tuple(sites), model, reason=reasons[0])
-    found = _ends(sites)
+    found = _ends(model, sites)
     if found is None:
         return Part(tuple(sites), model, reason="what follows it depends on more than its input")
     return Part(tuple(sites), model, *found)
@@ -159,7 +160,7 @@ def _unite(
     """Make ``names`` one group if what it grows to can be taken out of the model."""
     roots = {together[name] for name in names}
     grown = [suited[name] for name in suited if together[name] in roots]
-    if len(grown) <= _MOST_COUPLED and _ends(grown) is not None:
+    if len(grown) <= _MOST_COUPLED and _ends(model, grown) is not None:
         together.union(*names)
 
 
@@ -173,14 +174,14 @@ def _coupled(model: Model, suited: Mapping[str, Site]) -> Iterable[list[str]]:
             yield names
 
 
-def _ends(sites: Sequence[Site]) -> tuple[tuple[Borders, ...], tuple[Borders, ...]] | None:
+def _ends(model: Model, sites: Sequence[Site]) -> tuple[tuple[Borders, ...], tuple[Borders, ...]] | None:
     """Borders of a part with and without activations; None if it depends on more than one value."""
     source = data_input(sites[0].node)
     found = [borders(site.node) for site in sites]
     if source is None or any(item is None for item in found):
         return None
     ends = [item._replace(source=source) for item in found if item is not None]
-    plain = [Borders(source, _before_activation(site), end.source_type, end.output_type)
+    plain = [Borders(source, _before_activation(model, site), end.source_type, end.output_type)
              for site, end in zip(sites, ends, strict=True)]  # fmt: skip
     inner = [_behind(item.output, source) for item in plain]
     if any(nodes is None for nodes in inner):
@@ -192,18 +193,18 @@ def _ends(sites: Sequence[Site]) -> tuple[tuple[Borders, ...], tuple[Borders, ..
     ]
     if len(last) < len(sites) and not _private(inner, [plain[number].output for number in last]):
         return None
-    timed = [
-        ends[number] if _behind(ends[number].output, source) is not None else plain[number] for number in last
-    ]
+    timed = []
+    for number in last:
+        nodes = _behind(ends[number].output, source)
+        whole = nodes is not None and plain[number].output.producer() in nodes
+        timed.append(ends[number] if whole else plain[number])
     return tuple(timed), tuple(plain[number] for number in last)
 
 
-def _before_activation(site: Site) -> onnx_ir.Value:
+def _before_activation(model: Model, site: Site) -> onnx_ir.Value:
     """What a site gives, with its bias."""
-    linear = find_linear(site.node) if site.op == "MatMul" and len(site.nodes) == 1 else None
-    affine = None if linear is None else affine_after(linear)
-    bias = affine is not None and affine.node.op_type == "Add"
-    return affine.node.outputs[0] if affine is not None and bias else site.node.outputs[0]
+    bias = site_bias(model, site, add=False)
+    return bias.node.outputs[0] if isinstance(bias, SiteBias) else site.node.outputs[0]
 
 
 def _behind(output: onnx_ir.Value, source: onnx_ir.Value) -> set[onnx_ir.Node] | None:

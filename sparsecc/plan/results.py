@@ -20,11 +20,12 @@ class Results:
     A file that cannot be read or written counts as missing: then the work is done again.
 
     Args:
-        folder: where the files are; None keeps nothing.
+        folder: where the files are; None keeps all in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._held: dict[tuple[str, str], dict[str, Any]] = {}
 
     @classmethod
     def open(cls) -> Results:
@@ -34,14 +35,17 @@ class Results:
     def get(self, kind: str, key: str) -> dict[str, Any] | None:
         """Return what was put there, or None."""
         path = self._path(kind, key)
+        if (kind, key) in self._held or path is None:
+            return self._held.get((kind, key))
         try:
-            document = None if path is None else json.loads(path.read_text())
+            document = json.loads(path.read_text())
         except (OSError, ValueError):
             return None
         return document if isinstance(document, dict) else None
 
     def put(self, kind: str, key: str, document: Mapping[str, Any]) -> None:
         """Keep a document of plain values."""
+        self._held[kind, key] = dict(document)
         path = self._path(kind, key)
         if path is None:
             return

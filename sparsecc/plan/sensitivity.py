@@ -95,7 +95,7 @@ def measure_sensitivity(
         items: see ``find_items``.
         calibration: inputs of ``model``.
         metric: on inputs of its own; None: the error of the outputs.
-        results: where measurements are kept; None: nowhere.
+        results: where measurements are kept; None: in memory.
         seed: of everything random.
         threads: of the sessions.
         progress: told how far it is.

@@ -29,7 +29,7 @@ from sparsecc.passes.lower.recurrent import (
 from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer, RewriteCost
-from sparsecc.sparse import INT8_DENSE, Layout
+from sparsecc.sparse import INT8_DENSE, Floats, Layout
 
 __all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "part_model", "site_model"]
 
@@ -210,7 +210,13 @@ class MeasuredCosts:
         return RewriteCost(row["dense"], row["ms"], _constant_bytes(own), int(row["bytes"]))
 
     def part_rewritten(
-        self, part: Model, rewrite: Callable[[Model], None], key: str, *, custom_ops: bool
+        self,
+        part: Model,
+        rewrite: Callable[[Model], None],
+        key: str,
+        *,
+        custom_ops: bool,
+        values: Floats = "fp32",
     ) -> tuple[RewriteCost, bool]:
         """What a part of a model costs by itself, dense and rewritten, and whether the latter has sparse operators.
 
@@ -219,27 +225,32 @@ class MeasuredCosts:
             rewrite: changes the copy that it is given. Where that ends between bytes, these are what is timed.
             key: says all that the times depend on.
             custom_ops: whether sparse operators may stand for products with many zeros.
+            values: type in which these may store weights that are such numbers.
 
         Raises:
             MeasurementError: it cannot be timed; the message says why.
         """
         row = self.table.get_or_measure(
-            f"part {key} threads={self._threads} custom-ops={custom_ops:d}",
+            f"part {key} values={values} threads={self._threads} custom-ops={custom_ops:d}",
             ("dense", "ms", "bytes", "sparse-ops"),
-            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops),
+            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, values),
         )
         cost = RewriteCost(row["dense"], row["ms"], _constant_bytes(part), int(row["bytes"]))
         return cost, bool(row["sparse-ops"])
 
     def _rewritten(
-        self, own: Model, rewrite: Callable[[Model, Sequence[Site]], None], custom_ops: bool
+        self,
+        own: Model,
+        rewrite: Callable[[Model, Sequence[Site]], None],
+        custom_ops: bool,
+        values: Floats = "fp32",
     ) -> dict[str, float]:
         candidate = own.copy()
         rewrite(candidate, candidate.sites())
         inputs = _random_inputs(own, self._seed)
         if custom_ops:
             inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
-            ChooseLayout().run(candidate, PassContext(costs=inner))
+            ChooseLayout(values=values).run(candidate, PassContext(costs=inner))
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
         _begin_with_bytes(candidate)
         times = self._time_variants(
