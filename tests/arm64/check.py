@@ -26,6 +26,7 @@ TESTS = ROOT / "tests" / "runtime"
 RUNS = (
     ("max", "test_int8.py", "test_planes.py", "test_unequal_threads.py"),
     ("max", "test_kernels.py", "test_recurrent.py", "test_transformer.py"),
+    ("max", "test_algebra_backend.py"),
     ("cortex-a72", "test_kernels.py", "test_int8.py", "-k", "isas or every_isa"),
     ("neoverse-n1", "test_kernels.py", "test_int8.py", "-k", "isas or every_isa"),
 )
