@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, get_type_hints
 
 from sparsecc.errors import SpecError
-from sparsecc.pm.options import OptionType, format_value, parse_value, type_text, validated
+from sparsecc.pm.options import OptionType, format_value, parse_value, type_text, validated, value_pattern
 from sparsecc.pm.search import Range
 from sparsecc.target.spec import format_spec, suggestion
 
@@ -27,11 +27,15 @@ _KEBAB = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """One option of a pass as help shows it: name in kebab-case, type in words, default as text."""
+    """One option of a pass as help shows it: name in kebab-case, type in words, default as text.
+
+    ``pattern`` is a regular expression of its values as they stand in a spec.
+    """
 
     name: str
     type: str
     default: str | None
+    pattern: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class Pass(ABC):
         for option, annotation in _option_types(cls).items():
             default = _defaults(cls)[option]
             text = None if default is MISSING else format_value(annotation, validated(annotation, default))
-            infos.append(OptionInfo(_kebab(option), type_text(annotation), text))
+            infos.append(OptionInfo(_kebab(option), type_text(annotation), text, value_pattern(annotation)))
         return tuple(infos)
 
     @classmethod

@@ -26,6 +26,7 @@ __all__ = [
     "ITEMS",
     "NARROW",
     "SiteChoice",
+    "changes_names",
     "exact_match",
     "expanded",
     "parse_choices",
@@ -207,9 +208,14 @@ def _rank(spec: str) -> int:
         return _NARROW_RANK
     if parsed.name in _REMOVING:
         return 0
-    if parsed.name.startswith("factor-") or parsed.name in _SPLITTING:
+    if changes_names(parsed.name):
         return 1
     return 2 if parsed.name == "permute" else 3
+
+
+def changes_names(pass_name: str) -> bool:
+    """Return whether the pass puts several sites, with names of their own, in the place of one."""
+    return pass_name.startswith("factor-") or pass_name in _SPLITTING
 
 
 def exact_match(sites: Sequence[str], made: Sequence[str] = (), others: Sequence[str] = ()) -> str:

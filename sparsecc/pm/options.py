@@ -13,12 +13,19 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from sparsecc.errors import SpecError
 
-__all__ = ["OptionType", "format_value", "parse_value", "type_text", "validated"]
+__all__ = ["OptionType", "format_value", "parse_value", "type_text", "validated", "value_pattern"]
 
 
 OptionType = Any  # a runtime annotation: a class or a typing construct; typing has no closed name for it
 
 _WORDS: dict[OptionType, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+#: A value in double quotes, and what bare values look like; all of them may be quoted too.
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+_PATTERNS: dict[OptionType, str] = {
+    bool: f"(?:true|false|{_QUOTED})",
+    int: rf"(?:[+-]?[0-9][0-9_]*|{_QUOTED})",
+    float: rf"(?:[+-]?(?:[0-9_]+\.?[0-9_]*|\.[0-9_]+)(?:[eE][+-]?[0-9]+)?|[+-]?(?:inf|nan)|{_QUOTED})",
+}
 _LITERAL_NONE = re.compile(r"\\*none")  # text that must not be mistaken for "no value"
 
 
@@ -100,6 +107,21 @@ def type_text(annotation: OptionType) -> str:
     if _origin(annotation) is Literal:
         return "one of " + ", ".join(map(str, get_args(annotation)))
     return _WORDS.get(annotation) or str(annotation.__name__).lower()
+
+
+def value_pattern(annotation: OptionType) -> str:
+    """Return a regular expression of the values as they stand in a spec, for schemas; also of some that are refused.
+
+    It says what numbers, words and truth values look like; texts and classes that parse may be anything.
+    """
+    inner = _optional_of(annotation)
+    if inner is not None:
+        return f"(?:none|{value_pattern(inner)})"
+    if _origin(annotation) is Literal:
+        # A hyphen with a backslash is an error in the expressions of JSON Schema.
+        words = "|".join(re.escape(str(word)).replace("\\-", "-") for word in get_args(annotation))
+        return f"(?:{words}|{_QUOTED})"
+    return _PATTERNS.get(annotation, rf'(?:[^\s,{{}}"\\]+|{_QUOTED})')
 
 
 def _origin(annotation: OptionType) -> object:

@@ -23,6 +23,7 @@ VERBS = (
     "inspect",
     "diff",
     "report",
+    "recipe",
     "verify",
     "benchmark",
     "passes",
