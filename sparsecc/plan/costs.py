@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,29 @@ class CostTable:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
         return cls(cache_directory() / f"costs-{digest}.json", facts)
 
-    def _read(self, path: Path) -> None:
+    @classmethod
+    def read(cls, path: Path) -> CostTable:
+        """The table in ``path``, of whatever machine: to plan for that one; what is added stays in memory.
+
+        Raises:
+            UsageError: the file is missing or is no cost table.
+        """
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; 'sparsecc targets profile -o {path}' measures one")
+        table = cls(None, {})
+        table._read(path, anywhere=True)
+        return table
+
+    def differing(self, facts: Mapping[str, str]) -> list[str]:
+        """Names of the facts in which the machine of this table differs from ``facts``."""
+        return sorted(k for k in {*facts, *self.facts} if facts.get(k) != self.facts.get(k))
+
+    def _read(self, path: Path, *, anywhere: bool = False) -> None:
         try:
             document = json.loads(path.read_text())
             version = document["format"]
-            facts, times = document["machine"], document["times_ms"]
+            facts = {str(key): str(value) for key, value in document["machine"].items()}
+            times = document["times_ms"]
             entries = {
                 str(key): {str(name): float(ms) for name, ms in row.items()} for key, row in times.items()
             }
@@ -107,15 +125,21 @@ class CostTable:
             ) from error
         if version != _FORMAT:
             raise UsageError(f"{path}: cost table format {version}, expected {_FORMAT}; export it again")
-        if facts != self.facts:
-            differing = sorted(k for k in {*facts, *self.facts} if facts.get(k) != self.facts.get(k))
+        if anywhere:
+            self.facts = facts
+        elif facts != self.facts:
             raise UsageError(
-                f"{path}: measured on another machine or version (differs in {', '.join(differing)}); measure again"
+                f"{path}: measured on another machine or version (differs in {', '.join(self.differing(facts))}); "
+                "measure again"
             )
         self._times = entries
 
     def __len__(self) -> int:
         return len(self._times)
+
+    def __iter__(self) -> Iterator[tuple[str, Mapping[str, float]]]:
+        """Key and times in ms of each entry, keys sorted."""
+        return iter(sorted(self._times.items()))
 
     def get(self, key: str, names: Iterable[str]) -> dict[str, float] | None:
         """The times in ms of all ``names`` under ``key``, or ``None`` if one is missing."""

@@ -31,7 +31,14 @@ from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer, RewriteCost
 from sparsecc.sparse import INT8_DENSE, Floats, Layout
 
-__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "part_model", "site_model"]
+__all__ = [
+    "MeasuredCosts",
+    "input_shapes_of_sites",
+    "lowered_copy",
+    "part_model",
+    "random_inputs",
+    "site_model",
+]
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
 
@@ -92,6 +99,7 @@ class MeasuredCosts:
         inputs: inputs of the whole model; their shapes decide the shapes sites are timed at.
         threads: threads of every timed session.
         seed: of the random activations that single sites are fed.
+        copies: of each site that is timed alone, one after the other (see ``verify.benchmark``).
     """
 
     def __init__(
@@ -100,12 +108,14 @@ class MeasuredCosts:
         inputs: Inputs,
         threads: int,
         seed: int = 0,
+        copies: int = 1,
     ) -> None:
         self.table = table
         self._inputs = inputs
         self._shapes: dict[str, tuple[tuple[int, int], tuple[int, ...] | None]] = {}
         self._threads = threads
         self._seed = seed
+        self._copies = copies
 
     def site_times_ms(
         self, model: Model, site: Site, layouts: Sequence[Layout], base: Model | None = None
@@ -135,7 +145,7 @@ class MeasuredCosts:
                 own if layout == INT8_DENSE else _lowered_to(own if layout.int8 else before, str(layout))
                 for layout in layouts
             ]
-            inputs = {**_random_inputs(before, self._seed), **_random_inputs(own, self._seed)}
+            inputs = {**random_inputs(before, self._seed), **random_inputs(own, self._seed)}
             return self._time_variants([before, *variants], names, inputs)
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
@@ -155,7 +165,7 @@ class MeasuredCosts:
 
         def measure() -> dict[str, float]:
             variants = [part_model([before], shape, base), part_model([own], shape, model)]
-            inputs = {name: x for part in variants for name, x in _random_inputs(part, self._seed).items()}
+            inputs = {name: x for part in variants for name, x in random_inputs(part, self._seed).items()}
             return self._time_variants(variants, [str(INT8_DENSE)], inputs)
 
         return self.table.get_or_measure(key, ["dense", str(INT8_DENSE)], measure)
@@ -247,7 +257,7 @@ class MeasuredCosts:
     ) -> dict[str, float]:
         candidate = own.copy()
         rewrite(candidate, candidate.sites())
-        inputs = _random_inputs(own, self._seed)
+        inputs = random_inputs(own, self._seed)
         if custom_ops:
             inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
             ChooseLayout(values=values).run(candidate, PassContext(costs=inner))
@@ -291,8 +301,9 @@ class MeasuredCosts:
         try:
             result = verify.benchmark(
                 variants,
-                _random_inputs(variants[0], self._seed) if inputs is None else inputs,
+                random_inputs(variants[0], self._seed) if inputs is None else inputs,
                 threads=self._threads,
+                copies=self._copies,
                 max_seconds=_SITE_SECONDS * len(variants),
             )
         except SparseccError as error:
@@ -384,7 +395,7 @@ def _lowered_to(model: Model, layout: str) -> Model:
     return lowered_copy(marked, [site.name])
 
 
-def _random_inputs(model: Model, seed: int) -> dict[str, npt.NDArray[np.generic]]:
+def random_inputs(model: Model, seed: int) -> dict[str, npt.NDArray[np.generic]]:
     """Activations for a model of one site; sequences that have lengths are all of the whole length."""
     rng = np.random.default_rng(seed)
     inputs: dict[str, npt.NDArray[np.generic]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -110,6 +111,7 @@ def benchmark(
     *,
     threads: int | None = 1,
     library: bool | Sequence[bool] = True,
+    copies: int = 1,
     warmup: int = 2,
     rounds: int = 21,
     min_rounds: int = 3,
@@ -127,6 +129,8 @@ def benchmark(
         inputs: arrays by input name; the entries a model does not read are ignored.
         threads: threads of each session; ``None`` or 0 for all physical cores.
         library: register the native operators: one answer for all models, or one for each.
+        copies: sessions of each model, run one after the other: a part of a model has its weights as far from the
+            processor then as where the other weights of the model lie between two of its runs.
         warmup: untimed runs of each model before anything is measured.
         rounds: rounds wanted.
         min_rounds: rounds run even when ``max_seconds`` has passed.
@@ -140,13 +144,15 @@ def benchmark(
     if not models:
         raise UsageError("there is no model to time; give at least one")
     flags = [library] * len(models) if isinstance(library, bool) else list(library)
-    sessions = [session(m, library=flag, threads=threads) for m, flag in zip(models, flags, strict=True)]
-    calls = [_bound_call(item, inputs) for item in sessions]
+    calls = [
+        _in_turns([_bound_call(session(m, library=flag, threads=threads), inputs) for _ in range(copies)])
+        for m, flag in zip(models, flags, strict=True)
+    ]
     clock: Clock = "cpu" if threads == 1 else "wall"  # one thread: all work is done by the calling one
     times, repeats = time_interleaved(
         calls,
         clock=clock,
-        warmup=warmup,
+        warmup=warmup * copies,
         rounds=rounds,
         min_rounds=min_rounds,
         max_seconds=max_seconds,
@@ -172,6 +178,14 @@ def benchmark(
 def _path(model: ModelLike) -> str | None:
     path = getattr(model, "path", model)
     return None if path is None else str(path)
+
+
+def _in_turns(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """A call that makes the next of ``calls``, from the beginning after the last."""
+    if len(calls) == 1:
+        return calls[0]
+    turn = itertools.cycle(calls)
+    return lambda: next(turn)()
 
 
 def _bound_call(item: Session, inputs: Arrays) -> Callable[[], object]:
