@@ -121,7 +121,7 @@ def plan_of(
     """
     chosen = {item.name: item.candidates[choice.chosen[item.name]].name for item in items}
     types = {
-        spec.options.get("values", "bf16")
+        spec.options.get("values", "fp16")
         for text in chosen.values()
         for spec in (() if text == "dense" else parse_specs(text))
         if spec.name == "round-weights"

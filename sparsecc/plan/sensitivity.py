@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,9 +17,9 @@ from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.results import Results
 from sparsecc.pm import CalibrationSource, PassContext, Pipeline, Progress, no_progress
-from sparsecc.target.spec import format_spec, parse_specs
+from sparsecc.pm.choices import ITEMS, SiteChoice, expanded
 
-__all__ = ["Sensitivity", "measure_sensitivity", "replaced", "with_match"]
+__all__ = ["Sensitivity", "measure_sensitivity", "replaced"]
 
 #: Version of what is kept of earlier runs.
 _FORMAT = 1
@@ -58,17 +57,11 @@ class Sensitivity:
         return None if self.joint is None or not self.joint[0] > 0 else self.joint[1] / self.joint[0]
 
 
-def with_match(spec: str, sites: Sequence[str]) -> str:
-    """Return the spec of a pass, restricted to the named sites."""
-    (parsed,) = parse_specs(spec)
-    names = "|".join(re.escape(name) for name in sites)
-    return format_spec(parsed.name, {**parsed.options, "match": f"re:^(?:{names})$"})
-
-
 def replaced(model: Model, sites: Sequence[str], passes: Sequence[str], context: PassContext) -> Model:
     """Return a copy of ``model`` in which these sites have the form that ``passes`` make of them."""
     copy = model.copy()
-    Pipeline.parse(",".join(with_match(spec, sites) for spec in passes)).run(copy, context)
+    specs = expanded((ITEMS,), [SiteChoice(tuple(sites), tuple(passes))], "replacement")
+    Pipeline.parse_all(specs).run(copy, context)
     return copy
 
 

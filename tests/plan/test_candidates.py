@@ -10,16 +10,18 @@ import numpy as np
 import onnx
 import pytest
 
+from sparsecc import emit
 from sparsecc.calib import Calibration, open_session
 from sparsecc.ir import Model
 from sparsecc.plan import candidates as module
 from sparsecc.plan.candidates import find_items
 from sparsecc.plan.items import Item
+from sparsecc.plan.part_data import PartCalibration, collect_parts
 from sparsecc.plan.part_forms import form_errors
 from sparsecc.plan.parts import find_parts
 from sparsecc.plan.results import Results
 from sparsecc.plan.timing import _constant_bytes
-from sparsecc.pm import PassContext, Pipeline, Range, RewriteCost, get_pass
+from sparsecc.pm import PassContext, Pipeline, Range, RewriteCost, get_pass, no_progress
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
 g (float[n,t,48] x) => (float[n,t,48] y) {
@@ -76,6 +78,7 @@ class Costs:
         return cost, any("prune" in spec for spec in key.split())
 
 
+ALONE = {"threads": 1, "progress": no_progress}
 FAMILIES = ("factor-rrr", "prune-sparsegpt", "prune-structured", "quantize")
 
 
@@ -164,6 +167,32 @@ def test_errors_are_those_of_the_whole_site_on_all_rows(items: list[Item]) -> No
             assert candidate.error == pytest.approx(expected, rel=0.15 if part.nested else 0.01), (
                 candidate.name
             )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "factor-rrr{param-ratio=0.5 min-elements=1}",
+        "prune-sparsegpt{pattern=16x1 sparsity=0.5}",
+        "prune-structured{keep=0.5}",
+        "quantize",
+    ],
+)
+def test_bytes_are_those_of_the_form_that_is_emitted(spec: str) -> None:
+    """What is timed is a sketch: its constants take what those of the fitted and lowered form take."""
+    model = build()
+    (part,) = [part for part in find_parts(model) if part.name == "up"]
+    found = {found.name: data for found, data in collect_parts(model, [part], data(model), **ALONE)}
+    sketch, fitted = part.timed((1, 256, 48)), part.timed((1, 256, 48))
+    for own, made in ((sketch, lambda pass_: pass_.sketch), (fitted, lambda pass_: pass_.run)):
+        context = PassContext(calibration=PartCalibration(found["up"], own))
+        made(Pipeline.parse(spec).passes[0])(own, context)
+        for text in ("choose-layout{layout=16x1}", "lower-sparse") if "16x1" in spec else ():
+            Pipeline.parse(text).run(own, context)
+        emit.finalize(own)
+    sizes = [_constant_bytes(own) for own in (sketch, fitted, part.timed((1, 256, 48)))]
+    assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)  # tables of gaps depend on which blocks stay
+    assert sizes[0] < 0.7 * sizes[2]
 
 
 def _outputs(model: Model, item: Item, source: str, rows: np.ndarray) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -19,7 +20,7 @@ from sparsecc.plan import Results, sensitivity
 from sparsecc.plan.analysis import Analysis, read_analysis
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.metric import UserMetric
-from sparsecc.plan.sensitivity import measure_sensitivity, replaced, with_match
+from sparsecc.plan.sensitivity import measure_sensitivity, replaced
 from sparsecc.pm import PassContext, Pipeline
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,8 @@ def lost(model: Model, sites: tuple[str, ...], spec: str) -> float:
     """Relative error of the output on 32 samples with these sites replaced, by brute force."""
     other = model.copy()
     context = PassContext(calibration=Calibration.from_batches(DATA, model))
-    Pipeline.parse(with_match(spec, sites)).run(other, context)
+    (pass_,) = Pipeline.parse(spec).passes
+    dataclasses.replace(pass_, match=f"re:^({'|'.join(sites)})$").run(other, context)
     inputs = {name: array[:32] for name, array in DATA[0].items()}
     (before,), (after,) = (open_session(item).run(inputs).values() for item in (model, other))
     return float(np.linalg.norm(after - before) / np.linalg.norm(before))
@@ -130,16 +132,12 @@ def test_known_replacements_are_not_measured_again(tmp_path: Path, monkeypatch: 
 
 def test_a_replacement_that_fails_is_told() -> None:
     model = build()
-    broken = Candidate(("prune-wanda{match=nothing}",), 0.1, Estimate(0.1, "measured"), 1)
     dense = items()[0].candidates[0]
+    missing = Candidate(("prune-wanda{pattern=16x1}",), 0.1, Estimate(0.1, "measured"), 1)
     found = measure_sensitivity(
-        model,
-        [Item("a", ("a", "c"), (dense, broken)), items()[1]],
-        Calibration.from_batches(
-            [{name: x * np.nan if name == "q" else x for name, x in DATA[0].items()}], model
-        ),
+        model, [Item("z", ("z",), (dense, missing)), items()[1]], Calibration.from_batches(DATA, model)
     )
-    assert set(found.replacements) == {"a", "b"}  # the match is that of the item
+    assert set(found.replacements) == {"b"}
 
 
 def test_replaced_changes_only_the_named_sites() -> None:
@@ -147,6 +145,15 @@ def test_replaced_changes_only_the_named_sites() -> None:
     other = replaced(model, ("a", "c"), ("prune-magnitude{sparsity=0.5}",), PassContext())
     kept = {site.name: np.count_nonzero(site.numpy()) / site.numpy().size for site in other.sites()}
     assert kept == {"a": 0.5, "b": 1.0, "c": 0.5}
+
+
+def test_narrow_values_of_what_was_made_of_a_site_are_replaced_too() -> None:
+    model = build()
+    context = PassContext(calibration=Calibration.from_batches(DATA, model))
+    other = replaced(model, ("a",), ("factor-rrr{param-ratio=0.5}", "quantize"), context)
+    operators = [node.op_type for node in other.onnx.graph]
+    assert operators.count("MatMulInteger") == 2
+    assert operators.count("MatMul") == 2
 
 
 def test_the_verb_saves_what_planning_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
