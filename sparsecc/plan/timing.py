@@ -264,7 +264,7 @@ class MeasuredCosts:
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
         _begin_with_bytes(candidate)
         times = self._time_variants(
-            [own, candidate], ["ms"], {**inputs, **_random_inputs(candidate, self._seed)}
+            [own, candidate], ["ms"], {**inputs, **random_inputs(candidate, self._seed)}
         )
         sparse = any(node.domain == DOMAIN for node in candidate.onnx.graph)
         return {**times, "bytes": _constant_bytes(candidate), "sparse-ops": float(sparse)}
