@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import sparsecc
 from sparsecc.errors import SparseccError, UsageError
 from sparsecc.ir import Model
+from sparsecc.passes.prune.base import PrunePass
 from sparsecc.passes.quantize.round_weights import RoundWeights
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
@@ -30,7 +31,7 @@ from sparsecc.pm import (
     pass_names,
     search_families,
 )
-from sparsecc.sparse import Floats, density
+from sparsecc.sparse import Floats, Layout, Pattern, density
 from sparsecc.target import Target
 
 __all__ = ["FAMILIES", "PartCosts", "find_items", "form_families"]
@@ -59,7 +60,7 @@ class PartCosts(Protocol):
         key: str,
         *,
         custom_ops: bool,
-        values: Floats = "fp32",
+        layout: Layout | None = None,
     ) -> tuple[RewriteCost, bool]:
         """See ``MeasuredCosts.part_rewritten``."""
 
@@ -275,7 +276,7 @@ class _Work:
                 rewrite,
                 f"{key} {','.join(passes)}",
                 custom_ops=self._custom_ops,
-                values=_values(passes),
+                layout=_layout(passes),
             )
         except SparseccError as error:
             if refused:
@@ -396,10 +397,16 @@ def _share(cost: RewriteCost, resource: Resource) -> tuple[float, float]:
     return (own / dense if dense else math.inf), dense
 
 
-def _values(passes: Sequence[str]) -> Floats:
-    """The type to which the last of these passes rounds weights."""
-    last = Pipeline.parse(passes[-1]).passes[0]
-    return last.values if isinstance(last, RoundWeights) else "fp32"
+def _layout(passes: Sequence[str]) -> Layout | None:
+    """The layout of the zeros that these passes make; None where they make none, or not everywhere."""
+    pattern: Pattern | None = None
+    values: Floats = "fp32"
+    for pass_ in Pipeline.parse(",".join(passes)).passes:
+        if isinstance(pass_, PrunePass):
+            pattern = pass_.pattern if type(pass_).sketch is PrunePass.sketch else None
+        elif isinstance(pass_, RoundWeights):
+            values = pass_.values
+    return None if pattern is None else Layout(pattern, values)
 
 
 def _dropped(passes: tuple[str, ...], found: _Form | str, why: str) -> Candidate:

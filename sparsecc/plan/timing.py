@@ -29,7 +29,7 @@ from sparsecc.passes.lower.recurrent import (
 from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer, RewriteCost
-from sparsecc.sparse import INT8_DENSE, Floats, Layout
+from sparsecc.sparse import INT8_DENSE, Layout
 
 __all__ = [
     "MeasuredCosts",
@@ -226,7 +226,7 @@ class MeasuredCosts:
         key: str,
         *,
         custom_ops: bool,
-        values: Floats = "fp32",
+        layout: Layout | None = None,
     ) -> tuple[RewriteCost, bool]:
         """What a part of a model costs by itself, dense and rewritten, and whether the latter has sparse operators.
 
@@ -235,15 +235,15 @@ class MeasuredCosts:
             rewrite: changes the copy that it is given. Where that ends between bytes, these are what is timed.
             key: says all that the times depend on.
             custom_ops: whether sparse operators may stand for products with many zeros.
-            values: type in which these may store weights that are such numbers.
+            layout: of these, pattern and type of float values; None: each is the fastest of those that its zeros allow.
 
         Raises:
             MeasurementError: it cannot be timed; the message says why.
         """
         row = self.table.get_or_measure(
-            f"part {key} values={values} threads={self._threads} custom-ops={custom_ops:d}",
+            f"part {key} layout={layout} threads={self._threads} custom-ops={custom_ops:d}",
             ("dense", "ms", "bytes", "sparse-ops"),
-            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, values),
+            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, layout),
         )
         cost = RewriteCost(row["dense"], row["ms"], _constant_bytes(part), int(row["bytes"]))
         return cost, bool(row["sparse-ops"])
@@ -253,14 +253,15 @@ class MeasuredCosts:
         own: Model,
         rewrite: Callable[[Model, Sequence[Site]], None],
         custom_ops: bool,
-        values: Floats = "fp32",
+        layout: Layout | None = None,
     ) -> dict[str, float]:
         candidate = own.copy()
         rewrite(candidate, candidate.sites())
         inputs = random_inputs(own, self._seed)
         if custom_ops:
             inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
-            ChooseLayout(values=values).run(candidate, PassContext(costs=inner))
+            chosen = ChooseLayout() if layout is None else _forced(layout)
+            chosen.run(candidate, PassContext(costs=inner))
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
         _begin_with_bytes(candidate)
         times = self._time_variants(
@@ -351,6 +352,10 @@ class MeasuredCosts:
 
         key += f" threads={self._threads}"
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
+
+
+def _forced(layout: Layout) -> ChooseLayout:
+    return ChooseLayout(layout=layout.pattern, values="fp32" if layout.values == "int8" else layout.values)
 
 
 def _begin_with_bytes(model: Model) -> None:

@@ -61,7 +61,7 @@ class Costs:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def part_rewritten(self, part, rewrite, key, *, custom_ops, values="fp32"):
+    def part_rewritten(self, part, rewrite, key, *, custom_ops, layout=None):
         own = part.copy()
         rewrite(own)
         self.asked.append(key)
