@@ -1,6 +1,6 @@
 """Reports: the run document as one HTML page that needs nothing else.
 
-``sparsecc.report.schema`` says what a document holds, ``sparsecc.report.measured`` and ``planned`` make parts of it
+``sparsecc.report.schema`` says what a document holds, ``sparsecc.report.measured`` and ``planned`` make parts of it.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def _shade(value: float, most: float) -> int:
     """Level of grey; anything that is not zero can be seen."""
     if not (math.isfinite(value) and value > 0 and most > 0):
         return 0
-    return max(1, min(_LEVELS, round(_LEVELS * value / most)))
+    return max(1, min(_LEVELS, round(_LEVELS * (value / most))))
 
 
 def balance(work: Sequence[float], title: str) -> Html | None:

@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 _FEW = 12  # small charts that are shown at once
 _MOST = 120  # that are drawn at all
-_LONG = 40  # rows from which on a table scrolls by itself
+_LONG = 30  # rows from which on a table scrolls by itself
 
 
 def view(document: RunDocument) -> dict[str, Any]:
@@ -43,6 +43,7 @@ def view(document: RunDocument) -> dict[str, Any]:
         "spectra": _charts(_largest(document.spectra), charts.spectrum, lambda item: (item.site, "")),
         "thumbnails": _thumbnails(document),
         "balance": _balance(document),
+        "balance_long": len(document.partition) > _LONG,
         "metric": document.metric,
         "steps": _steps(document.metric),
         "passes": _passes(document),

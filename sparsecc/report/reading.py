@@ -25,6 +25,9 @@ __all__ = ["parse_document", "read_document"]
 _MOST_BYTES = 1 << 28
 _MOST_CELLS = 128
 
+#: Larger numbers stand for nothing real; sums and products of smaller ones are finite.
+_MOST = 1e30
+
 _T = TypeVar("_T")
 
 
@@ -135,15 +138,14 @@ def _scalar(kind: type[Any], value: object, where: str) -> Any:
 
 
 def _number(value: object) -> float | None:
-    """A number; infinities and NaN may be written as text, since JSON has none."""
+    """A number; infinities and NaN may be written as text, since JSON has none. What is huge counts as infinite."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and value not in ("inf", "-inf", "nan"):
         return None
-    try:
+    if isinstance(value, str) or abs(value) <= _MOST:
         return float(value)
-    except OverflowError:
-        return math.inf
+    return math.inf if value > 0 else -math.inf if value < 0 else math.nan
 
 
 def _plain_mapping(value: object, where: str) -> dict[str, Any]:
@@ -156,6 +158,8 @@ def _plain_mapping(value: object, where: str) -> dict[str, Any]:
             raise UsageError(
                 f"{where}.{_clean(str(key))[:40]} is {_shown(item)}, expected a text or a number"
             )
+        if isinstance(item, int | float) and abs(item) > _MOST:
+            item = _number(item)
         if item is not None:
             plain[_clean(str(key))] = _clean(item) if isinstance(item, str) else item
     return plain

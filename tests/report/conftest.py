@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,9 @@ import pytest
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
+
+#: Longest silence of the browser.
+SECONDS = 60
 
 NAMES = ("/layers.0/fc1/MatMul", "/layers.0/fc2/MatMul")
 
@@ -180,6 +184,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._in], [], [], SECONDS)
+            assert ready, f"the browser said nothing for {SECONDS} seconds"
             more = os.read(self._in, 1 << 16)
             assert more, "the browser has ended"
             self._rest += more
@@ -193,7 +199,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     command = next(filter(None, map(shutil.which, BROWSERS)), None)
     if command is None:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    found = Browser(command, tmp_path_factory.mktemp("browser"))
+    try:
+        found = Browser(command, tmp_path_factory.mktemp("browser"))
+    except (AssertionError, OSError) as error:
+        pytest.skip(f"{command} does not start: {error}")
     yield found
     found.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -206,6 +208,50 @@ def test_without_jinja_the_command_is_told(document: Document, monkeypatch: pyte
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sparsecc\[report\]'"):
         render(document())
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to everything in a document."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inside for place in _places(item, (*path, key)))]
+
+
+def test_mutated_documents_make_a_page_or_one_line(document: Document) -> None:
+    odd = [
+        None,
+        True,
+        "",
+        "inf",
+        "-inf",
+        "nan",
+        0,
+        -1,
+        1e308,
+        -1e308,
+        5e-324,
+        10**400,
+        [],
+        [[]],
+        {},
+        "a" * 3000,
+        0.5,
+    ]
+    rng = random.Random(0)
+    refused: list[str] = []
+    for _ in range(150):
+        whole = document()
+        for path in rng.sample(_places(whole)[1:], rng.choice([1, 1, 2])):
+            at: Any = whole
+            with contextlib.suppress(LookupError, TypeError):  # its place is gone already
+                for step in path[:-1]:
+                    at = at[step]
+                at[path[-1]] = rng.choice(odd)
+        try:
+            Reader(render(whole))
+        except UsageError as error:
+            refused.append(str(error))
+    assert 20 < len(refused) < 130
+    assert all(len(text) < 200 and "\n" not in text for text in refused)
 
 
 def _luminance(colour: str) -> float:
