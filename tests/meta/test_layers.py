@@ -24,6 +24,7 @@ ALLOWED = {
     "heal": {"ir", "pm", "calib", "errors"},
     "passes": {"pm", "ir", "sparse", "algebra", "target", "calib", "heal", "errors"},
     "runtime": {"errors"},
+    "exec": {"errors"},
     "plan": {"*"},
     "cli": {"*"},
     "api": {"*"},
