@@ -165,22 +165,24 @@ def share_bar(parts: Sequence[tuple[str, float, str]], whole: float, told: str) 
 def curve(item: Curve, most_error: float, most_drop: float) -> Html | None:
     """Drop of the metric against the error of one item, on axes that all curves share."""
     points = sorted(
-        (point.error, point.drop, point.label)
+        (point.error, point.drop, point.label, point.measured)
         for point in item.points
         if math.isfinite(point.error) and math.isfinite(point.drop)
     )
     if not points:
         return None
-    least = min(0.0, min(drop for _, drop, _ in points))
+    least = min(0.0, min(drop for _, drop, *_ in points))
     x, y = Scale(0.0, 1.05 * most_error or 1.0, 40, 232), Scale(least, 1.1 * most_drop or 1.0, 112, 24)
     drawn = _axes(x, y, ("relative error", "drop"), count=3)
     if item.chosen_error is not None and math.isfinite(item.chosen_error):
         drawn.append(_line(x(item.chosen_error), y.start, x(item.chosen_error), y.end, "limit"))
-    path = "".join(f"{'L' if at else 'M'}{x(e):.2f} {y(d):.2f}" for at, (e, d, _) in enumerate(points))
+    path = "".join(f"{'L' if at else 'M'}{x(e):.2f} {y(d):.2f}" for at, (e, d, *_) in enumerate(points))
     drawn.append(element("path", d=path, class_="curve"))
-    for error, drop, label in points:
-        told = element("title", f"{label + ': ' if label else ''}error {number(error)}, drop {number(drop)}")
-        drawn.append(element("circle", told, cx=x(error), cy=y(drop), r=2.8, class_="point"))
+    for error, drop, label, measured in points:
+        text = f"{label + ': ' if label else ''}error {number(error)}, drop {number(drop)}"
+        told = element("title", f"{text}, measured" if measured else text)
+        radius, kind = (4.5, "input") if measured else (2.8, "point")
+        drawn.append(element("circle", told, cx=x(error), cy=y(drop), r=radius, class_=kind))
     worst = max(points, key=lambda point: point[1])
     text = f"largest drop {number(worst[1])} at a relative error of {number(worst[0])}"
     return figure(240, 152, f"Sensitivity of {shorten(item.name, 60)}", text, *drawn)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,14 @@ from sparsecc.plan.costs import machine_facts
 from sparsecc.plan.guard import Attempt, Limits
 from sparsecc.plan.items import Choice, Item
 
-__all__ = ["command_line", "front_rows", "guard_steps", "item_rows", "provenance"]
+__all__ = ["command_line", "curve_rows", "front_rows", "guard_steps", "item_rows", "provenance"]
 
 _FEW = 3  # items of one step that are named
+_MOST_ERROR = 0.5  # of a form on a curve, if it is not the chosen one
 
 
 def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
-    """What a planner chose between, and what it took: rows of the part ``items``."""
+    """What a planner chose between, and what it took: rows of the part ``items``; what is not known is None."""
     return [
         {
             "name": item.name,
@@ -30,12 +32,12 @@ def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
             "candidates": [
                 {
                     "name": candidate.name,
-                    "ms": candidate.time.ms,
+                    "ms": _known(candidate.time.ms),
                     "source": candidate.time.source,
                     "spread": candidate.time.spread,
                     "bytes": candidate.bytes,
-                    "error": candidate.error,
-                    "damage": item.damage(candidate),
+                    "error": _known(candidate.error),
+                    "damage": _known(item.damage(candidate)),
                     "custom_ops": candidate.custom_ops,
                     "note": candidate.note,
                 }
@@ -44,6 +46,42 @@ def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
         }
         for item in items
     ]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def curve_rows(
+    items: Sequence[Item], choice: Choice, replacements: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Damage to the metric over error, for the forms of each item: rows of the part ``sensitivity``.
+
+    Forms of a very large error are left out, for they would press the others into a corner.
+
+    Args:
+        items: with sensitivities.
+        choice: what was taken.
+        replacements: by name of an item the form it was replaced by when its sensitivity was measured.
+    """
+    rows = []
+    for item in items:
+        taken = item.candidates[choice.chosen[item.name]]
+        forms = [form for form in item.candidates if form.error <= max(_MOST_ERROR, taken.error)]
+        measured = (replacements or {}).get(item.name)
+        points = [
+            {
+                "error": form.error,
+                "drop": item.damage(form),
+                "label": form.name,
+                "measured": form.name == measured,
+            }
+            for form in sorted(forms, key=lambda form: form.error)
+            if math.isfinite(form.error) and math.isfinite(item.damage(form))
+        ]
+        if len(points) > 1:
+            rows.append({"name": item.name, "points": points, "chosen_error": taken.error})
+    return rows
 
 
 def front_rows(choices: Sequence[Choice], chosen: Choice) -> list[dict[str, Any]]:

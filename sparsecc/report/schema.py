@@ -187,11 +187,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Relative error of an item's outputs and the drop of the metric that was measured with it."""
+    """Relative error of an item's outputs and the drop of the metric that goes with it, measured or predicted."""
 
     error: float
     drop: float
     label: str = ""
+    measured: bool = False
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ DOCUMENT: dict[str, Any] = {
     "sensitivity": [
         {
             "name": NAMES[0], "chosen_error": 0.1,
-            "points": [{"error": 0.02, "drop": 0.001}, {"error": 0.3, "drop": 0.05, "label": "16x1"}],
+            "points": [{"error": 0.02, "drop": 0.001, "measured": True}, {"error": 0.3, "drop": 0.05, "label": "16x1"}],
         }
     ],
     "spectra": [{"site": NAMES[0], "values": [1, 0.5, 0.25, 0.01], "count": 32, "rank": 3}],

@@ -12,7 +12,7 @@ import pytest
 from sparsecc.plan.guard import Attempt, Limits
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.report import parse_document
-from sparsecc.report.planned import command_line, front_rows, guard_steps, item_rows, provenance
+from sparsecc.report.planned import command_line, curve_rows, front_rows, guard_steps, item_rows, provenance
 
 DENSE = Candidate((), 0.0, Estimate(1.0, "measured", 0.02), 100)
 SMALL = Candidate(
@@ -41,6 +41,30 @@ def test_items_of_a_plan() -> None:
     assert row.candidates[1].source == "interpolated"
     assert row.candidates[1].custom_ops
     assert row.candidates[1].note == "a note"
+
+
+def test_curves_of_items() -> None:
+    spec = SMALL.name
+    rows = curve_rows(ITEMS, _choice("a"), {"b": spec})
+    curves = parse_document({"sensitivity": rows}).sensitivity
+    assert [curve.name for curve in curves] == list("abcde")
+    assert curves[0].chosen_error == 0.5
+    assert curves[1].chosen_error == 0
+    assert [(point.error, point.drop, point.measured) for point in curves[1].points] == [
+        (0, 0, False),
+        (0.5, 0.5, True),
+    ]
+    huge = Candidate(("factor-svd",), 3.0, Estimate(float("inf"), "measured"), 1)
+    lost = Candidate(("factor-rrr",), float("inf"), Estimate(1.0, "measured"), 1)
+    item = Item("z", ("z",), (DENSE, SMALL, huge, lost))
+    (row,) = curve_rows([item], Choice({"z": 0}, 1, 1, 0))
+    assert len(row["points"]) == 2
+    (row,) = curve_rows([item], Choice({"z": 2}, 1, 1, 0))
+    assert [point["error"] for point in row["points"]] == [0, 0.5, 3.0]
+    assert curve_rows([Item("y", ("y",), (DENSE,))], Choice({"y": 0}, 1, 1, 0)) == []
+    candidates = item_rows([item], Choice({"z": 0}, 1, 1, 0))[0]["candidates"]
+    assert candidates[2]["ms"] is None
+    assert candidates[3]["error"] is candidates[3]["damage"] is None
 
 
 def test_front_has_the_input_and_the_chosen_point() -> None:
