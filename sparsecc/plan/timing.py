@@ -116,6 +116,7 @@ class MeasuredCosts:
         self._threads = threads
         self._seed = seed
         self._copies = copies
+        self._setting = f"threads={threads}" + (f" copies={copies}" if copies > 1 else "")
 
     def site_times_ms(
         self, model: Model, site: Site, layouts: Sequence[Layout], base: Model | None = None
@@ -160,7 +161,7 @@ class MeasuredCosts:
             raise MeasurementError("not timed: there is no float32 form of it to compare with")
         key = (
             f"{site.op} int8-static/float32 x{list(shape)} w{list(site.weight_shape)} {site.conv} "
-            f"to={own.output_type.name} threads={self._threads}"
+            f"to={own.output_type.name} {self._setting}"
         )
 
         def measure() -> dict[str, float]:
@@ -178,7 +179,7 @@ class MeasuredCosts:
         zeros = _digest(*(np.packbits(w != 0).tobytes() for w in (form.input_weight, form.state_weight)))
         key = (
             f"{form.cell} x{list(shape)} h{form.hidden} {form.direction} lbr={form.before_reset:d} "
-            f"lengths={form.lengths is not None:d} state={bool(form.initial):d} threads={self._threads} zeros={zeros}"
+            f"lengths={form.lengths is not None:d} state={bool(form.initial):d} {self._setting} zeros={zeros}"
         )
 
         def measure() -> dict[str, float]:
@@ -241,7 +242,7 @@ class MeasuredCosts:
             MeasurementError: it cannot be timed; the message says why.
         """
         row = self.table.get_or_measure(
-            f"part {key} layout={layout} threads={self._threads} custom-ops={custom_ops:d}",
+            f"part {key} layout={layout} {self._setting} custom-ops={custom_ops:d}",
             ("dense", "ms", "bytes", "sparse-ops"),
             lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, layout),
         )
@@ -259,7 +260,7 @@ class MeasuredCosts:
         rewrite(candidate, candidate.sites())
         inputs = random_inputs(own, self._seed)
         if custom_ops:
-            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed)
+            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed, self._copies)
             chosen = ChooseLayout() if layout is None else _forced(layout)
             chosen.run(candidate, PassContext(costs=inner))
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
@@ -292,7 +293,7 @@ class MeasuredCosts:
             zeros += _digest(np.packbits(plain.weight != 0).tobytes())
         return (
             f"{site.op} {dtype} x{list(shape)} w{list(site.weight_shape)}{geometry} "
-            f"act={form.activation.suffix or 'none'} threads={self._threads} zeros={zeros}"
+            f"act={form.activation.suffix or 'none'} {self._setting} zeros={zeros}"
         )
 
     def _time_variants(

@@ -30,8 +30,13 @@ def test_what_sites_gain_alone_the_model_gains() -> None:
     assert (sum_of(ITEMS), sum_of(ITEMS, choice(1, 1, 0))) == (7.0, 3.5)
 
 
+def test_sites_that_take_longer_alone_share_the_time_of_the_model() -> None:
+    assert predict_model(3.5, ITEMS, choice(1, 0, 0)).ms == pytest.approx(3.5 - 2.0 + 1.0)
+    assert predict_model(3.5, ITEMS, choice(1, 1, 1)).ms == pytest.approx(1.0 + 1.5 + 3.0)
+
+
 def test_no_model_is_faster_than_what_is_in_it() -> None:
-    assert predict_model(3.5, ITEMS, choice(1, 0, 0)).ms == pytest.approx(1.0)
+    assert predict_model(8.0, ITEMS, choice(1, 1, 1), ModelFit(-6.0, 2.0)).ms == pytest.approx(2 * 5.5)
 
 
 def test_the_share_is_found_from_measured_models() -> None:
@@ -43,7 +48,7 @@ def test_the_share_is_found_from_measured_models() -> None:
 def test_models_that_only_got_slower_give_no_negative_share() -> None:
     fit = ModelFit.of([(7.0, 10.0), (4.0, 11.0)])
     assert (fit.rest, fit.share) == (10.0, 0.0)
-    assert ModelFit.of([(7.0, 10.0), (7.0, 11.0)]) == ModelFit(3.0)
+    assert ModelFit.of([(7.0, 10.0), (7.0, 11.0)]) == ModelFit(3.0, 1.0)
 
 
 @pytest.mark.parametrize("points", [[], [(1.0, 0.0)], [(1.0, 2.0), (float("nan"), 1.0)]])
