@@ -11,6 +11,7 @@ import click
 
 from sparsecc.cli.arguments import (
     calibration_option,
+    executor_option,
     input_shapes_option,
     model_argument,
     num_samples_option,
@@ -49,6 +50,7 @@ __all__ = ["command"]
 )
 @click.option("--standard-ops-only", is_flag=True, help="Count on no sparse operators.")
 @click.option("--costs", type=click.Path(), help="Cost table to use and extend.")
+@executor_option
 @seed_option
 @threads_option
 @json_option
@@ -62,6 +64,7 @@ def command(
     families: str | None,
     standard_ops_only: bool,
     costs: str | None,
+    executor: str | None,
     seed: int,
     threads: int,
     as_json: bool,
@@ -74,13 +77,14 @@ def command(
     Example: sparsecc analyze model.onnx --calibration-data inputs.npz --eval accuracy -o analysis.json
     """
     from sparsecc import ir, plan
+    from sparsecc.exec import open_executor
     from sparsecc.plan import analysis
     from sparsecc.target import Target
 
     original = ir.Model.load(model)
     target = Target.parse("cpu")
     library = plan.library_found(needed=False)
-    with progress_bar() as progress:
+    with progress_bar() as progress, open_executor(executor) as workers:
         setting, notes = plan.open_setting(
             original,
             target=target,
@@ -110,6 +114,7 @@ def command(
             custom_ops=not standard_ops_only,
             families=plan.FAMILIES if families is None else tuple(families.split(",")),
             results=plan.Results.open(),
+            executor=workers,
         )
     if output is not None:
         analysis.write_analysis(found, Path(output))

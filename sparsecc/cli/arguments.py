@@ -10,6 +10,7 @@ from sparsecc.errors import UsageError
 
 __all__ = [
     "calibration_option",
+    "executor_option",
     "input_shapes_option",
     "model_argument",
     "num_samples_option",
@@ -41,6 +42,11 @@ calibration_option = click.option(
 )
 num_samples_option = click.option(
     "--num-samples", type=click.IntRange(min=1), help="Most calibration samples to use."
+)
+executor_option = click.option(
+    "--executor",
+    metavar="threads|dask://HOST:PORT",
+    help="Where layers are fitted: in this process, or on a Dask cluster that runs already.",
 )
 input_shapes_option = click.option(
     "--input-shapes",

@@ -7,6 +7,7 @@ was ended goes on where it was.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +19,9 @@ __all__ = ["Executor", "Threads", "open_executor"]
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+#: Variables that say how many threads BLAS libraries start.
+_BLAS_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Executor(Protocol):
@@ -90,12 +94,13 @@ def _ended(running: dict[Future[Result], Task]) -> Iterator[tuple[Task, Result]]
         yield running.pop(future), future.result()
 
 
-def open_executor(text: str | None = None, threads: int = 1) -> Executor:
+def open_executor(text: str | None = None, threads: int | None = None) -> Executor:
     """Return the executor that ``text`` names.
 
     Args:
         text: None or ``threads``: this process; ``dask://HOST:PORT``: the cluster whose scheduler listens there.
-        threads: of this process.
+        threads: of this process. By default one, whose BLAS has all cores; all cores where the environment gives BLAS
+            one thread.
 
     Raises:
         UsageError: another text.
@@ -103,7 +108,8 @@ def open_executor(text: str | None = None, threads: int = 1) -> Executor:
         RuntimeMissingError: there is no cluster, or its workers have no sparsecc of this version.
     """
     if text is None or text == "threads":
-        return Threads(threads)
+        alone = any(os.environ.get(name) == "1" for name in _BLAS_THREADS)
+        return Threads(threads if threads is not None else (os.cpu_count() or 1) if alone else 1)
     if not re.fullmatch(r"dask://[^/\s]+:\d+", text):
         raise UsageError(f"unknown executor '{text}': give threads or dask://HOST:PORT")
     from sparsecc.exec.dask_cluster import DaskCluster

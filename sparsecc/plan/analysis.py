@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import UsageError
+from sparsecc.exec import Executor
 from sparsecc.ir import Model
 from sparsecc.ir.replacing import replacing
 from sparsecc.plan.candidates import FAMILIES, find_items
@@ -98,6 +99,7 @@ def analyze(
     custom_ops: bool = True,
     families: Collection[str] = FAMILIES,
     results: Results | None = None,
+    executor: Executor | None = None,
 ) -> Analysis:
     """Find what each part of the model of ``setting`` may become, and measure how much the model cares.
 
@@ -107,6 +109,7 @@ def analyze(
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
         results: where results are kept; None: in memory.
+        executor: where forms are fitted; None: in this thread.
 
     Raises:
         UsageError: there is no calibration data, or a family without a search range.
@@ -123,6 +126,7 @@ def analyze(
         target=context.target,
         custom_ops=custom_ops and setting.library,
         families=families,
+        executor=executor,
         results=results,
         seed=context.seed,
         threads=context.threads,

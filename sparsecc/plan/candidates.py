@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import sparsecc
 from sparsecc.errors import SparseccError, UsageError
+from sparsecc.exec import Executor, Threads
 from sparsecc.ir import Model
 from sparsecc.passes.prune.base import PrunePass
 from sparsecc.passes.quantize.round_weights import RoundWeights
@@ -121,7 +122,7 @@ def find_items(
     custom_ops: bool = True,
     families: Collection[str] = FAMILIES,
     resources: Sequence[Resource] = ("ms",),
-    executor: Callable[[Callable[[FormTask], Any], Iterable[FormTask]], Iterable[Any]] = map,
+    executor: Executor | None = None,
     results: Results | None = None,
     seed: int = 0,
     threads: int = 1,
@@ -142,7 +143,7 @@ def find_items(
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
         resources: what a form must take less of to be worth fitting; one of them is enough.
-        executor: ``map`` or something that does the same elsewhere.
+        executor: where forms are fitted; None: in this thread.
         results: where errors are kept; None: in memory.
         seed: of everything random.
         threads: of sessions that measure activations.
@@ -163,7 +164,7 @@ def find_items(
         progress("timing forms", done, len(parts))
         priced[part.name] = work.priced(part, shapes.get(part.name), forms)
     progress("timing forms", len(parts), len(parts))
-    errors = work.errors(parts, priced, executor, threads, progress)
+    errors = work.errors(parts, priced, executor or Threads(1), threads, progress)
     return [_item(part, priced[part.name], errors.get(part.name, {})) for part in parts]
 
 
@@ -316,7 +317,7 @@ class _Work:
         self,
         parts: Sequence[Part],
         priced: Mapping[str, _Priced],
-        executor: Callable[[Callable[[FormTask], Any], Iterable[FormTask]], Iterable[Any]],
+        executor: Executor,
         threads: int,
         progress: Progress,
     ) -> dict[str, dict[tuple[str, ...], FormError]]:
@@ -327,7 +328,7 @@ class _Work:
             found[part.name] = self._known(part, priced[part.name])
             if len(found[part.name]) < len(priced[part.name].forms):
                 open_parts.append(part)
-        owners: list[tuple[Part, FormTask]] = []
+        owners: dict[int, Part] = {}
 
         def tasks() -> Iterator[FormTask]:
             for part, data in collect_parts(
@@ -340,11 +341,11 @@ class _Work:
                 if isinstance(task, str):
                     found[part.name].update((passes, FormError(None, task)) for passes in left)
                 else:
-                    owners.append((part, task))
+                    owners[id(task)] = part  # while it runs the executor holds it
                     yield task
 
-        for done, errors in enumerate(executor(form_errors, tasks())):
-            part, task = owners[done]
+        for done, (task, errors) in enumerate(executor.map(form_errors, tasks())):
+            part = owners.pop(id(task))
             progress("fitting forms", done, len(open_parts))
             found[part.name].update(errors)
             self._keep(part, task, errors)

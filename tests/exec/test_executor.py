@@ -73,6 +73,15 @@ def test_texts_that_name_no_executor():
         open_executor("threads", threads=0)
 
 
+def test_threads_go_by_those_of_blas(monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert open_executor().threads == 1
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    assert open_executor("threads").threads == os.cpu_count()
+    assert open_executor(threads=3).threads == 3
+
+
 def test_without_dask_the_pip_line_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'sparsecc\[dask\]'") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import pytest
 
 from sparsecc import emit
 from sparsecc.calib import Calibration, open_session
+from sparsecc.errors import RuntimeMissingError
+from sparsecc.exec import Threads
 from sparsecc.ir import Model
 from sparsecc.plan import candidates as module
 from sparsecc.plan.candidates import find_items
@@ -227,3 +230,31 @@ def test_known_results_are_not_fitted_again(
     site.replace(site.numpy() * 1.5)
     search(changed, results=results)
     assert fitted
+
+
+class Elsewhere:
+    """Sends functions and tasks as pickles, as another process gets them; ends after ``most`` of them."""
+
+    def __init__(self, most: int = 99) -> None:
+        self.most = most
+        self.done = 0
+
+    def map(self, function, tasks):
+        for task in tasks:
+            if self.done == self.most:
+                raise RuntimeMissingError("the cluster is gone")
+            self.done += 1
+            yield task, pickle.loads(pickle.dumps(function))(pickle.loads(pickle.dumps(task)))
+
+
+def test_forms_are_the_same_wherever_they_are_fitted_and_a_run_goes_on(
+    tmp_path: Path, items: list[Item]
+) -> None:
+    assert repr(search(build(), executor=Threads(2))) == repr(items)
+    results, whole = Results(tmp_path), Elsewhere()
+    with pytest.raises(RuntimeMissingError):
+        search(build(), executor=Elsewhere(1), results=results)
+    assert repr(search(build(), executor=whole, results=results)) == repr(items)
+    again = Elsewhere()
+    search(build(), executor=again, results=Results(tmp_path / "empty"))
+    assert whole.done == again.done - 1  # what the first run finished stays
