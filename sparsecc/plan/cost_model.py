@@ -23,7 +23,7 @@ import numpy.typing as npt
 from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.plan.costs import CostTable, machine_facts
 from sparsecc.plan.items import Estimate
-from sparsecc.plan.workload import ProfileKey, Workload
+from sparsecc.plan.workload import ProfileKey, Workload, call_key
 
 __all__ = ["CostModel", "isotonic", "nonnegative_fit"]
 
@@ -40,6 +40,9 @@ _REACH = 1.0
 
 #: By what share the spread grows with each doubling of a size beyond what was measured.
 _BEYOND = 0.25
+
+#: At least this share of a measured time is the product's, whatever the call of a session takes.
+_LEAST_SHARE = 0.1
 
 #: Spread where a single product was measured, so that nothing can be left out.
 _UNKNOWN = 0.5
@@ -251,7 +254,11 @@ class CostModel:
             )
         self.facts = dict(table.facts)
         self.differing = table.differing(machine_facts())
-        self._forms = _forms([(key, times) for key, times in rows if key.threads == self.threads], said)
+        call = (table.get(call_key(self.threads), ("empty",)) or {"empty": 0.0})["empty"]
+        if not 0 <= call < math.inf:
+            raise UsageError(f"{said}: no time under '{call_key(self.threads)}'; measure again")
+        chosen = [(key, times) for key, times in rows if key.threads == self.threads]
+        self._forms = _forms(chosen, call, said)
 
     @classmethod
     def load(cls, source: str | Path | CostTable, threads: int | None = None) -> CostModel:
@@ -312,11 +319,14 @@ def _alike(work: Workload) -> Workload:
     )
 
 
-def _forms(rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], said: str) -> dict[tuple[str, str], _Form]:
+def _forms(
+    rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], call: float, said: str
+) -> dict[tuple[str, str], _Form]:
     """All measured forms by kind of product and name.
 
     The times of one product come from several runs. What was slower or faster in all of a run was the machine: times
-    are scaled so that the dense form takes what it takes in the median run.
+    are scaled so that the dense form takes what it takes in the median run. What the ``call`` of a session takes is
+    left out: inside a model it is paid once.
     """
     runs: dict[tuple[Workload, int], list[tuple[ProfileKey, Mapping[str, float]]]] = defaultdict(list)
     for key, times in rows:
@@ -332,7 +342,8 @@ def _forms(rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], said: str) ->
             for name, ms in times.items():
                 density = 1.0 if name.endswith("dense") else key.density
                 points = found[work.kind, name].setdefault(work, {})
-                points.setdefault(density, []).append(ms * usual / times["dense"])
+                scaled = ms * usual / times["dense"]
+                points.setdefault(density, []).append(max(scaled - call, _LEAST_SHARE * scaled))
     return {
         name: _Form(
             {

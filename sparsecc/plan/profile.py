@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from sparsecc import verify
 from sparsecc.calib import Calibration
 from sparsecc.errors import MeasurementError, RuntimeMissingError, SparseccError
 from sparsecc.ir import Model, Site
@@ -23,7 +24,7 @@ from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.passes.tidy.tidy import Tidy
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites, part_model, random_inputs, site_model
-from sparsecc.plan.workload import ProfileKey, Workload, workload_of
+from sparsecc.plan.workload import ProfileKey, Workload, call_key, workload_of
 from sparsecc.pm import PassContext, Progress, no_progress
 from sparsecc.runtime import get_library_path
 from sparsecc.sparse import INT8_DENSE, Layout, Pattern, keep_mask
@@ -276,6 +277,7 @@ def profile(
         progress("measuring", done, len(missing))
         if time.monotonic() >= end:
             break
+        table.get_or_measure(call_key(key.threads), ("empty",), partial(_empty_call, key.threads))
         try:
             table.put(str(key), _measure(_model_for(key, models[key.work]), key))
         except RuntimeMissingError:
@@ -287,6 +289,16 @@ def profile(
     else:
         progress("measuring", len(missing), len(missing))
     return sum(known(table, key) for key in keys), notes
+
+
+def _empty_call(threads: int) -> dict[str, float]:
+    """What every run of a session takes, which a site inside a model does not."""
+    nothing = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1] x) => (float[1] y) { y = Identity(x) }'
+    )
+    model = Model.from_proto(nothing)
+    result = verify.benchmark([model], random_inputs(model, 0), threads=threads, max_seconds=1.0)
+    return {"empty": result.models[0].median_ms}
 
 
 def _model_for(key: ProfileKey, own: Callable[[], Model]) -> Model:

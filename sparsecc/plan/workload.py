@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sparsecc.errors import MeasurementError, SpecError
 from sparsecc.ir import Site
 
-__all__ = ["Workload", "workload_of"]
+__all__ = ["ProfileKey", "Workload", "call_key", "workload_of"]
 
 _TEXT = re.compile(
     r"(MatMul|Gemm|Conv) (\d{1,15})x(\d{1,15})x(\d{1,15})"
@@ -192,3 +192,8 @@ class ProfileKey:
             raise SpecError(f"no key of a profile: {text[:80]!r}")
         work, series, share, *counts = found.groups()
         return cls(Workload.parse(work), series, float(share), *map(int, counts))
+
+
+def call_key(threads: int) -> str:
+    """Key of what running a session costs that computes nothing, ``empty`` in ms."""
+    return f"call threads={threads}"

@@ -12,7 +12,7 @@ import pytest
 from sparsecc.errors import MeasurementError, SpecError, UsageError
 from sparsecc.plan.cost_model import CostModel, isotonic, nonnegative_fit
 from sparsecc.plan.costs import CostTable, machine_facts
-from sparsecc.plan.workload import ProfileKey, Workload
+from sparsecc.plan.workload import ProfileKey, Workload, call_key
 
 SIZES = tuple(itertools.product((1, 16, 128), (64, 384), (64, 1536)))
 DENSITIES = (0.5, 0.2, 0.08)
@@ -99,6 +99,18 @@ def test_runs_on_a_slower_machine_count_by_their_dense_times() -> None:
         key = ProfileKey(work, "pattern 16x1", density, 1, 1, 0)
         table.put(str(key), {"dense": slower, "16x1": density * slower})
     assert CostModel(table).estimate(work, "16x1", 0.2).ms == pytest.approx(0.2)
+
+
+def test_the_call_of_a_session_is_not_the_product() -> None:
+    table = table_of(products())
+    table.put(call_key(1), {"empty": 1e-3})
+    work = products()[0]
+    assert CostModel(table).estimate(work, "16x1", 0.2).ms == pytest.approx(truth(work, 0.2) - 1e-3)
+    table.put(call_key(1), {"empty": 5.0})
+    assert CostModel(table).estimate(work, "16x1", 0.2).ms == pytest.approx(0.1 * truth(work, 0.2))
+    table.put(call_key(1), {"empty": float("nan")})
+    with pytest.raises(UsageError, match="no time under 'call threads=1'"):
+        CostModel(table)
 
 
 def test_one_measured_product_gives_estimates_that_know_little() -> None:
