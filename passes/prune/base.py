@@ -80,10 +80,10 @@ class PrunePass(Pass):
 
     lossless: ClassVar[bool] = False
     search: ClassVar[tuple[Range, ...]] = (
-        Range.of("sparsity", (0.5, 0.6, 0.7, 0.8, 0.9), pattern="16x1"),
-        Range.of("sparsity", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9), pattern="16x4"),
+        Range.of("sparsity", (0.5, 0.7, 0.8, 0.9), pattern="16x1"),
+        Range.of("sparsity", (0.3, 0.5, 0.7, 0.85), pattern="16x4"),
         Range.of(pattern="2:4"),
-        Range.of("sparsity", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)),
+        Range.of("sparsity", (0.5, 0.7, 0.8, 0.9)),
     )
 
     pattern: Pattern = Pattern("unstructured")  # noqa: RUF009  a frozen value, safe to share

@@ -17,7 +17,7 @@ from sparsecc.passes.prune.base import PrunePass
 from sparsecc.passes.quantize.round_weights import RoundWeights
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
-from sparsecc.plan.part_forms import FormError, FormTask, form_errors, sketched
+from sparsecc.plan.part_forms import Form, FormError, FormTask, explore, form_errors, sketched
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.results import Results
 from sparsecc.plan.timing import Inputs, input_shapes_of_sites
@@ -49,6 +49,8 @@ Resource = Literal["ms", "bytes"]
 _FORMAT = 1
 #: Share of the time, or of the bytes, of its rivals that a form may take and still be worth fitting.
 _WORTH = 0.98
+#: Rows of what is compared at a time: ranges that are found at run time are those of so many.
+_ROWS = 128
 
 
 class PartCosts(Protocol):
@@ -101,10 +103,10 @@ def form_families(families: Collection[str], *, convolutions: bool) -> list[_Fam
                 forms.append(tuple((spec,) for spec in family))
             elif name != "quantize" or convolutions == ("activations=static" in family[0]):
                 values += family
-    found = [_Family(family) for family in forms]
-    for value in values:
-        found.append(_Family(((value,),)))
-        found += [_Family(tuple((*spec, value) for spec in family), rivals=((value,),)) for family in forms]
+    found = [_Family(((value,),)) for value in values]
+    for form in forms:  # those with the same passes in front one after another
+        found.append(_Family(form))
+        found += [_Family(tuple((*spec, value) for spec in form), ((value,),)) for value in values]
     return found
 
 
@@ -142,7 +144,7 @@ def find_items(
         target: what the model is for; where it is no CPU no sparse operators count.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
-        resources: what a form must take less of to be worth fitting; one of them is enough.
+        resources: what counts beside the error: a form must take less of one of them to be worth fitting.
         executor: where forms are fitted; None: in this thread.
         results: where errors are kept; None: in memory.
         seed: of everything random.
@@ -151,7 +153,7 @@ def find_items(
 
     Returns:
         In the order of the graph. The first candidate of each item is the form it has. Those that another one beats in
-        time, bytes and error are in ``dropped``, as are those that were not fitted, whose error is NaN.
+        all resources and the error are in ``dropped``, as are those that were not fitted, whose error is NaN.
     """
     allowed = custom_ops and (target is None or target.name == "cpu")
     work = _Work(model, calibration, costs, allowed, tuple(resources), results or Results(None), seed)
@@ -165,7 +167,7 @@ def find_items(
         priced[part.name] = work.priced(part, shapes.get(part.name), forms)
     progress("timing forms", len(parts), len(parts))
     errors = work.errors(parts, priced, executor or Threads(1), threads, progress)
-    return [_item(part, priced[part.name], errors.get(part.name, {})) for part in parts]
+    return [_item(part, priced[part.name], errors.get(part.name, {}), resources) for part in parts]
 
 
 @dataclass(frozen=True)
@@ -299,14 +301,15 @@ class _Work:
         timed: Mapping[tuple[str, ...], _Form | str],
     ) -> str | None:
         """Why a form is not fitted; None where it takes less of some resource than all its rivals."""
-        against = [found for passes in rivals if isinstance(found := timed.get(passes), _Form)]
+        before = [*rivals, form.passes[:-1]]
+        against = [found for passes in before if isinstance(found := timed.get(passes), _Form)]
         reasons = []
         for resource in self._resources:
             own, dense = _share(form.cost, resource)
             best = min([1.0, *(_share(item.cost, resource)[0] for item in against)])
             if own < best * _WORTH:
                 return None
-            rival = "dense" if best == 1.0 else "its values alone"
+            rival = "dense" if best == 1.0 else "without a part of it"
             unit = "ms" if resource == "ms" else "bytes"
             reasons.append(f"{own * dense:.4g} {unit}, {rival} {best * dense:.4g} {unit}")
         return "not fitted, it does not pay: " + "; ".join(reasons)
@@ -323,10 +326,13 @@ class _Work:
     ) -> dict[str, dict[tuple[str, ...], FormError]]:
         """Errors of all forms that are worth it, by part and passes; known ones are not fitted again."""
         found: dict[str, dict[tuple[str, ...], FormError]] = {}
+        known: dict[str, dict[tuple[str, ...], FormError]] = {}
         open_parts = []
         for part in parts:
-            found[part.name] = self._known(part, priced[part.name])
-            if len(found[part.name]) < len(priced[part.name].forms):
+            known[part.name] = own = self._known(part)
+            try:
+                found[part.name] = explore(self._families(priced[part.name]), own.__getitem__)
+            except KeyError:
                 open_parts.append(part)
         owners: dict[int, Part] = {}
 
@@ -334,55 +340,66 @@ class _Work:
             for part, data in collect_parts(
                 self._model, open_parts, self._calibration, threads=threads, progress=progress
             ):
-                left = tuple(
-                    form.passes for form in priced[part.name].forms if form.passes not in found[part.name]
-                )
-                task = self._task(part, data, left)
-                if isinstance(task, str):
-                    found[part.name].update((passes, FormError(None, task)) for passes in left)
+                if isinstance(data, str):
+                    found[part.name] = {
+                        form.passes: FormError(None, data) for form in priced[part.name].forms
+                    }
                 else:
+                    families = self._families(priced[part.name])
+                    task = self._task(part, data, families, known[part.name])
                     owners[id(task)] = part  # while it runs the executor holds it
                     yield task
 
         for done, (task, errors) in enumerate(executor.map(form_errors, tasks())):
             part = owners.pop(id(task))
             progress("fitting forms", done, len(open_parts))
-            found[part.name].update(errors)
+            found[part.name] = errors
             self._keep(part, task, errors)
         progress("fitting forms", len(open_parts), len(open_parts))
         return found
 
-    def _task(self, part: Part, data: PartData | str, specs: tuple[tuple[str, ...], ...]) -> FormTask | str:
-        if isinstance(data, str):
-            return data
-        alone = part.compared(data.sample.shape)
+    def _families(self, priced: _Priced) -> tuple[tuple[Form, ...], ...]:
+        """The forms to be fitted, with what they take of what counts."""
+        forms = {
+            form.passes: Form(
+                form.passes, (*(_share(form.cost, item)[0] for item in self._resources), float(form.sparse))
+            )
+            for form in priced.forms
+        }
+        families = (
+            tuple(forms[passes] for passes in family if passes in forms) for family in priced.families
+        )
+        return tuple(family for family in families if family)
+
+    def _task(
+        self,
+        part: Part,
+        data: PartData,
+        families: tuple[tuple[Form, ...], ...],
+        known: Mapping[tuple[str, ...], FormError],
+    ) -> FormTask:
+        shape = data.sample.shape
+        if part.sites[0].op != "Conv":
+            shape = (*shape[:-2], min(shape[-2], _ROWS), shape[-1])
+        alone = part.compared(shape)
         digest = f"{_FORMAT} {sparsecc.__version__} {alone.fingerprint()} {data.digest()} {self._seed}"
         key = hashlib.sha256(digest.encode()).hexdigest()
-        return FormTask(
-            key,
-            alone.to_proto().SerializeToString(),
-            data,
-            part.nested,
-            specs,
-            self._seed,
-        )
+        model = alone.to_proto().SerializeToString()
+        return FormTask(key, model, data, part.nested, families, known, self._seed)
 
-    def _known(self, part: Part, priced: _Priced) -> dict[tuple[str, ...], FormError]:
+    def _known(self, part: Part) -> dict[tuple[str, ...], FormError]:
         """Errors from earlier runs: by the content of the part, which a run on this model and data has left."""
         content = self._results.get("part", self._key(part))
         known = None if content is None else self._results.get("errors", str(content["content"]))
-        if known is None:
-            return {}
         return {
-            form.passes: FormError(*known[name])
-            for form in priced.forms
-            if (name := ",".join(form.passes)) in known
+            tuple(passes): FormError(error, note) for passes, error, note in (known or {}).get("forms", [])
         }
 
     def _keep(self, part: Part, task: FormTask, errors: Mapping[tuple[str, ...], FormError]) -> None:
-        named = {",".join(passes): [found.error, found.note] for passes, found in errors.items()}
+        made = {passes: found for passes, found in errors.items() if not found.skipped}
+        forms = [[list(passes), found.error, found.note] for passes, found in {**task.known, **made}.items()]
         self._results.put("part", self._key(part), {"content": task.key})
-        self._results.put("errors", task.key, {**(self._results.get("errors", task.key) or {}), **named})
+        self._results.put("errors", task.key, {"forms": forms})
 
     def _key(self, part: Part) -> str:
         return f"{self._base} {' '.join(part.names)}"
@@ -418,7 +435,12 @@ def _dropped(passes: tuple[str, ...], found: _Form | str, why: str) -> Candidate
     )
 
 
-def _item(part: Part, priced: _Priced, errors: Mapping[tuple[str, ...], FormError]) -> Item:
+def _item(
+    part: Part,
+    priced: _Priced,
+    errors: Mapping[tuple[str, ...], FormError],
+    resources: Sequence[Resource],
+) -> Item:
     """Candidates of a part, without those that others beat."""
     dense_ms, dense_bytes, spread = priced.dense
     dense = Candidate((), 0.0, Estimate(dense_ms, "measured", spread), dense_bytes, note=priced.reason)
@@ -433,13 +455,14 @@ def _item(part: Part, priced: _Priced, errors: Mapping[tuple[str, ...], FormErro
         )  # fmt: skip
         (dropped if error.error is None else found).append(made)
     found = _monotone(found, priced.families)
+    names = " and ".join("time" if item == "ms" else "bytes" for item in resources)
     kept = []
     for candidate in found:
-        better = next((other for other in [dense, *found] if _beats(other, candidate)), None)
+        better = next((other for other in [dense, *found] if _beats(other, candidate, resources)), None)
         if better is None:
             kept.append(candidate)
         else:
-            dropped.append(replace(candidate, note=f"{better.name} is no worse in time, bytes and error"))
+            dropped.append(replace(candidate, note=f"{better.name} is no worse in {names} and error"))
     return Item(part.name, part.names, (dense, *kept), dropped=tuple(dropped))
 
 
@@ -454,15 +477,18 @@ def _monotone(found: Sequence[Candidate], families: Sequence[Sequence[tuple[str,
     return [replace(candidate, error=errors[candidate.passes]) for candidate in found]
 
 
-def _beats(one: Candidate, other: Candidate) -> bool:
+def _beats(one: Candidate, other: Candidate, resources: Sequence[Resource]) -> bool:
     """Whether ``one`` is no worse than ``other`` in anything and better in something; the first of equals beats."""
-    mine = (one.time.ms, one.bytes, one.error, one.custom_ops)
-    theirs = (other.time.ms, other.bytes, other.error, other.custom_ops)
-    return (
-        one is not other
-        and all(a <= b for a, b in zip(mine, theirs, strict=True))
-        and (mine != theirs or one.passes < other.passes)
+    mine, theirs = (
+        (
+            *(candidate.time.ms if item == "ms" else candidate.bytes for item in resources),
+            candidate.error,
+            candidate.custom_ops,
+        )
+        for candidate in (one, other)
     )
+    no_worse = all(a <= b for a, b in zip(mine, theirs, strict=True))
+    return one is not other and no_worse and (mine != theirs or one.passes < other.passes)
 
 
 def _shape_key(alone: Model) -> str:

@@ -16,7 +16,7 @@ from sparsecc.ir import Model, Site
 from sparsecc.plan.parts import Part
 from sparsecc.pm import CalibrationSource, HistogramLike, MomentsLike, Progress
 
-__all__ = ["PartCalibration", "PartData", "collect_parts"]
+__all__ = ["PartCalibration", "PartData", "batches_of", "collect_parts"]
 
 #: Rows of a matrix, and bytes of pictures, that are kept of what a part reads.
 _ROWS = 1024
@@ -69,7 +69,7 @@ class PartCalibration:
     ) -> None:
         self._data = data
         self._whole = whole
-        self._batches = [] if alone is None else [{spec.name: data.sample for spec in alone.input_specs()}]
+        self._batches = [] if alone is None else batches_of(data.sample, alone)
         self.unavailable: dict[str, str] = {}
 
     @classmethod
@@ -130,6 +130,18 @@ class PartCalibration:
         if self._whole is not None:
             return self._whole
         return Calibration.from_batches(self._batches, model, threads=1)
+
+
+def batches_of(sample: NDArray[Any], alone: Model) -> list[dict[str, NDArray[Any]]]:
+    """Cut a sample into inputs of a part by itself; rows that do not fill the last one are left out."""
+    specs = alone.input_specs()
+    shape = [size for size in specs[0].shape or () if isinstance(size, int)]
+    pieces = [sample]
+    if list(sample.shape) != shape:
+        length = shape[-2]
+        starts = range(0, sample.shape[-2] - length + 1, length)
+        pieces = [sample[..., start : start + length, :] for start in starts]
+    return [{spec.name: piece for spec in specs} for piece in pieces]
 
 
 class _Noise(Mapping[str, MomentsLike]):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from sparsecc.calib import Session, open_session
 from sparsecc.errors import SparseccError
 from sparsecc.ir import Model
-from sparsecc.plan.part_data import PartCalibration, PartData
+from sparsecc.plan.part_data import PartCalibration, PartData, batches_of
 from sparsecc.pm import PassContext, Pipeline
 
-__all__ = ["FormError", "FormTask", "form_errors", "relative_error", "sketched"]
+__all__ = ["Form", "FormError", "FormTask", "Passes", "explore", "form_errors", "relative_error", "sketched"]
 
 #: Operators after which outputs are no affine function of the inputs, or not to rounding.
 _ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger")
+
+
+Passes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,27 @@ class FormError:
     """What fitting a form gave.
 
     Attributes:
-        error: see ``relative_error``; None where there is no such form.
+        error: see ``relative_error``; None where it is not known.
         note: why not.
+        skipped: it was not fitted, because another form takes no more and loses less.
     """
 
     error: float | None
     note: str = ""
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that may be worth fitting.
+
+    Attributes:
+        passes: that make it.
+        takes: what counts beside the error, such as time; less is better.
+    """
+
+    passes: Passes
+    takes: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -40,11 +58,12 @@ class FormTask:
     """All forms of one part that are to be fitted; holds all that this needs, so that it can be sent elsewhere.
 
     Attributes:
-        key: content hash of all but ``specs``.
-        model: the part by itself, as a serialised protobuf, with inputs of the shape of the sample.
+        key: content hash of part, data and seed.
+        model: the part by itself, as a serialised protobuf; rows of the sample are cut to the length of its inputs.
         data: what it reads.
         nested: whether sites read what others compute.
-        specs: passes of each form.
+        families: forms of one kind each, mildest first.
+        known: errors from earlier runs.
         seed: of everything random.
     """
 
@@ -52,32 +71,77 @@ class FormTask:
     model: bytes
     data: PartData
     nested: bool
-    specs: tuple[tuple[str, ...], ...]
+    families: tuple[tuple[Form, ...], ...]
+    known: Mapping[Passes, FormError] = field(default_factory=dict)
     seed: int = 0
 
 
-def form_errors(task: FormTask) -> dict[tuple[str, ...], FormError]:
-    """Fit all forms of a task, each beginning only once, and return their errors by passes."""
-    proto = onnx.ModelProto.FromString(task.model)
-    dense = Model.from_proto(proto)
-    affine = not task.nested and all(site.op != "Conv" for site in dense.sites())
-    forms: dict[tuple[str, ...], tuple[Model, PassContext] | str] = {
-        (): (
-            dense,
-            PassContext(seed=task.seed, calibration=PartCalibration(task.data, dense), threads=1),
-        )
-    }
-    found: dict[tuple[str, ...], FormError] = {}
-    compare = _Comparison(dense, task.data, affine)
-    for spec in sorted(task.specs):
-        for length in range(1, len(spec) + 1):
-            if spec[:length] not in forms:
-                forms[spec[:length]] = _fitted(forms[spec[: length - 1]], spec[length - 1])
-        made = forms[spec]
-        found[spec] = FormError(None, made) if isinstance(made, str) else compare.error(made[0])
-        for known in [item for item in forms if item and item[0] != spec[0]]:
-            del forms[known]  # in this order none of them comes again
+def explore(
+    families: Sequence[Sequence[Form]], fit: Callable[[Passes], FormError]
+) -> dict[Passes, FormError]:
+    """Return the errors of all forms that no other one makes pointless, by passes, and the reasons of the others.
+
+    A form loses at least what milder ones of its family lose: if another one is known to lose no more than that, and
+    takes no more of anything, it is not fitted.
+    """
+    found: dict[Passes, FormError] = {}
+    fitted: list[tuple[Form, float]] = []
+    for family in families:
+        least = 0.0
+        for form in family:
+            better = (
+                other
+                for other, error in fitted
+                if error <= least and all(a <= b for a, b in zip(other.takes, form.takes, strict=True))
+            )
+            rival = next(better, None)
+            if rival is not None:
+                note = f"not fitted: {','.join(rival.passes)} takes no more and loses less"
+                found[form.passes] = FormError(None, note, skipped=True)
+                continue
+            found[form.passes] = made = fit(form.passes)
+            if made.error is not None:
+                least = max(least, made.error)
+                fitted.append((form, made.error))
     return found
+
+
+def form_errors(task: FormTask) -> dict[Passes, FormError]:
+    """Fit the forms of a task, as ``explore`` says, each beginning only once, and return their errors by passes."""
+    try:
+        return explore(task.families, _Fitting(task).error)
+    except SparseccError as error:  # the part does not run by itself, for instance on inputs of this size
+        return {form.passes: FormError(None, str(error)) for family in task.families for form in family}
+
+
+class _Fitting:
+    """Forms of one part while they are fitted."""
+
+    def __init__(self, task: FormTask) -> None:
+        dense = Model.from_proto(onnx.ModelProto.FromString(task.model))
+        affine = not task.nested and all(site.op != "Conv" for site in dense.sites())
+        calibration = PartCalibration(task.data, dense)
+        self._known = task.known
+        self._start = dense, PassContext(seed=task.seed, calibration=calibration, threads=1)
+        self._forms: dict[Passes, tuple[Model, PassContext] | str] = {}
+        self._compare = _Comparison(dense, task.data, affine)
+
+    def error(self, passes: Passes) -> FormError:
+        """Fit a form, unless its error is known."""
+        if passes in self._known:
+            return self._known[passes]
+        made = self._made(passes)
+        return FormError(None, made) if isinstance(made, str) else self._compare.error(made[0])
+
+    def _made(self, passes: Passes) -> tuple[Model, PassContext] | str:
+        if not passes:
+            return self._start
+        if passes not in self._forms:
+            name = passes[0].partition("{")[0]
+            for other in [item for item in self._forms if item[0].partition("{")[0] != name]:
+                del self._forms[other]  # families of one pass come one after another: it does not come again
+            self._forms[passes] = _fitted(self._made(passes[:-1]), passes[-1])
+        return self._forms[passes]
 
 
 def sketched(model: Model, spec: Sequence[str], ctx: PassContext) -> str | None:
@@ -125,8 +189,8 @@ class _Comparison:
     def __init__(self, dense: Model, data: PartData, affine: bool) -> None:
         self._data = data
         self._affine = affine
-        self._inputs = [spec.name for spec in dense.input_specs()]
-        self._outputs = self._run(open_session(dense), data.sample)
+        self._batches = batches_of(data.sample, dense)
+        self._outputs = self._run(open_session(dense))
         self._maps = self._map(dense) if affine else []
 
     def error(self, form: Model) -> FormError:
@@ -135,23 +199,27 @@ class _Comparison:
         if self._affine and operators.isdisjoint(_ROUNDING):
             error = self._by_moments(form)
         else:
-            error = relative_error(self._outputs, self._run(open_session(form), self._data.sample))
+            error = relative_error(self._outputs, self._run(open_session(form)))
         if not np.isfinite(error):
             return FormError(None, "its outputs are NaN or infinite on the calibration data")
         return FormError(error)
 
-    def _run(self, session: Session, x: NDArray[Any]) -> list[NDArray[Any]]:
-        return list(session.run(dict.fromkeys(self._inputs, x)).values())
+    def _run(self, session: Session) -> list[NDArray[Any]]:
+        """Outputs for the sample."""
+        return [
+            np.stack(found)
+            for found in zip(*(session.run(item).values() for item in self._batches), strict=True)
+        ]
 
     def _map(self, model: Model) -> list[NDArray[np.float64]]:
         """Weights and bias of each output, ``[K + 1, N]``: what the rows of the identity give, and one of zeros."""
-        sample = self._data.sample
-        width, length = sample.shape[-1], sample.shape[-2]  # sessions are made for as many rows
-        probes = np.zeros((-(-(width + 1) // length) * length, width), sample.dtype)
+        names, first = list(self._batches[0]), next(iter(self._batches[0].values()))
+        width, length = first.shape[-1], first.shape[-2]  # sessions are made for as many rows
+        probes = np.zeros((-(-(width + 1) // length) * length, width), first.dtype)
         probes[np.arange(width), np.arange(width)] = 1
         session = open_session(model)
         pieces = [
-            self._run(session, probes[at : at + length].reshape(sample.shape))
+            list(session.run(dict.fromkeys(names, probes[at : at + length].reshape(first.shape))).values())
             for at in range(0, len(probes), length)
         ]
         whole = [
