@@ -105,7 +105,10 @@ def profile(
     products = [] if models else measuring.generic_products()
     for path in models:
         model = ir.Model.load(path)
-        products += measuring.products_of(model, plan.runnable_inputs(model, None, seed, shapes or None))
+        inputs = plan.runnable_inputs(model, None, seed, shapes or None)
+        whole = measuring.profile_model(table, model, inputs, count)
+        click.echo(f"{path}: {whole:.4g} ms", err=True)
+        products += measuring.products_of(model, inputs)
     keys = measuring.planned(products, count, seed, library=measuring.has_library())
     left = [key for key in keys if not measuring.known(table, key)]
     click.echo(

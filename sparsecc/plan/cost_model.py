@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsecc.errors import MeasurementError, UsageError
+from sparsecc.ir import Model
 from sparsecc.plan.costs import CostTable, machine_facts
 from sparsecc.plan.items import Estimate
-from sparsecc.plan.workload import ProfileKey, Workload, call_key
+from sparsecc.plan.workload import ProfileKey, Workload, call_key, model_key
 
 __all__ = ["CostModel", "isotonic", "nonnegative_fit"]
 
@@ -252,6 +253,7 @@ class CostModel:
             raise UsageError(
                 f"{said} was profiled with {known} threads, not {threads}; profile with --threads {threads}"
             )
+        self._table = table
         self.facts = dict(table.facts)
         self.differing = table.differing(machine_facts())
         call = (table.get(call_key(self.threads), ("empty",)) or {"empty": 0.0})["empty"]
@@ -264,6 +266,11 @@ class CostModel:
     def load(cls, source: str | Path | CostTable, threads: int | None = None) -> CostModel:
         """The model of a table, or of a file with one, which may come from another machine."""
         return cls(source if isinstance(source, CostTable) else CostTable.read(Path(source)), threads)
+
+    def model_ms(self, model: Model, inputs: Mapping[str, npt.NDArray[np.generic]]) -> float | None:
+        """The time of the whole model as it is on inputs of these shapes in ms, if it was profiled."""
+        found = self._table.get(model_key(model, inputs, self.threads), ("dense",))
+        return None if found is None else found["dense"]
 
     @property
     def provenance(self) -> str:

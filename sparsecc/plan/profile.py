@@ -24,7 +24,7 @@ from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.passes.tidy.tidy import Tidy
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites, part_model, random_inputs, site_model
-from sparsecc.plan.workload import ProfileKey, Workload, call_key, workload_of
+from sparsecc.plan.workload import ProfileKey, Workload, call_key, model_key, workload_of
 from sparsecc.pm import PassContext, Progress, no_progress
 from sparsecc.runtime import get_library_path
 from sparsecc.sparse import INT8_DENSE, Layout, Pattern, keep_mask
@@ -40,6 +40,7 @@ __all__ = [
     "planned",
     "products_of",
     "profile",
+    "profile_model",
     "workload_of_site",
 ]
 
@@ -83,6 +84,9 @@ _CONVOLUTIONS = (
 #: Bytes of weights that leave no cache of a single core untouched, and most copies of a weight that are made.
 _CROWD = 8 << 20
 _MOST_COPIES = 16
+
+#: Most seconds spent on timing one whole model.
+_MODEL_SECONDS = 5.0
 
 #: What a measurement takes: about 80 runs of its forms, and making them.
 _KEY_SECONDS = 1.0
@@ -220,7 +224,7 @@ def planned(products: Iterable[Product], threads: int, seed: int, library: bool)
         for product in everything:
             if product.work.kind != "depthwise":
                 add(f"pattern {pattern}", product, *shares)
-    return keys
+    return list(dict.fromkeys(keys))  # models may have products in common
 
 
 def _low_ranks(work: Workload) -> list[float]:
@@ -289,6 +293,18 @@ def profile(
     else:
         progress("measuring", len(missing), len(missing))
     return sum(known(table, key) for key in keys), notes
+
+
+def profile_model(table: CostTable, model: Model, inputs: Inputs, threads: int) -> float:
+    """The time of a whole model on this machine in ms, from ``table`` or measured and saved: plans begin with it."""
+
+    def measure() -> dict[str, float]:
+        result = verify.benchmark([model], inputs, threads=threads, max_seconds=_MODEL_SECONDS)
+        return {"dense": result.models[0].median_ms}
+
+    found = table.get_or_measure(model_key(model, inputs, threads), ("dense",), measure)["dense"]
+    table.save()
+    return found
 
 
 def _empty_call(threads: int) -> dict[str, float]:

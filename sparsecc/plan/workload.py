@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sparsecc.errors import MeasurementError, SpecError
-from sparsecc.ir import Site
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["ProfileKey", "Workload", "call_key", "workload_of"]
+from sparsecc.errors import MeasurementError, SpecError
+from sparsecc.ir import Model, Site
+
+__all__ = ["ProfileKey", "Workload", "call_key", "model_key", "workload_of"]
 
 _TEXT = re.compile(
     r"(MatMul|Gemm|Conv) (\d{1,15})x(\d{1,15})x(\d{1,15})"
@@ -197,3 +202,10 @@ class ProfileKey:
 def call_key(threads: int) -> str:
     """Key of what running a session costs that computes nothing, ``empty`` in ms."""
     return f"call threads={threads}"
+
+
+def model_key(model: Model, inputs: Mapping[str, npt.NDArray[np.generic]], threads: int) -> str:
+    """Key of the time of a whole model as it is, ``dense`` in ms, on inputs of these shapes."""
+    shapes = {name: list(array.shape) for name, array in sorted(inputs.items())}
+    text = f"{model.fingerprint()} {json.dumps(shapes)}"
+    return f"whole {hashlib.sha256(text.encode()).hexdigest()[:16]} threads={threads}"

@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sparsecc.ir import Model
 from sparsecc.plan import profile as measuring
 from sparsecc.plan import timing
 from sparsecc.plan.cost_model import CostModel
@@ -43,7 +45,6 @@ def test_profile_says_how_long_and_goes_on(
     assert result.code == 0, result.err
     assert "0 of them there already" in result.err
     assert "to go: give the command again" in result.out
-    assert not table.exists()
     result = sparsecc(*arguments, "--json")
     assert result.code == 0, result.err
     told = json.loads(result.out)
@@ -52,7 +53,11 @@ def test_profile_says_how_long_and_goes_on(
     result = sparsecc(*arguments)
     assert f"{told['planned']} of them there already" in result.err
     assert table.read_bytes() == before
-    assert "16x1" in CostModel.load(table).forms["linear"]
+    costs = CostModel.load(table)
+    assert "16x1" in costs.forms["linear"]
+    model = Model.load(mlp)
+    assert costs.model_ms(model, {"x": np.ones((4, 64), np.float32)}) is not None
+    assert costs.model_ms(model, {"x": np.ones((5, 64), np.float32)}) is None
 
 
 def test_profile_refuses_what_is_no_table(sparsecc: Callable[..., object], tmp_path: Path) -> None:

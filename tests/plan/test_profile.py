@@ -54,6 +54,7 @@ def test_products_of_a_model() -> None:
     keys = measuring.planned(found, 1, 0, library=True)
     assert {key.series for key in keys if key.work.kind == "depthwise"} == {"static dense"}
     assert len(set(map(str, keys))) == len(keys)
+    assert measuring.planned([*found, *found], 1, 0, library=True) == keys
     assert not any(key.series.startswith("pattern") for key in measuring.planned(found, 1, 0, library=False))
 
 
