@@ -24,7 +24,7 @@ from sparsecc.passes.structure.modegpt_budget import cheapest, dials_of, shared,
 from sparsecc.passes.structure.modegpt_curves import error_curves
 from sparsecc.passes.structure.modegpt_fit import HeadsFit, NeuronsFit, Reader
 from sparsecc.passes.structure.modegpt_modules import Module, Neurons, find_modules, keep_before
-from sparsecc.passes.structure.structured import cut_lineage
+from sparsecc.passes.structure.units import cut_lineage
 from sparsecc.pm import Lineage, Pass, PassContext, PassReport
 from sparsecc.pm.sites import refuse_unmatched
 

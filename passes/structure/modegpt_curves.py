@@ -14,7 +14,7 @@ from sparsecc.passes.structure.head_math import dimension_errors, pair_errors
 from sparsecc.passes.structure.head_moments import score_moments, value_moments
 from sparsecc.passes.structure.modegpt_modules import Heads, Module, Neurons
 from sparsecc.passes.structure.obs import Consumer, removal_curve
-from sparsecc.passes.structure.structured import unit_columns
+from sparsecc.passes.structure.units import unit_columns
 from sparsecc.pm import CalibrationSource, MomentsLike
 
 __all__ = ["SEARCH_STEPS", "error_curves"]

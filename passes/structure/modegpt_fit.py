@@ -30,7 +30,7 @@ from sparsecc.passes.structure.head_rewriting import Reduced
 from sparsecc.passes.structure.heads import Attention
 from sparsecc.passes.structure.modegpt_curves import SEARCH_STEPS
 from sparsecc.passes.structure.obs import Consumer, compensate, removal_curve
-from sparsecc.passes.structure.structured import unit_columns
+from sparsecc.passes.structure.units import unit_columns
 from sparsecc.passes.tidy.linear import Linear
 from sparsecc.pm import MomentsLike
 

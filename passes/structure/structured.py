@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError
 from sparsecc.ir import Model, Site, name_matches
-from sparsecc.ir.axes import AxisGraph, Orbit, Part, remove
+from sparsecc.ir.axes import AxisGraph, Orbit, remove
 from sparsecc.ir.names import value_names
 from sparsecc.passes.prune.scarcity import Scarcity
 from sparsecc.passes.structure.biases import biased
 from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
+from sparsecc.passes.structure.units import cut_lineage, unit_columns
 from sparsecc.passes.tidy.linear import Linear
 from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport, Range
 from sparsecc.pm.sites import refuse_unmatched
 
-__all__ = ["PruneStructured", "cut_lineage", "unit_columns"]
+__all__ = ["PruneStructured"]
 
 Index = NDArray[np.int64]
 
@@ -434,38 +435,6 @@ def _found_again(model: Model, axes: AxisGraph, gone: Index) -> tuple[AxisGraph,
             flags = np.isin(axes.units(known.atoms, "removal"), gone)
             found.append(now.units(part.atoms, "removal")[flags])
     return now, np.unique(np.concatenate(found))
-
-
-def cut_lineage(lineage: Lineage, model: Model, axes: AxisGraph, gone: Index) -> Lineage:
-    """The lineage after these units are removed, site by site."""
-    parts = {(part.value, part.role): part for part in axes.parts}
-    for site in model.sites():
-        rows = _alive(
-            axes, parts.get((site.weight, "vector" if site.depthwise else "rows")), gone, site.shape[0]
-        )
-        columns = _alive(axes, parts.get((site.weight, "columns")), gone, site.shape[1])
-        if not (rows.all() and columns.all()):
-            lineage = lineage.cut(site.name, rows, columns)
-    return lineage
-
-
-def _alive(axes: AxisGraph, part: Part | None, gone: Index, size: int) -> NDArray[np.bool_]:
-    """Which of ``size`` rows or columns of a weight stay."""
-    if part is None:
-        return np.ones(size, bool)
-    alive = ~np.isin(axes.units(part.atoms, "removal"), gone)
-    alive = alive[0] if part.role == "columns" and alive.ndim > 1 else alive.ravel()
-    return np.repeat(alive, size // len(alive))
-
-
-def unit_columns(units: Index, wanted: Index, size: int) -> Index:
-    """Columns ``[units, width]`` of a weight that read each unit, all places and kernel entries of it."""
-    kernel = size // len(units)
-    where = np.flatnonzero(np.isin(units, wanted))
-    ranked = where[np.argsort(units[where], kind="stable")].reshape(len(wanted), -1)
-    places = ranked[np.argsort(np.argsort(wanted))]
-    spread = places[:, :, None] * kernel + np.arange(kernel)
-    return np.asarray(spread.reshape(len(wanted), -1), np.int64)
 
 
 def _tell(report: PassReport, item: _Class, count: int, bound: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,10 +86,12 @@ ALONE = {"threads": 1, "progress": no_progress}
 FAMILIES = ("factor-rrr", "prune-sparsegpt", "prune-structured", "quantize")
 
 
-def search(model: Model, **options: object) -> list[Item]:
+def search(model: Model, costs: Costs | None = None, **options: object) -> list[Item]:
     calibration = data(model)
     inputs = {"x": np.zeros((1, 16, 48), np.float32)}
-    return find_items(model, calibration, Costs(), inputs=inputs, **{"families": FAMILIES, **options})
+    return find_items(
+        model, calibration, costs or Costs(), inputs=inputs, **{"families": FAMILIES, **options}
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,11 +130,30 @@ def test_no_candidate_is_beaten_and_every_other_form_has_its_reason(items: list[
         assert not {c.passes for c in item.candidates} & {c.passes for c in item.dropped}
 
 
-def test_forms_that_are_no_faster_are_not_fitted(items: list[Item]) -> None:
-    dropped = {candidate.name: candidate for candidate in items[1].dropped}
-    wide = dropped["factor-rrr{param-ratio=0.9}"]  # small: as multiples of 8 leave nothing to save
-    assert wide.note
-    assert math.isnan(wide.error) or "no worse" in wide.note
+class SlowZeros(Costs):
+    """As ``Costs``, but zeros take ten times as long."""
+
+    def part_rewritten(self, part, rewrite, key, **options):
+        cost, sparse = super().part_rewritten(part, rewrite, key, **options)
+        return (replace(cost, ms=10 * cost.ms) if "prune-sparsegpt" in key else cost), sparse
+
+
+def test_forms_that_do_not_pay_are_not_fitted_and_milder_ones_not_timed() -> None:
+    costs = SlowZeros()
+    found = search(build(), costs)
+    zeros = [key for key in costs.asked if "prune-sparsegpt" in key]
+    assert zeros
+    assert all("sparsity=0.8" in key for key in zeros)
+    for item in found:
+        assert not any("prune-sparsegpt" in candidate.name for candidate in item.candidates)
+        notes = {candidate.name: candidate.note for candidate in item.dropped if math.isnan(candidate.error)}
+        assert notes["prune-sparsegpt{sparsity=0.8}"].startswith("not fitted, it does not pay: ")
+        assert notes["prune-sparsegpt{sparsity=0.5}"].startswith("milder than prune-sparsegpt{sparsity=0.8}")
+
+
+def test_a_family_that_a_part_does_not_have_is_told_once(items: list[Item]) -> None:
+    told = [candidate for candidate in items[1].dropped if candidate.passes[0].startswith("factor-rrr")]
+    assert [candidate.note for candidate in told] == ["only 1536 weights (min-elements=4096)"]
 
 
 def test_errors_are_those_of_the_whole_site_on_all_rows(items: list[Item]) -> None:
