@@ -17,8 +17,8 @@ from sparsecc.errors import ModelError, SparseccError, VerificationError
 from sparsecc.ir import Model
 from sparsecc.ir.sparse_ops import DOMAIN
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, linear_form
+from sparsecc.plan.alone import site_model
 from sparsecc.plan.costs import CostTable
-from sparsecc.plan.timing import site_model
 
 __all__ = ["TOLERANCE", "Inputs", "Judge", "Latency", "check_agreement", "runnable_inputs", "timing_inputs"]
 

@@ -13,7 +13,7 @@ from sparsecc.ir.axes import AxisGraph
 from sparsecc.ir.quantized import data_input
 from sparsecc.passes.lower.linear_form import Borders, borders
 from sparsecc.passes.recover.biases import SiteBias, site_bias
-from sparsecc.plan.timing import part_model
+from sparsecc.plan.alone import part_model
 
 __all__ = ["Part", "find_parts"]
 

@@ -22,8 +22,9 @@ from sparsecc.passes.factor.low_rank import FactorSvd
 from sparsecc.passes.lower.linear_form import Refusal, borders, linear_form
 from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.passes.tidy.tidy import Tidy
+from sparsecc.plan.alone import part_model, random_inputs, site_model
 from sparsecc.plan.costs import CostTable
-from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites, part_model, random_inputs, site_model
+from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites
 from sparsecc.plan.workload import ProfileKey, Workload, call_key, model_key, workload_of
 from sparsecc.pm import PassContext, Progress, no_progress
 from sparsecc.runtime import get_library_path

@@ -18,13 +18,13 @@ from sparsecc.errors import RuntimeMissingError
 from sparsecc.exec import Threads
 from sparsecc.ir import Model
 from sparsecc.plan import candidates as module
+from sparsecc.plan.alone import constant_bytes
 from sparsecc.plan.candidates import find_items
 from sparsecc.plan.items import Item
 from sparsecc.plan.part_data import PartCalibration, collect_parts
 from sparsecc.plan.part_forms import Form, FormError, explore, form_errors
 from sparsecc.plan.parts import find_parts
 from sparsecc.plan.results import Results
-from sparsecc.plan.timing import _constant_bytes
 from sparsecc.pm import PassContext, Pipeline, Range, RewriteCost, get_pass, no_progress
 
 TEXT = """<ir_version: 8, opset_import: ["": 17]>
@@ -78,7 +78,7 @@ class Costs:
             )
             for model in (part, own)
         ]
-        cost = RewriteCost(ms[0], ms[1] * faster, _constant_bytes(part), _constant_bytes(own))
+        cost = RewriteCost(ms[0], ms[1] * faster, constant_bytes(part), constant_bytes(own))
         return cost, any("prune" in spec for spec in key.split())
 
 
@@ -233,7 +233,7 @@ def test_bytes_are_those_of_the_form_that_is_emitted(spec: str) -> None:
         for text in ("choose-layout{layout=16x1}", "lower-sparse") if "16x1" in spec else ():
             Pipeline.parse(text).run(own, context)
         emit.finalize(own)
-    sizes = [_constant_bytes(own) for own in (sketch, fitted, part.timed((1, 256, 48)))]
+    sizes = [constant_bytes(own) for own in (sketch, fitted, part.timed((1, 256, 48)))]
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)  # tables of gaps depend on which blocks stay
     assert sizes[0] < 0.7 * sizes[2]
 
