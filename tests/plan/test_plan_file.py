@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 
+import numpy as np
+import onnx
+import onnx.parser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +25,7 @@ from sparsecc.plan.plan_file import (
     read_plan,
     write_plan,
 )
-from sparsecc.pm import Pipeline, SiteOverride
+from sparsecc.pm import PassContext, Pipeline, SiteOverride
 from sparsecc.pm.choices import exact_match
 from sparsecc.sparse import Pattern
 
@@ -216,3 +219,32 @@ def test_a_plan_makes_the_same_model_again(tmp_path, root):
     found = {decision.site: decision.density for decision in made[0].sites}
     assert found[sites[0]] == 1
     assert found[sites[1]] == pytest.approx(0.2, abs=0.05)
+
+
+MLP = """<ir_version: 8, opset_import: ["" : 17]>
+mlp (float[4, 64] x) => (float[4, 96] y) <float[64, 128] w1, float[128, 96] w2> {
+    [fc1] h = MatMul(x, w1)
+    [fc2] y = MatMul(h, w2)
+}"""
+
+
+def test_passes_that_follow_others_find_what_those_made():
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(MLP)
+    proto.graph.node[1].name = "fc1.b"
+    for name, shape in (("w1", (64, 128)), ("w2", (128, 96))):
+        array = rng.standard_normal(shape, dtype=np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    items = [
+        Item("fc1", ("fc1",), (DENSE, candidate("factor-svd{param-ratio=0.5 keep-slower=true}", "quantize"))),
+        Item("fc1.b", ("fc1.b",), (DENSE,)),
+    ]
+    model = Model.from_proto(proto)
+    made = PlanFile(
+        tuple(items), {"fc1": items[0].candidates[1].name, "fc1.b": "dense"}, ("@items", "@narrow")
+    )
+    made.pipeline.run(model, PassContext())
+    found = {site.name: site.quantization is not None for site in model.sites()}
+    assert len(found) == 3
+    assert not found.pop("fc1.b")
+    assert all(found.values())
