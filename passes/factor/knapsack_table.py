@@ -178,6 +178,9 @@ class Table:
 
         Some choices are within the budget.
         """
+        budget = min(
+            budget, math.fsum(self.costs.max(axis=1).tolist())
+        )  # more is no use, and may be infinite
         best_price, bound = 0.0, -math.inf
 
         def at(price: float) -> tuple[Picks, float]:

@@ -186,6 +186,15 @@ def test_budgets_hold_and_more_is_never_worse(table, budgets):
             assert way.ms > budget or found.damage <= way.damage * (1 + 1e-9)
 
 
+def test_a_budget_without_end_is_none():
+    items = items_of(5, 4, 0)
+    without = {"limit": "ms", "budget": math.inf, "minimise": "bytes"}
+    least = sum(min(own.bytes for own in item.candidates) for item in items)
+    assert choose(items, **without).bytes == least == pytest.approx(bound(items, **without))
+    assert choose(items, also=("damage", math.inf), **without).bytes == least
+    assert choose(items, **{**without, "budget": math.nan}) is None
+
+
 def test_nothing_to_choose_and_one_way_only():
     assert choose([], limit="ms", budget=0, minimise="damage") == choice_of([], {})
     assert front([]) == [choice_of([], {})]
