@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ _REACH = 1.0
 
 #: By what share the spread grows with each doubling of a size beyond what was measured.
 _BEYOND = 0.25
+
+#: N and M in the name of a form.
+_GROUPS = re.compile(r"\b(\d+):(\d+)$")
+
+#: Names that rows of a series have besides the dense form.
+_NEEDED = {"pair": ("pair",)}
 
 #: At least this share of a measured time is the product's, whatever the call of a session takes.
 _LEAST_SHARE = 0.1
@@ -260,7 +267,8 @@ class CostModel:
         if not 0 <= call < math.inf:
             raise UsageError(f"{said}: no time under '{call_key(self.threads)}'; measure again")
         chosen = [(key, times) for key, times in rows if key.threads == self.threads]
-        self._forms = _forms(chosen, call, said)
+        _check(chosen, said)
+        self._forms = _forms(chosen, call, _borders(chosen, call))
 
     @classmethod
     def load(cls, source: str | Path | CostTable, threads: int | None = None) -> CostModel:
@@ -301,13 +309,17 @@ class CostModel:
             work: the product (``workload_of_site``).
             form: ``dense``; ``int8 dense`` and ``static int8 dense``: quantised, with ranges of activations found at
                 run time and fixed before; ``low-rank``; or the text of a ``Layout``, such as ``16x1``.
-            density: share of the numbers of the weight that are left; of ``low-rank``, what both factors hold.
+            density: share of the numbers of the weight that are left; of ``low-rank``, what both factors hold; of N:M
+                it does not matter, as all N of every M are stored.
 
         Raises:
             MeasurementError: nothing like it was measured.
         """
         if not 0 < density <= 1:
             raise MeasurementError(f"no time of density {density:g}: it lies in (0, 1]")
+        groups = _GROUPS.search(form)
+        if groups is not None:
+            density = int(groups[1]) / int(groups[2])
         found = self._forms.get((work.kind, form))
         if found is None:
             known = ", ".join(self.forms.get(work.kind, ())) or "nothing"
@@ -326,22 +338,45 @@ def _alike(work: Workload) -> Workload:
     )
 
 
+def _check(rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], said: str) -> None:
+    for key, times in rows:
+        if any(not 0 < ms < math.inf for ms in times.values()) or not {
+            "dense",
+            *_NEEDED.get(key.series, ()),
+        } <= {*times}:
+            raise UsageError(
+                f"{said}: no positive times, or none of the dense form, under '{key}'; measure again"
+            )
+
+
+def _borders(rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], call: float) -> dict[str, float]:
+    """By kind of product the share of its time that a dense convolution alone takes to reorder input and output.
+
+    onnxruntime stores channels in blocks between convolutions; one alone has to go there and back. Pairs in a row tell.
+    """
+    shares: dict[str, list[float]] = defaultdict(list)
+    for key, times in rows:
+        if key.series == "pair":
+            alone = times["dense"] - call
+            shares[key.work.kind].append(
+                (2 * times["dense"] - times["pair"] - call) / alone if alone > 0 else 0.0
+            )
+    return {kind: min(max(0.0, median(found)), 1 - _LEAST_SHARE) for kind, found in shares.items()}
+
+
 def _forms(
-    rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], call: float, said: str
+    rows: Iterable[tuple[ProfileKey, Mapping[str, float]]], call: float, borders: Mapping[str, float]
 ) -> dict[tuple[str, str], _Form]:
     """All measured forms by kind of product and name.
 
     The times of one product come from several runs. What was slower or faster in all of a run was the machine: times
     are scaled so that the dense form takes what it takes in the median run. What the ``call`` of a session takes is
-    left out: inside a model it is paid once.
+    left out, and what dense convolutions pay at their ``borders``: inside a model both are paid once.
     """
     runs: dict[tuple[Workload, int], list[tuple[ProfileKey, Mapping[str, float]]]] = defaultdict(list)
     for key, times in rows:
-        if any(not 0 < ms < math.inf for ms in times.values()) or "dense" not in times:
-            raise UsageError(
-                f"{said}: no positive times, or none of the dense form, under '{key}'; measure again"
-            )
-        runs[_alike(key.work), key.copies].append((key, times))
+        if key.series != "pair":
+            runs[_alike(key.work), key.copies].append((key, times))
     found: dict[tuple[str, str], dict[Workload, dict[float, list[float]]]] = defaultdict(dict)
     for (work, _), own in runs.items():
         usual = median(times["dense"] for _, times in own)
@@ -350,7 +385,13 @@ def _forms(
                 density = 1.0 if name.endswith("dense") else key.density
                 points = found[work.kind, name].setdefault(work, {})
                 scaled = ms * usual / times["dense"]
-                points.setdefault(density, []).append(max(scaled - call, _LEAST_SHARE * scaled))
+                net = max(scaled - call, _LEAST_SHARE * scaled)
+                if work.op == "Conv" and name in (
+                    "dense",
+                    "low-rank",
+                ):  # onnxruntime blocks the channels of these
+                    net *= 1 - borders.get(work.kind, 0.0)
+                points.setdefault(density, []).append(net)
     return {
         name: _Form(
             {

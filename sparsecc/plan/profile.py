@@ -72,6 +72,8 @@ _CONVOLUTIONS = (
     (64, 128, 3, 2, 14, 1),
     (256, 256, 3, 1, 7, 1),
     (64, 256, 1, 1, 28, 1),
+    (64, 64, 1, 1, 28, 1),
+    (128, 128, 1, 1, 14, 1),
     (256, 64, 1, 1, 28, 1),
     (32, 192, 1, 1, 56, 1),
     (960, 160, 1, 1, 7, 1),
@@ -86,8 +88,9 @@ _CONVOLUTIONS = (
 _CROWD = 8 << 20
 _MOST_COPIES = 16
 
-#: Most seconds spent on timing one whole model.
+#: Most seconds spent on timing one whole model, and one and two convolutions in a row.
 _MODEL_SECONDS = 5.0
+_PAIR_SECONDS = 1.0
 
 #: What a measurement takes: about 80 runs of its forms, and making them.
 _KEY_SECONDS = 1.0
@@ -148,6 +151,19 @@ def _conv_model(work: Workload, size: int) -> Model:
         (work.n, channels, side, side),
         work.n,
     )
+
+
+def _chain_model(work: Workload, shape: Sequence[int], count: int) -> Model:
+    """``count`` equal convolutions with Relu one after the other on an input of ``shape``, which stays the same."""
+    pads = [side // 2 for side in work.kernel] + [(side - 1) // 2 for side in work.kernel]
+    sizes = ",".join(map(str, shape))
+    steps = "".join(
+        f"c{at} = Conv<pads={pads}, group={work.groups}>(x{at}, w, b) x{at + 1} = Relu(c{at}) "
+        for at in range(count)
+    )
+    channels = work.k // math.prod(work.kernel)
+    graph = f"(float[{sizes}] x0) => (float[{sizes}] x{count}) {{ {steps} }}"
+    return _parsed(graph, (work.n, channels, *work.kernel), work.n)
 
 
 def _parsed(graph: str, shape: tuple[int, ...], outputs: int) -> Model:
@@ -217,6 +233,8 @@ def planned(products: Iterable[Product], threads: int, seed: int, library: bool)
             product.work.kind != "linear" or not product.work.activation
         ):  # what follows bytes is not computed with them
             add("static dense", product, 1.0)
+        if _can_follow_itself(product.work):
+            add("pair", product, 1.0)
         if product.work.kind not in ("depthwise", "grouped"):
             add("low-rank", product, *_low_ranks(product.work))
     for text in PATTERNS if library else ():
@@ -226,6 +244,11 @@ def planned(products: Iterable[Product], threads: int, seed: int, library: bool)
             if product.work.kind != "depthwise":
                 add(f"pattern {pattern}", product, *shares)
     return list(dict.fromkeys(keys))  # models may have products in common
+
+
+def _can_follow_itself(work: Workload) -> bool:
+    """Whether the output of a convolution can be its input, up to the border."""
+    return work.kind in ("conv", "pointwise") and work.inputs == work.outputs and set(work.strides) == {1}
 
 
 def _low_ranks(work: Workload) -> list[float]:
@@ -337,6 +360,8 @@ def _measure(part: Model, key: ProfileKey) -> dict[str, float]:
     site.replace(weight)
     inputs = random_inputs(part, key.seed)
     costs = MeasuredCosts(CostTable(None, {}), inputs, key.threads, key.seed, key.copies)
+    if series == "pair":
+        return _pair_times(inputs, key)
     if series == "low-rank":
         return _low_rank_times(part, costs, key)
     if series == "static":
@@ -349,6 +374,17 @@ def _measure(part: Model, key: ProfileKey) -> dict[str, float]:
     (own,) = quantised.sites()
     layouts += [INT8_DENSE, Layout(pattern, "int8")]
     return costs.site_times_ms(quantised, own, layouts, part)
+
+
+def _pair_times(inputs: Inputs, key: ProfileKey) -> dict[str, float]:
+    """Times of a dense convolution and of two in a row, which need no reordering of what is between them."""
+    (x,) = inputs.values()
+    chains = [_chain_model(key.work, x.shape, count) for count in (1, 2)]
+    result = verify.benchmark(
+        chains, {"x0": x}, threads=key.threads, copies=key.copies, max_seconds=_PAIR_SECONDS
+    )  # fmt: skip
+    one, two = (timing.median_ms for timing in result.models)
+    return {"dense": one, "pair": two}
 
 
 def _rounded(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -113,6 +113,29 @@ def test_the_call_of_a_session_is_not_the_product() -> None:
         CostModel(table)
 
 
+def test_all_places_of_groups_are_stored() -> None:
+    work, table = products()[0], CostTable(None, machine_facts())
+    table.put(str(ProfileKey(work, "pattern 2:4", 0.5, 1, 1, 0)), {"dense": 2.0, "fp16 2:4": 1.0})
+    for density in (0.5, 0.1):
+        assert CostModel(table).estimate(work, "fp16 2:4", density).source == "measured"
+
+
+def test_convolutions_alone_pay_for_their_borders() -> None:
+    table = CostTable(None, machine_facts())
+    works = [Workload("Conv", 64, n, 9 * n, (3, 3), (1, 1)) for n in (16, 32, 64)]
+    table.put(call_key(1), {"empty": 0.1})
+    for work in works:
+        table.put(str(ProfileKey(work, "pair", 1.0, 1, 1, 0)), {"dense": 1.1, "pair": 1.9})
+        table.put(str(ProfileKey(work, "pattern 16x1", 0.5, 1, 1, 0)), {"dense": 2.1, "16x1": 0.6})
+    model = CostModel(table)
+    assert model.estimate(works[0]).ms == pytest.approx(0.8 * 2.0)  # a fifth of 1.0 is saved between two
+    assert model.estimate(works[0], "16x1", 0.5).ms == pytest.approx(0.5)
+    assert set(model.forms) == {"conv"}
+    table.put(str(ProfileKey(works[0], "pair", 1.0, 1, 1, 1)), {"dense": 1.0})
+    with pytest.raises(UsageError, match="measure again"):
+        CostModel(table)
+
+
 def test_one_measured_product_gives_estimates_that_know_little() -> None:
     model = CostModel(table_of([Workload("MatMul", 16, 64, 64)], densities=(0.2,)))
     found = model.estimate(Workload("MatMul", 32, 64, 64), "16x1", 0.2)
