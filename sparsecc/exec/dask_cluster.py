@@ -97,12 +97,13 @@ class DaskCluster:
         """
         running: dict[Any, Task] = {}
         ended = self._dask.as_completed(loop=self._client.loop)
+        most = _AHEAD * self._threads()
         try:
             for task in tasks:
                 future = self._sent(function, task)
                 running[future] = task
                 ended.add(future)
-                if len(running) > _AHEAD * max(1, self._threads()):
+                if len(running) > most:
                     future = next(ended)
                     yield running.pop(future), self._result(future)
             while running:
@@ -128,7 +129,7 @@ class DaskCluster:
             raise RuntimeMissingError(
                 f"workers of {self._address} ended during a task, one after another: they may need more memory"
             ) from error
-        except (self._dask.client.FutureCancelledError, self._dask.CancelledError, OSError) as error:
+        except (self._dask.CancelledError, self._dask.comm.CommClosedError) as error:
             raise RuntimeMissingError(
                 f"the Dask cluster at {self._address} is gone; what was finished is kept, run again"
             ) from error

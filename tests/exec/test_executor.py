@@ -94,7 +94,7 @@ def cluster(work):
     """A scheduler and two workers, each a process."""
     distributed = pytest.importorskip("distributed", reason="needs sparsecc[dask]")
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
     ) as found:
         yield found
 
@@ -120,6 +120,19 @@ def test_a_cluster_gives_every_task_with_its_result(work, cluster):
         next(running)
         assert len(made) < 10
         running.close()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_that_drops_tasks_is_told(work, cluster):
+    from distributed import Future
+
+    with open_executor(address(cluster)) as executor:
+        running = executor.map(work.waited, [(0.0, 0), *((1.0, number) for number in range(1, 9))])
+        next(running)
+        for key in list(executor._client.futures):
+            Future(key, executor._client).cancel()
+        with pytest.raises(RuntimeMissingError, match="is gone; what was finished is kept"):
+            list(running)
 
 
 @pytest.mark.filterwarnings("default")
