@@ -204,6 +204,11 @@ def _item(
     """Candidates of a part, without those that others beat."""
     dense_ms, dense_bytes, spread = priced.dense
     dense = Candidate((), 0.0, Estimate(dense_ms, "measured", spread), dense_bytes, note=priced.reason)
+    if priced.before is not None:
+        ms = dense_ms * priced.before.share("ms")
+        dense = replace(
+            dense, time=Estimate(ms, "measured", spread), bytes=priced.before.cost.bytes, custom_ops=True
+        )
     found: list[Candidate] = []
     dropped = list(priced.dropped)
     for form in priced.forms:

@@ -36,6 +36,8 @@ Resource = Literal["ms", "bytes"]
 _FORMAT = 1
 #: Share of the time, or of the bytes, of its rivals that a form may take and still be worth fitting.
 _WORTH = 0.98
+#: Density up to which a weight may be faster in a sparse operator as it is.
+_SPARSE = 0.85
 
 
 class PartCosts(Protocol):
@@ -123,6 +125,8 @@ class Priced:
         forms: worth fitting.
         dropped: by passes, why others are not.
         families: all passes, by family, mildest first.
+        reason: why there are none.
+        before: the part with the zeros it has, where sparse operators make it faster than dense.
     """
 
     dense: tuple[float, int, float]
@@ -130,6 +134,7 @@ class Priced:
     dropped: tuple[Candidate, ...] = ()
     families: tuple[tuple[Passes, ...], ...] = ()
     reason: str = ""
+    before: PricedForm | None = None
 
 
 class Pricing:
@@ -160,6 +165,9 @@ class Pricing:
         alone = part.timed(shape)
         key = _shape_key(alone)
         timed: dict[Passes, PricedForm | str] = {}
+        if self._custom_ops and any(density(site.numpy()) <= _SPARSE for site in alone.sites()):
+            timed[()] = self._timed(alone, key, ())
+        before = timed.get(())
         kept: list[PricedForm] = []
         dropped: list[Candidate] = []
         for family in families:
@@ -193,11 +201,13 @@ class Pricing:
         return Priced(
             (middle, known[0].dense_bytes, spread), tuple(kept), tuple(dropped),
             tuple(family.specs for family in families),
+            before=before if isinstance(before, PricedForm) and before.share("ms") < 1 else None,
         )  # fmt: skip
 
     def _timed(self, alone: Model, key: str, passes: Passes) -> PricedForm | str:
         """Time and bytes of a form, or why there is none."""
         refused: list[str] = []
+        name = f"{key} {','.join(passes) or 'as it is'}"
 
         def rewrite(own: Model) -> None:
             reason = sketched(own, passes, self._sketch_context(own))
@@ -205,23 +215,21 @@ class Pricing:
                 refused.append(reason)
                 raise _NoFormError(reason)
 
-        known = self._results.get("refused", f"{_FORMAT} {sparsecc.__version__} {key} {','.join(passes)}")
+        known = self._results.get("refused", f"{_FORMAT} {sparsecc.__version__} {name}")
         if known is not None:
             return str(known["reason"])
         try:
             cost, sparse = self._costs.part_rewritten(
                 alone,
                 rewrite,
-                f"{key} {','.join(passes)}",
+                name,
                 custom_ops=self._custom_ops,
                 layout=_layout(passes),
             )
         except SparseccError as error:
             if refused:
                 self._results.put(
-                    "refused",
-                    f"{_FORMAT} {sparsecc.__version__} {key} {','.join(passes)}",
-                    {"reason": refused[0]},
+                    "refused", f"{_FORMAT} {sparsecc.__version__} {name}", {"reason": refused[0]}
                 )
             return str(error)
         return PricedForm(passes, cost, sparse)
@@ -247,7 +255,7 @@ class Pricing:
             best = min([1.0, *(item.share(resource) for item in against)])
             if own < best * _WORTH:
                 return None
-            rival = "dense" if best == 1.0 else "without a part of it"
+            rival = "dense" if best == 1.0 else "with less of it"
             unit = "ms" if resource == "ms" else "bytes"
             reasons.append(f"{own * dense:.4g} {unit}, {rival} {best * dense:.4g} {unit}")
         return "not fitted, it does not pay: " + "; ".join(reasons)
