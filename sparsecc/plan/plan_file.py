@@ -33,7 +33,14 @@ from sparsecc.plan.presets import preset
 from sparsecc.pm import Pipeline, SiteOverride
 from sparsecc.pm.choices import ITEMS, NARROW, SiteChoice, expanded, parse_choices, split_specs
 from sparsecc.pm.pipeline import read_recipe
-from sparsecc.pm.recipe import basic_string, format_overrides, format_steps, load_document, recipe_parts
+from sparsecc.pm.recipe import (
+    basic_string,
+    format_overrides,
+    format_steps,
+    load_document,
+    recipe_parts,
+    refuse_huge,
+)
 from sparsecc.target.spec import parse_specs, suggestion
 
 __all__ = [
@@ -285,6 +292,7 @@ def _parse_item(table: dict[str, Any], where: str) -> Item:
     sensitivity, groups = table.get("sensitivity", 1.0), table.get("groups")
     if isinstance(sensitivity, bool) or not isinstance(sensitivity, float | int):
         raise SpecError(f"{where}: sensitivity must be a number, got {sensitivity!r}")
+    refuse_huge(sensitivity, f"{where}: sensitivity")
     if groups is not None and not (
         isinstance(groups, dict) and all(isinstance(own, str) for own in groups.values())
     ):
@@ -310,6 +318,7 @@ def _parse_candidate(table: object, where: str) -> Candidate:
         types = _CANDIDATE_TYPES[key]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise SpecError(f"{where}: {key} must be {_WORDS[types[0]]}, got {value!r}")
+        refuse_huge(value, f"{where}: {key}")
     missing = [key for key in ("name", "ms", "bytes", "error") if key not in table]
     if missing:
         raise SpecError(f"{where}: needs {', '.join(missing)}")

@@ -30,6 +30,7 @@ __all__ = [
     "load_document",
     "parse_recipe",
     "recipe_parts",
+    "refuse_huge",
 ]
 
 #: Keys of a recipe; the last two are those of a plan.
@@ -64,7 +65,7 @@ def load_document(text: str, source: str) -> dict[str, Any]:
     """
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{source}: not a TOML recipe: {error}") from error
     _refuse_unknown(document, RECIPE_KEYS, source)
     return document
@@ -122,12 +123,19 @@ def _parse_override(table: object, where: str) -> SiteOverride:
         if not isinstance(value, _OVERRIDE_TYPES[key]) or (isinstance(value, bool) and key != "skip"):
             wanted = "a number" if key in _NUMBERS else {"skip": "true or false"}.get(key, "text in quotes")
             raise SpecError(f"{where}: {key} must be {wanted}, got {value!r}")
+        refuse_huge(value, f"{where}: {key}")
     sparsity, ratio = (float(table[key]) if key in table else None for key in _NUMBERS)
     try:
         pattern = Pattern.parse(table["pattern"]) if "pattern" in table else None
         return SiteOverride(table["match"], pattern, sparsity, table.get("skip", False), ratio)
     except SpecError as error:
         raise SpecError(f"{where}: {error}") from None
+
+
+def refuse_huge(value: object, what: str) -> None:
+    """Raise ``SpecError`` if ``value`` is a whole number of more than 64 bits, which TOML does not have."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        raise SpecError(f"{what} is a number of too many digits")
 
 
 def _refuse_unknown(table: dict[str, Any], known: Sequence[str] | dict[str, Any], where: str) -> None:

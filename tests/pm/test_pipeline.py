@@ -221,6 +221,7 @@ def test_a_recipe_file(tmp_path):
         ('pipeline = []\n[[override]]\nmatch = "a"', "changes nothing"),
         ('pipeline = []\n[[override]]\nmatch = "a"\nsparsity = 1.5', "sparsity must be in [0, 1)"),
         ('pipeline = []\n[[override]]\nmatch = "a"\nsparsity = true', "sparsity must be a number"),
+        (f'pipeline = []\n[[override]]\nmatch = "a"\nsparsity = {"9" * 400}', "too many digits"),
         ('pipeline = []\n[[override]]\nmatch = "a"\npattern = 124', "pattern must be text in quotes"),
         ('pipeline = []\n[[override]]\nmatch = "a"\npattern = "2;4"', "2;4"),
         ('pipeline = []\n[[override]]\nmatch = "re:("\nskip = true', "re:("),
