@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sparsecc
-from sparsecc import emit, ir, plan, verify
+from sparsecc import emit, ir, plan, planning, verify
 from sparsecc.errors import BudgetError, UnsupportedModelError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
 from sparsecc.pm import (
@@ -46,6 +46,7 @@ class OptimizeResult:
         notes: what the user should know (synthetic inputs, a fallback to the input model, …).
         not_sites: linear operators that are no sites, each with the reason; none that the passes made.
         library: whether the operator library was there to time and verify with.
+        planned: how the forms of sites were chosen, where a budget was given.
     """
 
     output: Path
@@ -60,6 +61,7 @@ class OptimizeResult:
     notes: list[str]
     not_sites: list[tuple[str, str]]
     library: bool
+    planned: planning.Planned | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``--json`` and reports."""
@@ -76,6 +78,7 @@ class OptimizeResult:
             "notes": self.notes,
             "not_sites": [{"name": name, "reason": reason} for name, reason in self.not_sites],
             "operator_library": self.library,
+            **({} if self.planned is None else self.planned.to_json()),
         }
 
 
@@ -204,6 +207,7 @@ def optimize(
     stop_after: str | None = None,
     verify_each: bool = False,
     instruments: Sequence[Instrument] = (),
+    asked: plan.Asked | None = None,
     progress: Progress = no_progress,
 ) -> OptimizeResult:
     """Optimise an ONNX file: prune if asked, lower zeros to sparse operators where that is measured faster.
@@ -255,6 +259,8 @@ def optimize(
         stop_after: name of the last pass to run.
         verify_each: compare the outputs after every lossless pass, to blame the pass that breaks them.
         instruments: called around every pass.
+        asked: a budget and what goes with it: the form of each site is chosen by measured time, size and error, and the
+            result keeps the budget. Contradicts everything that names a method.
         progress: told how far long work is.
 
     Returns:
@@ -263,7 +269,9 @@ def optimize(
     Raises:
         UsageError: contradicting or wrong arguments, an output that is the input.
         ModelError: the model is unreadable, unsafe or unsupported.
-        VerificationError: the result does not compute what the pruned dense model computes.
+        VerificationError: the result does not compute what the pruned dense model computes, or no model loses as
+            little as asked.
+        BudgetError: the budget of time or size cannot be reached.
         RuntimeMissingError: the operator library is missing, or there is none for the target.
     """
     source = Path(model)
@@ -276,9 +284,9 @@ def optimize(
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,
         "permute": permute or None, "flops_ratio": flops_ratio, "blocks": blocks, "recover": recover,
         "param_ratio": param_ratio, "fisher": fisher,
-        "allocate": allocate or None, "values": None if values == "fp32" else values,
+        "allocate": allocate or None, "values": None if values == "fp32" else values, "activations": activations,
     }  # fmt: skip
-    _refuse_contradiction(pipeline, recipe, flags)
+    _refuse_contradiction(pipeline, recipe, asked, flags)
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))
     elif pipeline is not None:
@@ -308,7 +316,16 @@ def optimize(
     aim = None if reference is None else plan.load_reference(Path(reference), original, chosen)
     theirs = [] if reference is None else model_files(reference)
     _refuse_to_overwrite(
-        destination, [*model_files(source), *theirs, calibration_data, recipe, costs, fisher]
+        destination,
+        [
+            *model_files(source),
+            *theirs,
+            calibration_data,
+            recipe,
+            costs,
+            fisher,
+            None if asked is None else asked.analysis,
+        ],
     )
     setting, notes = plan.open_setting(
         original,
@@ -327,8 +344,16 @@ def optimize(
         progress=progress,
     )
     setting = setting.observed([*instruments, *_instruments(dump, stop_after, verify_each, setting.inputs)])
+    planned = None
     try:
-        made = plan.make(chosen, setting)
+        if asked is None:
+            made = plan.make(chosen, setting)
+        else:
+            planned = planning.plan_and_make(
+                setting, asked, source, destination, calibration_data, standard_ops_only=standard_ops_only
+            )
+            made, chosen = planned.verdict.best.made, planned.pipeline
+            notes.extend(planned.planner.notes)
         notes.extend(made.notes)
     finally:
         notes.extend(setting.table.keep())
@@ -351,15 +376,17 @@ def optimize(
         notes=notes,
         not_sites=[item for item in made.dense.unsupported_sites() if not item[0].startswith(parts)],
         library=library,
+        planned=planned,
     )
 
 
 def _refuse_contradiction(
-    pipeline: str | Pipeline | None, recipe: object, flags: Mapping[str, object]
+    pipeline: str | Pipeline | None, recipe: object, asked: plan.Asked | None, flags: Mapping[str, object]
 ) -> None:
     preset = [name for name, value in flags.items() if value is not None]
-    given = [name for name, value in (("recipe", recipe), ("pipeline", pipeline)) if value is not None]
-    if len(given) == 2 or (given and preset):
+    named = (("recipe", recipe), ("pipeline", pipeline), ("a budget", asked))
+    given = [name for name, value in named if value is not None]
+    if len(given) > 1 or (given and preset):
         raise UsageError(
             f"{', '.join((given + preset)[:-1])} and {(given + preset)[-1]} contradict; give one of them"
         )

@@ -45,8 +45,8 @@ num_samples_option = click.option(
 )
 executor_option = click.option(
     "--executor",
-    metavar="threads|dask://HOST:PORT",
-    help="Where layers are fitted: in this process, or on a Dask cluster that runs already.",
+    metavar="WHERE",
+    help="Where layers are fitted: threads of this process (default), or dask://HOST:PORT, a Dask cluster that runs.",
 )
 input_shapes_option = click.option(
     "--input-shapes",

@@ -15,6 +15,7 @@ import click
 
 import sparsecc
 from sparsecc.errors import SparseccError
+from sparsecc.target.spec import suggestion
 
 __all__ = ["EXIT_CODES", "cli", "main"]
 
@@ -33,6 +34,7 @@ EXIT_CODES = {
 #: Verb -> module:function, imported when the verb is used, so that ``--help`` stays quick.
 _VERBS = {
     "optimize": ("optimize", "Prune if asked, and make a model faster where that is measured."),
+    "plan": ("plan", "Show what optimize would do within a budget, and save it as a recipe."),
     "resize": ("resize", "Take a smaller model from one made with --method bitstack."),
     "analyze": ("analyze", "Show what each part of a model may become, and how much the model cares."),
     "inspect": ("inspect", "Show a model's linear sites, or how a tensor file's work is cut."),
@@ -61,14 +63,14 @@ class _Verbs(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:  # the latter is shell completion
-            ctx.fail(f"no command given: choose {', '.join(_VERBS)}")
+            ctx.fail("no command given")
         return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in _VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"no command '{args[0]}': choose {', '.join(_VERBS)}")
+            ctx.fail(f"no command '{args[0]}'{suggestion(args[0], _VERBS)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,7 @@ from sparsecc.cli.arguments import (
     threads_option,
 )
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
+from sparsecc.cli.planning import asked_of, planning_options
 
 if TYPE_CHECKING:
     from sparsecc.api import OptimizeResult
@@ -101,6 +104,11 @@ _MOST_NOTES = 12
     help="Store the values of sparse weights as fp32, fp16 or bf16 (rounded; arithmetic stays fp32).",
 )
 @click.option("--match", default="*", show_default=True, help="Which sites: a glob, or re:EXPRESSION.")
+@planning_options
+@click.option(
+    "--allow-partial", is_flag=True, help="Write the closest model also where it misses the budget."
+)
+@click.option("--report", metavar="FILE.html", type=click.Path(), help="Write a report of the run, too.")
 @calibration_option
 @num_samples_option
 @click.option(
@@ -164,17 +172,26 @@ def command(
     stop_after: str | None,
     verify_each: bool,
     time_passes: bool,
+    report: str | None,
     as_json: bool,
+    **planning: Any,
 ) -> None:
     """Make MODEL smaller and faster where that is measured; never overwrites it.
 
-    Without --pattern, --sparsity, --method, --quantize, --values, --recipe or --pipeline nothing is lost: only zeros
-    that the weights already have are used. A site where no sparse form beats dense stays dense, and the table says why.
+    Without --pattern, --sparsity, --method, --quantize, --values, --recipe, --pipeline or a budget nothing is lost:
+    only zeros that the weights already have are used. A site where no sparse form beats dense stays dense, and the
+    table says why.
+
+    With a budget (--max-drop, --budget-latency, --budget-size) the form of each part is chosen by measured time, size
+    and error; models are made and measured until one keeps it.
 
     Example: sparsecc optimize model.onnx -o small.onnx --pattern 16x1 --sparsity 0.8
+
+    Example: sparsecc optimize model.onnx -o small.onnx --max-drop 1% --eval accuracy --calibration-data inputs.npz
     """
     from sparsecc import api
 
+    asked = asked_of(needed=False, **planning)
     with progress_bar() as progress:
         result = api.optimize(
             model,
@@ -209,8 +226,13 @@ def command(
             dump=dump_between_passes,
             stop_after=stop_after,
             verify_each=verify_each,
+            asked=asked,
             progress=progress,
         )
+    if report is not None:
+        from sparsecc.report import write_report
+
+        write_report(_document(result, Path(model), target, seed), Path(report))
     if as_json:
         print_json(result.to_json())
         return
@@ -220,17 +242,32 @@ def command(
     ]
     print_table(("site", "op", "NxK", ">density", "layout", "why"), rows)
     if time_passes:
-        print_table(
-            ("pass", ">seconds"), [(report.spec, f"{report.seconds:.2f}") for report in result.reports]
-        )
-    for report in result.reports:
-        for line in [*_first(report.notes), *_first(_modules(report, result))]:
-            click.echo(f"{report.pass_name}: {line}")
+        print_table(("pass", ">seconds"), [(item.spec, f"{item.seconds:.2f}") for item in result.reports])
+    for item in result.reports:
+        for line in [*_first(item.notes), *_first(_modules(item, result))]:
+            click.echo(f"{item.pass_name}: {line}")
     for name, reason in result.not_sites:
         click.echo(f"not a site: {name}: {reason}")
     click.echo("")
     for line in _summary(result):
         click.echo(line)
+
+
+def _document(result: OptimizeResult, source: Path, target: str, seed: int) -> dict[str, Any]:
+    """Everything that a report can show of a run."""
+    from sparsecc import ir
+    from sparsecc.ir.files import file_sha256
+    from sparsecc.report.measured import measured_parts
+    from sparsecc.report.planned import provenance
+
+    digests = {"input": file_sha256(source), "output": file_sha256(result.output)}
+    return {
+        "model": source.name,
+        "target": target,
+        **result.to_json(),
+        **measured_parts(ir.Model.load(result.output), ir.Model.load(source)),
+        "provenance": provenance(["sparsecc", *sys.argv[1:]], seed, digests),
+    }
 
 
 def _modules(report: PassReport, result: OptimizeResult) -> list[str]:
@@ -259,4 +296,12 @@ def _summary(result: OptimizeResult) -> list[str]:
         f"verified {verified} the operator library: relative L2 {result.max_rel_l2:.1e}",
         f"relative L2 to the input model: {result.rel_l2_to_input:.1e}",
     ]
+    if result.planned is not None:
+        planner, best = result.planned.planner, result.planned.verdict.best
+        lines.append(
+            f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g}, "
+            f"{len(result.planned.verdict.attempts)} models made and measured"
+        )
+        missed = ", ".join(result.planned.verdict.misses)
+        lines += [f"note: the budget is missed: {missed}"] if missed else []
     return [*lines, *(f"note: {note}" for note in result.notes)]

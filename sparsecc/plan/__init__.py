@@ -14,11 +14,14 @@ from sparsecc.plan.candidates import FAMILIES, find_items
 from sparsecc.plan.choose import back_off, bound, choice_of, choose, front
 from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
+from sparsecc.plan.guard import Limits, Verdict
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
 from sparsecc.plan.plan_file import PlanFile, pipeline_of, plan_of, read_plan, write_plan
+from sparsecc.plan.planner import Budget, Planner
+from sparsecc.plan.planning import DEFAULT_DROP, Asked, open_planner
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
 from sparsecc.plan.results import Results
@@ -26,10 +29,13 @@ from sparsecc.plan.rounds import run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
+    "DEFAULT_DROP",
     "FAMILIES",
     "METHODS",
     "METRICS",
     "TOLERANCE",
+    "Asked",
+    "Budget",
     "Candidate",
     "Choice",
     "CostTable",
@@ -37,13 +43,16 @@ __all__ = [
     "Inputs",
     "Item",
     "Latency",
+    "Limits",
     "Made",
     "MeasuredCosts",
     "Metric",
     "PlanFile",
+    "Planner",
     "Results",
     "Setting",
     "SiteDecision",
+    "Verdict",
     "back_off",
     "bound",
     "cache_directory",
@@ -58,6 +67,7 @@ __all__ = [
     "machine_facts",
     "make",
     "open_metric",
+    "open_planner",
     "open_setting",
     "pipeline_of",
     "plan_of",

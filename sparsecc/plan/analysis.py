@@ -22,7 +22,7 @@ from sparsecc.plan.sensitivity import measure_sensitivity
 from sparsecc.plan.timing import MeasuredCosts
 from sparsecc.pm import PassContext, Pipeline
 
-__all__ = ["Analysis", "analyze", "read_analysis", "write_analysis"]
+__all__ = ["Analysis", "analyze", "read_analysis", "tidied", "write_analysis"]
 
 _FORMAT = 1
 
@@ -92,6 +92,13 @@ class Analysis:
         )
 
 
+def tidied(setting: Setting) -> Model:
+    """A copy of the model in the form that is analysed."""
+    model = setting.original.copy()
+    Pipeline.parse("tidy").run(model, PassContext(seed=setting.context.seed))
+    return model
+
+
 def analyze(
     setting: Setting,
     metric: Metric | None = None,
@@ -116,8 +123,7 @@ def analyze(
     """
     context = setting.context
     calibration = context.calibration_for("analyze")
-    model = setting.original.copy()
-    Pipeline.parse("tidy").run(model, PassContext(seed=context.seed))
+    model = tidied(setting)
     items = find_items(
         model,
         calibration,

@@ -88,6 +88,7 @@ def fastest_within(
     points: Sequence[Choice],
     assemble: Callable[[Choice], Attempt],
     safer: Callable[[Choice], Choice | None],
+    predicted: Callable[[Choice], float],
     limits: Limits,
     most: int,
 ) -> Verdict:
@@ -102,6 +103,7 @@ def fastest_within(
         points: of a Pareto front, from the safest to the fastest; the first is the model as it is.
         assemble: makes a choice real and measures it.
         safer: a choice with one item that does less damage; None if there is none.
+        predicted: drop of the metric with a choice.
         limits: of the drop, and of the size if any.
         most: attempts, that of the safest point not counted; at least 1.
     """
@@ -110,7 +112,7 @@ def fastest_within(
     failed: Attempt | None = None
     low, high, scale = 0, len(points), 1.0
     while high - low > 1 and len(attempts) < most:
-        guess = sum(point.damage * scale <= drop for point in points) - 1
+        guess = sum(predicted(point) * scale <= drop for point in points) - 1
         at = guess if low < guess < high else (low + high) // 2
         attempt = assemble(points[at])
         attempts.append(attempt)
@@ -118,8 +120,8 @@ def fastest_within(
             high, failed = at, attempt
         else:
             low = at
-        if attempt.drop > 0 and points[at].damage > 0:
-            scale = attempt.drop / points[at].damage
+        if attempt.drop > 0 and predicted(points[at]) > 0:
+            scale = attempt.drop / predicted(points[at])
     if failed is not None:
         attempts += _taken_back(points[low], failed, assemble, safer, limits, most - len(attempts))
     if all(limits.misses(attempt) for attempt in attempts):

@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,81 @@ import onnx
 
 import sparsecc
 from sparsecc.plan.costs import machine_facts
-from sparsecc.plan.guard import Attempt, Limits
+from sparsecc.plan.guard import Attempt, Limits, Verdict
 from sparsecc.plan.items import Choice, Item
+from sparsecc.plan.planner import Planner
 
-__all__ = ["command_line", "curve_rows", "front_rows", "guard_steps", "item_rows", "provenance"]
+__all__ = [
+    "command_line",
+    "curve_rows",
+    "front_rows",
+    "guard_steps",
+    "item_rows",
+    "planned_parts",
+    "provenance",
+]
 
 _FEW = 3  # items of one step that are named
 _MOST_ERROR = 0.5  # of a form on a curve, if it is not the chosen one
+
+
+def planned_parts(
+    planner: Planner,
+    choice: Choice,
+    limits: Limits,
+    asked: Mapping[str, str],
+    verdict: Verdict | None = None,
+) -> dict[str, Any]:
+    """The parts that a planner fills in; times and sizes are those of the whole model.
+
+    Args:
+        planner: that chose.
+        choice: what is written, or would be.
+        limits: of the budget.
+        asked: the limits as the user wrote them, by ``ms``, ``bytes`` and ``drop``.
+        verdict: the end of the search; None where nothing was made.
+    """
+    misses = None if verdict is None else verdict.misses
+    best = None if verdict is None else verdict.best
+
+    def whole(own: Choice) -> Choice:
+        return replace(
+            own,
+            ms=planner.predicted_ms(own),
+            bytes=planner.predicted_bytes(own),
+            damage=planner.predicted_drop(own),
+        )
+
+    predicted = whole(choice)
+    return {
+        "items": item_rows(planner.items, choice),
+        "front": front_rows([whole(point) for point in planner.points], predicted),
+        "predicted": {
+            "ms": predicted.ms,
+            "bytes": predicted.bytes,
+            "damage": predicted.damage,
+        },
+        "budgets": [
+            {
+                "kind": kind,
+                "limit": limit,
+                "asked": asked.get(kind, ""),
+                "met": None if misses is None else kind not in misses,
+            }
+            for kind, limit in (("ms", limits.ms), ("bytes", limits.bytes), ("drop", limits.drop))
+            if limit is not None
+        ],
+        "metric": {
+            "name": planner.metric.name,
+            "before": planner.score_before,
+            "after": None if best is None else best.score,
+            "max_drop": limits.drop,
+            "higher_is_better": planner.metric.higher_is_better,
+            "held": None if misses is None else "drop" not in misses,
+            "steps": [] if verdict is None else guard_steps(planner.items, verdict.attempts, limits),
+        },
+        "sensitivity": curve_rows(planner.items, choice),
+    }
 
 
 def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:

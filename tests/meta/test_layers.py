@@ -27,6 +27,7 @@ ALLOWED = {
     "exec": {"errors"},
     "plan": {"*"},
     "cli": {"*"},
+    "planning": {"*"},
     "api": {"*"},
     "__init__": {"*"},
     "__main__": {"*"},

@@ -60,7 +60,7 @@ def assembler(drop: Callable[[Choice], float], slower: float = 1.0) -> tuple[Any
 @given(st.floats(1e-4, 1e-1), st.floats(0.5, 2.0), st.floats(0.0, 5.0), st.integers(1, 8))
 def test_what_is_written_keeps_the_limit(scale: float, power: float, limit: float, most: int) -> None:
     assemble, made = assembler(lambda choice: scale * choice.damage**power)
-    verdict = fastest_within(front(), assemble, safer, Limits(drop=limit), most)
+    verdict = fastest_within(front(), assemble, safer, lambda choice: choice.damage, Limits(drop=limit), most)
     assert not verdict.misses
     assert verdict.best.drop <= limit
     assert len(made) <= most + 1
@@ -72,20 +72,20 @@ def test_an_unhelpful_prediction_is_corrected() -> None:
     points = front()
     limit = 1e-3 * points[15].damage
     assemble, made = assembler(lambda choice: 1e-3 * choice.damage)
-    verdict = fastest_within(points, assemble, safer, Limits(drop=limit), 10)
+    verdict = fastest_within(points, assemble, safer, lambda choice: choice.damage, Limits(drop=limit), 10)
     assert verdict.best.choice == points[15]
     assert len(made) <= 10
 
 
 def test_a_gain_is_no_drop() -> None:
     assemble, _ = assembler(lambda choice: -choice.damage)
-    verdict = fastest_within(front(), assemble, safer, Limits(drop=0.0), 8)
+    verdict = fastest_within(front(), assemble, safer, lambda choice: choice.damage, Limits(drop=0.0), 8)
     assert verdict.best.choice == front()[-1]
 
 
 def test_nan_is_a_miss() -> None:
     assemble, _ = assembler(lambda choice: float("nan") if choice.damage else 0.0)
-    verdict = fastest_within(front(), assemble, safer, Limits(drop=1.0), 4)
+    verdict = fastest_within(front(), assemble, safer, lambda choice: choice.damage, Limits(drop=1.0), 4)
     assert verdict.best.choice == front()[0]
     assert not verdict.misses
 
@@ -94,7 +94,7 @@ def test_items_are_taken_back_one_by_one() -> None:
     """One item breaks the model: what is written has all the others."""
     points = [front()[0], front()[-1]]
     assemble, _ = assembler(lambda choice: 1.0 if choice.chosen[f"i{ITEMS - 1}"] else 0.0)
-    verdict = fastest_within(points, assemble, safer, Limits(drop=0.1), 8)
+    verdict = fastest_within(points, assemble, safer, lambda choice: choice.damage, Limits(drop=0.1), 8)
     assert not verdict.misses
     assert sum(verdict.best.choice.chosen.values()) >= (ITEMS - 2) * (STEPS - 1)
 

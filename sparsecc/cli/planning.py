@@ -1,0 +1,115 @@
+"""Options of the verbs that plan, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sparsecc.cli.arguments import executor_option
+from sparsecc.cli.output import format_bytes, print_table
+from sparsecc.errors import UsageError
+
+if TYPE_CHECKING:
+    from sparsecc.plan import Asked, Choice, Limits, Planner
+
+__all__ = ["asked_of", "decision_lines", "planning_options", "print_decisions"]
+
+_OPTIONS = (
+    click.option(
+        "--budget-latency", metavar="5ms|0.5x", help="Most time of one run; x: times that of the input."
+    ),
+    click.option(
+        "--budget-size", metavar="20MB|0.5x", help="Most bytes of the file; x: times that of the input."
+    ),
+    click.option(
+        "--max-drop",
+        metavar="1%|0.01",
+        help="Most that the metric may lose, in % of the input's score or in its unit; the fastest such model is "
+        "sought where no other budget is given.",
+    ),
+    click.option(
+        "--eval",
+        "metric",
+        metavar="METRIC",
+        help="What counts: output-error (default), cosine, spearman, accuracy, perplexity, or FILE.py[:func], a "
+        "function (evaluate) that gets run(inputs) -> outputs and returns a number.",
+    ),
+    click.option(
+        "--families",
+        metavar="PASS,…",
+        help="Passes whose forms are tried, of those with a search range (docs/passes.md).",
+    ),
+    click.option(
+        "--analysis",
+        metavar="FILE.json",
+        type=click.Path(),
+        help="What 'sparsecc analyze' saved, to plan with.",
+    ),
+    executor_option,
+)
+
+
+def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of a planner to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def asked_of(*, needed: bool, **options: Any) -> Asked | None:
+    """What the options ask of a planner; None where they ask for no budget and none is ``needed``.
+
+    Raises:
+        UsageError: options that need a budget without one.
+    """
+    from sparsecc.plan import Asked
+
+    budget = [options[name] for name in ("budget_latency", "budget_size", "max_drop")]
+    if not needed and all(text is None for text in budget):
+        given = [name for name in ("metric", "families", "analysis", "executor") if options[name] is not None]
+        if given or options.get("allow_partial"):
+            name = {"metric": "eval"}.get(given[0], given[0]) if given else "allow-partial"
+            raise UsageError(
+                f"--{name} goes with a budget: give --max-drop, --budget-latency or --budget-size too"
+            )
+        return None
+    return Asked(**options)
+
+
+def print_decisions(planner: Planner, choice: Choice) -> None:
+    """Write a table of what each item takes, and how that compares with what it has."""
+    rows = []
+    for item in planner.items:
+        dense, taken = item.candidates[0], item.candidates[choice.chosen[item.name]]
+        others = f"{len(item.candidates) - 1} other forms" if len(item.candidates) > 1 else dense.note
+        rows.append(
+            (
+                item.name if len(item.sites) == 1 else f"{item.name} (+{len(item.sites) - 1})",
+                taken.name,
+                f"{dense.time.ms:.4g}",
+                f"{taken.time.ms:.4g}",
+                format_bytes(dense.bytes),
+                format_bytes(taken.bytes),
+                f"{taken.error:.3g}",
+                f"{item.damage(taken):.2g}",
+                taken.note or others,
+            )
+        )
+    print_table(
+        ("part", "form", ">ms", ">then", ">bytes", ">then", ">error", ">damage", "note"),
+        rows,
+    )
+
+
+def decision_lines(planner: Planner, choice: Choice, limits: Limits) -> list[str]:
+    """What is predicted of the whole model."""
+    ms, nbytes = planner.predicted_ms(choice), planner.predicted_bytes(choice)
+    drop = planner.predicted_drop(choice)
+    allowed = "" if limits.drop is None else f", {limits.drop:.3g} allowed"
+    return [
+        f"predicted: {planner.ms_before:.4g} ms -> {ms:.4g} ms ({planner.ms_before / ms:.2f}x), "
+        f"{format_bytes(planner.bytes_before)} -> {format_bytes(nbytes)}",
+        f"{planner.metric.name} {planner.score_before:.6g}, predicted to lose {drop:.2g}{allowed}",
+    ]

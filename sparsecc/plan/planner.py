@@ -1,0 +1,183 @@
+"""The planner: from items and a budget to a model that was measured to keep it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sparsecc.plan.budget import Amount
+from sparsecc.plan.choose import Quantity, back_off, choice_of, choose, front
+from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, within_budget
+from sparsecc.plan.items import Choice, Item
+from sparsecc.plan.making import Setting, make
+from sparsecc.plan.metric import Metric, OutputError
+from sparsecc.plan.plan_file import pipeline_of
+from sparsecc.plan.whole_model import ModelFit, predict_model, sum_of
+
+__all__ = ["ATTEMPTS", "Budget", "Planner"]
+
+#: Attempts that the search makes by default.
+ATTEMPTS = 6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a user asks for; None where nothing is asked.
+
+    Attributes:
+        latency: most time of one run, in ms or as a share of the input's.
+        size: most bytes of the file, or a share of the input's.
+        drop: most that the metric may lose, in its unit or as a share of the input's score.
+    """
+
+    latency: Amount | None = None
+    size: Amount | None = None
+    drop: Amount | None = None
+
+
+class Planner:
+    """Chooses one candidate for each item, makes the choice real and measures what became of it.
+
+    Args:
+        setting: of the runs.
+        items: that the choice is about.
+        metric: that the model is judged by.
+        options: of ``pipeline_of``.
+        ms: measured time of the input model.
+        nbytes: size of its file.
+        destination: where the result will go, which decides about data files and so about sizes.
+        notes: what the user should know of the items.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        items: Sequence[Item],
+        metric: Metric,
+        options: Mapping[str, Any],
+        *,
+        ms: float,
+        nbytes: int,
+        destination: Path,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.setting = setting
+        self.items = tuple(items)
+        self.metric = metric
+        self.ms_before = ms
+        self.bytes_before = nbytes
+        self.options = dict(options)
+        self.notes = tuple(notes)
+        self._destination = destination
+        self._attempts: dict[tuple[int, ...], Attempt] = {}
+
+    @cached_property
+    def score_before(self) -> float:
+        """Score of the input model."""
+        return self.metric.score(self.setting.original)
+
+    @cached_property
+    def as_it_is(self) -> Choice:
+        """The choice that leaves every item as it is."""
+        return choice_of(self.items, {item.name: 0 for item in self.items})
+
+    @cached_property
+    def points(self) -> list[Choice]:
+        """The Pareto front of predicted time and damage, from the model as it is to the fastest."""
+        found = [point for point in reversed(front(self.items, "ms")) if point.ms < self.as_it_is.ms]
+        return [self.as_it_is, *found]
+
+    @property
+    def fastest(self) -> Choice:
+        """The choice of the least predicted time."""
+        return self.points[-1]
+
+    @cached_property
+    def smallest(self) -> Choice:
+        """The choice of the least predicted size."""
+        return min((self.as_it_is, *front(self.items, "bytes")), key=lambda choice: choice.bytes)
+
+    def limits(self, budget: Budget) -> Limits:
+        """The budget in ms, bytes and the unit of the metric."""
+        drop = None
+        if budget.drop is not None:
+            # A share of nothing would be nothing: the score of a distance from the input is 0.
+            drop = budget.drop.of(self.score_before) if self.score_before else budget.drop.value
+        return Limits(
+            None if budget.latency is None else budget.latency.of(self.ms_before),
+            None if budget.size is None else budget.size.of(self.bytes_before),
+            drop,
+        )
+
+    def predicted_ms(self, choice: Choice) -> float:
+        """Time of the whole model with ``choice``."""
+        return predict_model(self.ms_before, self.items, choice, self._fit()).ms
+
+    def predicted_bytes(self, choice: Choice) -> int:
+        """Size of the file with ``choice``."""
+        return max(0, self.bytes_before - self.as_it_is.bytes + choice.bytes)
+
+    def predicted_drop(self, choice: Choice) -> float:
+        """Drop of the metric with ``choice``: the error of the outputs is the root of what its squares add up to."""
+        return math.sqrt(choice.damage) if isinstance(self.metric, OutputError) else choice.damage
+
+    def choose(self, limits: Limits) -> Choice | None:
+        """The choice that the limits are predicted to allow: of least damage, or with only a drop the fastest."""
+        if limits.ms is None and limits.bytes is None:
+            drop = math.inf if limits.drop is None else limits.drop
+            return [point for point in self.points if self.predicted_drop(point) <= drop][-1]
+        return self._cheapest(limits.ms, limits.bytes)
+
+    def search(self, limits: Limits, most: int = ATTEMPTS) -> Verdict | None:
+        """Make choices real until one keeps all limits, as far as ``most`` attempts go; see ``sparsecc.plan.guard``.
+
+        Returns:
+            None where no choice is predicted to keep the limits of time and size.
+        """
+        if limits.ms is None and limits.bytes is None:
+            return fastest_within(
+                self.points,
+                self.assemble,
+                lambda choice: back_off(self.items, choice),
+                self.predicted_drop,
+                limits,
+                most,
+            )
+        return within_budget(self._cheapest, self.assemble, limits, self.predicted_ms, most)
+
+    def assemble(self, choice: Choice) -> Attempt:
+        """Run the pipeline of ``choice`` and measure the model it makes."""
+        key = tuple(choice.chosen[item.name] for item in self.items)
+        if key not in self._attempts:
+            made = make(pipeline_of(self.items, choice, **self.options), self.setting)
+            score = self.metric.score(made.model) if made.kept else self.score_before
+            self._attempts[key] = Attempt(
+                choice,
+                made,
+                score,
+                self.metric.damage(self.score_before, score),
+                made.model.written_nbytes(self._destination),
+            )
+        return self._attempts[key]
+
+    def _cheapest(self, ms: float | None, size: float | None) -> Choice | None:
+        """The choice of least damage within a predicted time and size of the model."""
+        left = None if size is None else size - self.predicted_bytes(self.as_it_is) + self.as_it_is.bytes
+        if ms is None:
+            most = math.inf if left is None else left
+            return choose(self.items, limit="bytes", budget=most, minimise="damage") if most >= 0 else None
+        fit = self._fit()
+        sites = (ms - fit.rest) / fit.share if fit.share else math.inf
+        also: tuple[Quantity, float] | None = None if left is None else ("bytes", left)
+        return (
+            choose(self.items, limit="ms", budget=sites, minimise="damage", also=also) if sites >= 0 else None
+        )
+
+    def _fit(self) -> ModelFit:
+        """The time of models from those of their sites, from all that were measured."""
+        measured = [(attempt.choice.ms, attempt.ms) for attempt in self._attempts.values()]
+        return ModelFit.of([(sum_of(self.items), self.ms_before), *measured])

@@ -1,0 +1,166 @@
+"""Budgets on the command line: plans, the guard and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sparsecc import verify
+from sparsecc.ir import Model
+from sparsecc.report import parse_document
+from tests.cli.conftest import MLP, Result
+
+Run = Callable[..., Result]
+
+FAMILIES = ("--families", "factor-rrr", "--threads", 1)
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model large enough for smaller forms to pay: weights of falling spectra."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(MLP.replace("64", "512").replace("128", "768").replace("32]", "256]"))
+    for name, shape in (("w1", (512, 768)), ("b1", (768,)), ("w2", (768, 256))):
+        array = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
+        if len(shape) == 2:
+            left, values, right = np.linalg.svd(array, full_matrices=False)
+            array = ((left * values * 0.97 ** np.arange(len(values))) @ right).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    path = tmp_path / "wide.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, x=np.random.default_rng(1).standard_normal((256, 512)).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What was measured and fitted for one test serves the others."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def cache(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSECC_CACHE_DIR", str(kept))
+
+
+def loss(before: Path, after: Path, data: Path) -> float:
+    """Relative distance of the outputs on all calibration data."""
+    inputs = {"x": np.load(data)["x"]}
+    first, second = (verify.session(Model.load(path)).run(inputs)["y"] for path in (before, after))
+    return float(np.linalg.norm(first - second) / np.linalg.norm(first))
+
+
+def test_a_plan_is_a_recipe(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "plan.toml"
+    ask = ("--calibration-data", data, "--max-drop", "20%", *FAMILIES)
+    done = sparsecc("plan", wide, "-o", saved, *ask)
+    assert done.code == 0, done.err
+    assert "predicted:" in done.out
+    assert "fc1" in done.out
+    document = json.loads(sparsecc("plan", wide, *ask, "--json").out)
+    parsed = parse_document(document)
+    assert parsed.items
+    assert any(item.chosen for item in parsed.items)
+    assert parsed.predicted is not None
+    assert parsed.predicted.ms is not None
+    outputs = []
+    for name in ("one.onnx", "two.onnx"):
+        done = sparsecc("optimize", wide, "-o", tmp_path / name, "--recipe", saved, "--calibration-data", data,
+                        "--threads", 1)  # fmt: skip
+        assert done.code == 0, done.err
+        outputs.append((tmp_path / name).read_bytes())
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) < wide.stat().st_size
+
+
+def test_the_guard_holds_and_says_so(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = sparsecc(
+        "optimize", wide, "-o", out, "--calibration-data", data, "--max-drop", "0.1", *FAMILIES, "--json"
+    )
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    parse_document(document)
+    assert document["metric"]["held"]
+    assert loss(wide, out, data) <= 0.1
+    assert document["metric"]["after"] == pytest.approx(loss(wide, out, data), rel=1e-3)
+    assert document["latency"]["speedup"] > 0.97
+
+
+def test_nothing_is_lost_where_nothing_may_be(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = sparsecc(
+        "optimize", wide, "-o", out, "--calibration-data", data, "--max-drop", "0.0001", *FAMILIES
+    )
+    assert done.code == 0, done.err
+    assert loss(wide, out, data) <= 1e-4
+
+
+def test_a_size_is_kept(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = sparsecc(
+        "optimize", wide, "-o", out, "--calibration-data", data, "--budget-size", "0.7x", *FAMILIES
+    )
+    assert done.code == 0, done.err
+    assert out.stat().st_size <= 0.7 * wide.stat().st_size
+    assert "models made and measured" in done.out
+
+
+@pytest.mark.parametrize(
+    ("budget", "code", "text"),
+    [
+        (("--budget-latency", "0.0001x"), 5, "cannot be reached: the least predicted are"),
+        (("--budget-size", "10"), 5, "cannot be reached"),
+        (("--budget-size", "0.5x", "--max-drop", "0"), 4, "--max-drop"),
+        (("--max-drop", "much"), 2, "expected 1%"),
+        (("--max-drop", "1%", "--pattern", "2:4"), 2, "contradict"),
+        (("--max-drop", "1%", "--eval", "beauty"), 2, "unknown metric 'beauty'"),
+        (("--max-drop", "1%", "--families", "tidy"), 2, "declares no search range"),
+        (("--eval", "cosine"), 2, "--eval goes with a budget"),
+        (("--allow-partial",), 2, "--allow-partial goes with a budget"),
+    ],
+)
+def test_what_cannot_be(
+    sparsecc: Run, wide: Path, data: Path, tmp_path: Path, budget: tuple[Any, ...], code: int, text: str
+) -> None:
+    out = tmp_path / "out.onnx"
+    families = () if {"--families", "--eval", "--allow-partial"} & set(budget) else FAMILIES
+    done = sparsecc("optimize", wide, "-o", out, "--calibration-data", data, *budget, *families)
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert text in done.err
+    assert not out.exists()
+    assert (tmp_path / "out.rejected.onnx").exists() == (code == 4)
+
+
+def test_a_budget_needs_inputs(sparsecc: Run, wide: Path) -> None:
+    done = sparsecc("plan", wide)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--calibration-data" in done.err
+
+
+def test_a_function_judges(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "judge.py").write_text(
+        "import numpy as np\n"
+        "def evaluate(run, data):\n"
+        "    return float(np.mean([run(batch)['y'].var() for batch in data]))\n"
+    )
+    out = tmp_path / "out.onnx"
+    done = sparsecc("optimize", wide, "-o", out, "--calibration-data", data, "--max-drop", "30%", "--eval",
+                    tmp_path / "judge.py", *FAMILIES, "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    metric = json.loads(done.out)["metric"]
+    assert metric["name"] == "eval"
+    assert metric["after"] >= 0.7 * metric["before"]
