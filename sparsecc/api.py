@@ -343,6 +343,8 @@ def optimize(
         library=library,
         progress=progress,
     )
+    if recipe is not None:
+        notes += plan.read_plan(Path(recipe), sites=plan.site_names(original), model=file_sha256(source))[1]
     setting = setting.observed([*instruments, *_instruments(dump, stop_after, verify_each, setting.inputs)])
     planned = None
     try:

@@ -131,7 +131,7 @@ def _problems(file: str, pipeline: Pipeline, path: str) -> tuple[list[str], list
     from sparsecc.pm.sites import refuse_unmatched
 
     model = ir.Model.load(Path(path))
-    names = [*(site.name for site in model.sites()), *(name for name, _ in model.unsupported_sites())]
+    names = plan.site_names(model)
     problems, notes = list[str](), list[str]()
     try:
         notes += plan.read_plan(file, sites=names, model=file_sha256(Path(path)))[1]

@@ -19,7 +19,7 @@ from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
-from sparsecc.plan.plan_file import PlanFile, pipeline_of, plan_of, read_plan, write_plan
+from sparsecc.plan.plan_file import PlanFile, pipeline_of, plan_of, read_plan, site_names, write_plan
 from sparsecc.plan.planner import Budget, Planner
 from sparsecc.plan.planning import DEFAULT_DROP, Asked, open_planner
 from sparsecc.plan.presets import METHODS, preset
@@ -76,6 +76,7 @@ __all__ = [
     "read_plan",
     "run_where_it_pays",
     "runnable_inputs",
+    "site_names",
     "timing_inputs",
     "usable_threads",
     "write_plan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sparsecc.plan.candidates import FAMILIES, find_items
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.making import Setting
 from sparsecc.plan.metric import Metric
+from sparsecc.plan.pricing import Resource
 from sparsecc.plan.results import Results
 from sparsecc.plan.sensitivity import measure_sensitivity
 from sparsecc.plan.timing import MeasuredCosts
@@ -105,6 +106,7 @@ def analyze(
     *,
     custom_ops: bool = True,
     families: Collection[str] = FAMILIES,
+    resources: Sequence[Resource] = ("ms",),
     results: Results | None = None,
     executor: Executor | None = None,
 ) -> Analysis:
@@ -115,6 +117,7 @@ def analyze(
         metric: what counts; None: the error of the outputs.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
+        resources: what a form must take less of to be tried; one of them is enough.
         results: where results are kept; None: in memory.
         executor: where forms are fitted; None: in this thread.
 
@@ -132,6 +135,7 @@ def analyze(
         target=context.target,
         custom_ops=custom_ops and setting.library,
         families=families,
+        resources=resources,
         executor=executor,
         results=results,
         seed=context.seed,

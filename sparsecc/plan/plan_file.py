@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import SpecError
+from sparsecc.ir import Model
 from sparsecc.ir.replacing import replacing
 from sparsecc.plan.choose import choice_of
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
@@ -51,6 +52,7 @@ __all__ = [
     "pipeline_of",
     "plan_of",
     "read_plan",
+    "site_names",
     "write_plan",
 ]
 
@@ -251,6 +253,11 @@ def read_plan(
     if model is not None and made_for is not None and made_for != model:
         return plan, [f"{path} was made for another model file: its predictions may not hold"]
     return plan, []
+
+
+def site_names(model: Model) -> list[str]:
+    """Names that a plan for ``model`` may use, of sites and of what could be some."""
+    return [*(site.name for site in model.sites()), *(name for name, _ in model.unsupported_sites())]
 
 
 def parse_plan(text: str, *, source: str = "plan") -> PlanFile:

@@ -124,6 +124,7 @@ def open_planner(
                 None if isinstance(metric, OutputError) else metric,
                 custom_ops=custom_ops,
                 families=FAMILIES if asked.families is None else tuple(asked.families.split(",")),
+                resources=("ms",) if asked.budget_size is None else ("ms", "bytes"),
                 results=Results.open(),
                 executor=workers,
             )
