@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -49,6 +50,8 @@ def _axes(
 def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: str) -> Html | None:
     """Predicted damage against time or bytes, the chosen point, the input, the budget.
 
+    The line joins the points that no other beats in both; a front by time may hold others that are larger for it.
+
     Args:
         points: any order.
         by: ``ms`` or ``bytes``.
@@ -82,8 +85,10 @@ def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: st
             _line(x(limit), y.start, x(limit), y.end, "limit"),
             _label(x(limit) - 5, y.end + 10, "budget", "end"),
         ]
+    least = itertools.accumulate((place[1] for place in places), min, initial=math.inf)
+    best = [place for place, before in zip(places, least, strict=False) if place[1] < before]
     path = "".join(
-        f"{'L' if at else 'M'}{x(ms):.2f} {y(loss):.2f}" for at, (ms, loss, _) in enumerate(places)
+        f"{'L' if at else 'M'}{x(value):.2f} {y(loss):.2f}" for at, (value, loss, _) in enumerate(best)
     )
     drawn.append(element("path", d=path, class_="front"))
     chosen: list[Html] = []
