@@ -84,9 +84,12 @@ def _copy_into(
     producer = value.producer()
     if producer is None:
         assert value.const_value is not None, f"{value.name} is no constant"
-        copied[value] = onnx_ir.Value(
-            name=f"constant_{len(copied)}", const_value=value.const_value, shape=value.shape, type=value.type
-        )
+        # The tensor is shared and takes the name of the value that holds it: another one would change the model.
+        name, tensor = str(value.name), value.const_value
+        if name in {str(other.name) for other in copied.values()}:
+            name = f"{name}_{len(copied)}"
+            tensor = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+        copied[value] = onnx_ir.Value(name=name, const_value=tensor, shape=value.shape, type=value.type)
         graph.register_initializer(copied[value])
         return copied[value]
     inputs = [None if item is None else _copy_into(graph, item, copied) for item in producer.inputs]
