@@ -207,6 +207,7 @@ def optimize(
     stop_after: str | None = None,
     verify_each: bool = False,
     instruments: Sequence[Instrument] = (),
+    level: int | None = None,
     asked: plan.Asked | None = None,
     progress: Progress = no_progress,
 ) -> OptimizeResult:
@@ -259,6 +260,8 @@ def optimize(
         stop_after: name of the last pass to run.
         verify_each: compare the outputs after every lossless pass, to blame the pass that breaks them.
         instruments: called around every pass.
+        level: 0 to 3, as ``-O0`` to ``-O3``: 0 only tidies, 1 is the default without a budget, 2 and 3 plan with what
+            ``asked`` leaves open filled in (``sparsecc.plan.asked_at``).
         asked: a budget and what goes with it: the form of each site is chosen by measured time, size and error, and the
             result keeps the budget. Contradicts everything that names a method.
         progress: told how far long work is.
@@ -286,7 +289,11 @@ def optimize(
         "param_ratio": param_ratio, "fisher": fisher,
         "allocate": allocate or None, "values": None if values == "fp32" else values, "activations": activations,
     }  # fmt: skip
+    named = {"recipe": recipe, "pipeline": pipeline, **flags}
+    plan.refuse_at(level, [name for name, value in named.items() if value is not None])
+    asked = plan.asked_at(level, asked)
     _refuse_contradiction(pipeline, recipe, asked, flags)
+    pipeline = plan.TIDY if level == 0 else pipeline
     if recipe is not None:
         chosen = Pipeline.from_toml(Path(recipe))
     elif pipeline is not None:

@@ -12,6 +12,8 @@ import click
 from sparsecc.cli.arguments import (
     calibration_option,
     executor_option,
+    families_option,
+    fine_option,
     input_shapes_option,
     model_argument,
     num_samples_option,
@@ -43,11 +45,8 @@ __all__ = ["command"]
     help="What counts: output-error (default), cosine, spearman, accuracy, perplexity, or a function (evaluate) that "
     "gets run(inputs) -> outputs and returns a number.",
 )
-@click.option(
-    "--families",
-    metavar="PASS,…",
-    help="Passes whose forms are tried, of those with a search range (docs/passes.md).",
-)
+@families_option
+@fine_option
 @click.option("--standard-ops-only", is_flag=True, help="Count on no sparse operators.")
 @click.option("--costs", type=click.Path(), help="Cost table to use and extend.")
 @executor_option
@@ -62,6 +61,7 @@ def command(
     input_shapes: tuple[str, ...],
     metric: str | None,
     families: str | None,
+    fine: bool | None,
     standard_ops_only: bool,
     costs: str | None,
     executor: str | None,
@@ -113,6 +113,7 @@ def command(
             judged,
             custom_ops=not standard_ops_only,
             families=plan.FAMILIES if families is None else tuple(families.split(",")),
+            fine=bool(fine),
             results=plan.Results.open(),
             executor=workers,
         )

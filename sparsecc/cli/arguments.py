@@ -11,7 +11,10 @@ from sparsecc.errors import UsageError
 __all__ = [
     "calibration_option",
     "executor_option",
+    "families_option",
+    "fine_option",
     "input_shapes_option",
+    "level_option",
     "model_argument",
     "num_samples_option",
     "parse_input_shapes",
@@ -47,6 +50,25 @@ executor_option = click.option(
     "--executor",
     metavar="WHERE",
     help="Where layers are fitted: threads of this process (default), or dask://HOST:PORT, a Dask cluster that runs.",
+)
+families_option = click.option(
+    "--families",
+    metavar="PASS,…",
+    help="Passes whose forms are tried, of those with a search range (docs/passes.md).",
+)
+fine_option = click.option(
+    "--fine/--no-fine",
+    default=None,
+    help="Try amounts between those of the search ranges, too; takes about twice as long.  [default: --no-fine]",
+)
+level_option = click.option(
+    "-O",
+    "level",
+    type=click.IntRange(0, 3),
+    metavar="0|1|2|3",
+    help="How much to do: -O0 only tidies; -O1 (default without a budget) loses nothing and measures layouts for the "
+    "zeros that are there; -O2 plans, and loses at most 1 % (--max-drop); -O3 plans with more families, --fine and "
+    "--attempts 12. Other options win.",
 )
 input_shapes_option = click.option(
     "--input-shapes",

@@ -182,16 +182,17 @@ def command(
     only zeros that the weights already have are used. A site where no sparse form beats dense stays dense, and the
     table says why.
 
-    With a budget (--max-drop, --budget-latency, --budget-size) the form of each part is chosen by measured time, size
-    and error; models are made and measured until one keeps it.
+    With a budget (--max-drop, --budget-latency, --budget-size, or -O2 and -O3) the form of each part is chosen by
+    measured time, size and error; models are made and measured until one keeps it.
 
     Example: sparsecc optimize model.onnx -o small.onnx --pattern 16x1 --sparsity 0.8
 
-    Example: sparsecc optimize model.onnx -o small.onnx --max-drop 1% --eval accuracy --calibration-data inputs.npz
+    Example: sparsecc optimize model.onnx -o small.onnx -O2 --eval accuracy --calibration-data inputs.npz
     """
     from sparsecc import api
 
-    asked = asked_of(needed=False, **planning)
+    level = planning.pop("level")
+    asked = asked_of(needed=False, level=level, **planning)
     with progress_bar() as progress:
         result = api.optimize(
             model,
@@ -226,6 +227,7 @@ def command(
             dump=dump_between_passes,
             stop_after=stop_after,
             verify_each=verify_each,
+            level=level,
             asked=asked,
             progress=progress,
         )

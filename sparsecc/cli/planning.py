@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsecc.cli.arguments import executor_option
+from sparsecc.cli.arguments import executor_option, families_option, fine_option, level_option
 from sparsecc.cli.output import format_bytes, print_table
 from sparsecc.errors import UsageError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["asked_of", "decision_lines", "planning_options", "print_decisions"]
 
 _OPTIONS = (
+    level_option,
     click.option(
         "--budget-latency", metavar="5ms|0.5x", help="Most time of one run; x: times that of the input."
     ),
@@ -36,10 +37,12 @@ _OPTIONS = (
         help="What counts: output-error (default), cosine, spearman, accuracy, perplexity, or FILE.py[:func], a "
         "function (evaluate) that gets run(inputs) -> outputs and returns a number.",
     ),
+    families_option,
+    fine_option,
     click.option(
-        "--families",
-        metavar="PASS,…",
-        help="Passes whose forms are tried, of those with a search range (docs/passes.md).",
+        "--attempts",
+        type=click.IntRange(min=1),
+        help="Most models that are made and measured.  [default: 6]",
     ),
     click.option(
         "--analysis",
@@ -50,6 +53,9 @@ _OPTIONS = (
     executor_option,
 )
 
+#: Those that say something about planning only.
+_PLANNED = ("metric", "families", "fine", "attempts", "analysis", "executor")
+
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of a planner to a command."""
@@ -58,24 +64,31 @@ def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def asked_of(*, needed: bool, **options: Any) -> Asked | None:
+def asked_of(*, needed: bool, level: int | None, **options: Any) -> Asked | None:
     """What the options ask of a planner; None where they ask for no budget and none is ``needed``.
 
-    Raises:
-        UsageError: options that need a budget without one.
-    """
-    from sparsecc.plan import Asked
+    Args:
+        needed: by the verb.
+        level: of ``-O``; 2 and 3 are a budget.
+        options: arguments of ``Asked``.
 
+    Raises:
+        UsageError: options that need a budget without one, or a budget at a level that loses nothing.
+    """
+    from sparsecc.plan import Asked, asked_at
+
+    if needed and level is not None and level < 2:
+        raise UsageError(f"-O{level} loses nothing, so there is nothing to plan: give -O2, -O3 or a budget")
     budget = [options[name] for name in ("budget_latency", "budget_size", "max_drop")]
-    if not needed and all(text is None for text in budget):
-        given = [name for name in ("metric", "families", "analysis", "executor") if options[name] is not None]
+    if not needed and (level or 0) < 2 and all(text is None for text in budget):
+        given = [name for name in _PLANNED if options[name] is not None]
         if given or options.get("allow_partial"):
             name = {"metric": "eval"}.get(given[0], given[0]) if given else "allow-partial"
             raise UsageError(
-                f"--{name} goes with a budget: give --max-drop, --budget-latency or --budget-size too"
+                f"--{name} goes with a budget: give --max-drop, --budget-latency, --budget-size or -O2 too"
             )
         return None
-    return Asked(**options)
+    return asked_at(level, Asked(**options))
 
 
 def print_decisions(planner: Planner, choice: Choice) -> None:

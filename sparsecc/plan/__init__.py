@@ -16,6 +16,7 @@ from sparsecc.plan.costs import CostTable, cache_directory, machine_facts
 from sparsecc.plan.decisions import SiteDecision, decisions
 from sparsecc.plan.guard import Limits, Verdict
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
+from sparsecc.plan.levels import LEVELS, TIDY, asked_at, refuse_at
 from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
@@ -31,8 +32,10 @@ from sparsecc.plan.timing import MeasuredCosts
 __all__ = [
     "DEFAULT_DROP",
     "FAMILIES",
+    "LEVELS",
     "METHODS",
     "METRICS",
+    "TIDY",
     "TOLERANCE",
     "Asked",
     "Budget",
@@ -53,6 +56,7 @@ __all__ = [
     "Setting",
     "SiteDecision",
     "Verdict",
+    "asked_at",
     "back_off",
     "bound",
     "cache_directory",
@@ -74,6 +78,7 @@ __all__ = [
     "preset",
     "read_labels",
     "read_plan",
+    "refuse_at",
     "run_where_it_pays",
     "runnable_inputs",
     "site_names",

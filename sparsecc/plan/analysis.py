@@ -106,6 +106,7 @@ def analyze(
     *,
     custom_ops: bool = True,
     families: Collection[str] = FAMILIES,
+    fine: bool = False,
     resources: Sequence[Resource] = ("ms",),
     results: Results | None = None,
     executor: Executor | None = None,
@@ -117,6 +118,7 @@ def analyze(
         metric: what counts; None: the error of the outputs.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
+        fine: whether amounts between those of the ranges are tried too.
         resources: what a form must take less of to be tried; one of them is enough.
         results: where results are kept; None: in memory.
         executor: where forms are fitted; None: in this thread.
@@ -135,6 +137,7 @@ def analyze(
         target=context.target,
         custom_ops=custom_ops and setting.library,
         families=families,
+        fine=fine,
         resources=resources,
         executor=executor,
         results=results,

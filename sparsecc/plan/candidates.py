@@ -37,6 +37,7 @@ def find_items(
     target: Target | None = None,
     custom_ops: bool = True,
     families: Collection[str] = FAMILIES,
+    fine: bool = False,
     resources: Sequence[Resource] = ("ms",),
     executor: Executor | None = None,
     results: Results | None = None,
@@ -58,6 +59,7 @@ def find_items(
         target: what the model is for; where it is no CPU no sparse operators count.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
+        fine: whether amounts between those of the ranges are tried too.
         resources: what counts beside the error: a form must take less of one of them to be worth fitting.
         executor: where forms are fitted; None: in this thread.
         results: where errors are kept; None: in memory.
@@ -75,7 +77,7 @@ def find_items(
     work = _Fits(model, calibration, resources, kept, seed)
     parts = find_parts(model, coupled="prune-structured" in families)
     convolutions = any(site.op == "Conv" for part in parts for site in part.sites)
-    forms = form_families(families, convolutions=convolutions)
+    forms = form_families(families, convolutions=convolutions, fine=fine)
     shapes = input_shapes_of_sites(model, inputs)
     priced: dict[str, Priced] = {}
     for done, part in enumerate(parts):

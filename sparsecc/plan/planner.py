@@ -132,12 +132,17 @@ class Planner:
             return [point for point in self.points if self.predicted_drop(point) <= drop][-1]
         return self._cheapest(limits.ms, limits.bytes)
 
-    def search(self, limits: Limits, most: int = ATTEMPTS) -> Verdict | None:
-        """Make choices real until one keeps all limits, as far as ``most`` attempts go; see ``sparsecc.plan.guard``.
+    def search(self, limits: Limits, most: int | None = None) -> Verdict | None:
+        """Make choices real until one keeps all limits; see ``sparsecc.plan.guard``.
+
+        Args:
+            limits: what must hold.
+            most: attempts; by default ``ATTEMPTS``.
 
         Returns:
             None where no choice is predicted to keep the limits of time and size.
         """
+        most = ATTEMPTS if most is None else most
         if limits.ms is None and limits.bytes is None:
             return fastest_within(
                 self.points,

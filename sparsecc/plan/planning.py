@@ -18,7 +18,7 @@ from sparsecc.plan.budget import parse_drop, parse_latency, parse_size
 from sparsecc.plan.candidates import FAMILIES
 from sparsecc.plan.making import Setting
 from sparsecc.plan.metric import OutputError, open_metric, read_labels
-from sparsecc.plan.planner import ATTEMPTS, Budget, Planner
+from sparsecc.plan.planner import Budget, Planner
 from sparsecc.plan.results import Results
 
 __all__ = ["DEFAULT_DROP", "Asked", "open_planner"]
@@ -41,7 +41,8 @@ class Asked:
         families: names of passes whose forms are tried, with commas between them; by default ``FAMILIES``.
         analysis: file that ``sparsecc analyze`` wrote, instead of a new analysis.
         executor: where forms are fitted: ``dask://HOST:PORT``; by default threads.
-        attempts: how many models are made and measured, at most.
+        attempts: how many models are made and measured, at most; by default ``ATTEMPTS``.
+        fine: whether amounts between those of the search ranges are tried too; by default not.
         allow_partial: write the closest model also where it misses the budget of time or size.
     """
 
@@ -52,12 +53,18 @@ class Asked:
     families: str | None = None
     analysis: str | os.PathLike[str] | None = None
     executor: str | None = None
-    attempts: int = ATTEMPTS
+    attempts: int | None = None
+    fine: bool | None = None
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
+        if self.attempts is not None and self.attempts < 1:
             raise UsageError(f"attempts must be 1 or more, got {self.attempts}")
+        if self.analysis is not None and (self.families is not None or self.fine):
+            raise UsageError(
+                "what may be chosen is in the analysis: leave out --analysis, or give --families and --fine to "
+                "'sparsecc analyze'"
+            )
         self.budget()
 
     def budget(self) -> Budget:
@@ -124,6 +131,7 @@ def open_planner(
                 None if isinstance(metric, OutputError) else metric,
                 custom_ops=custom_ops,
                 families=FAMILIES if asked.families is None else tuple(asked.families.split(",")),
+                fine=bool(asked.fine),
                 resources=("ms",) if asked.budget_size is None else ("ms", "bytes"),
                 results=Results.open(),
                 executor=workers,

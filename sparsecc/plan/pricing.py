@@ -68,13 +68,14 @@ class Family:
     rivals: tuple[Passes, ...] = ()
 
 
-def form_families(families: Collection[str], *, convolutions: bool) -> list[Family]:
+def form_families(families: Collection[str], *, convolutions: bool, fine: bool = False) -> list[Family]:
     """Return all forms that the passes named declare, alone and followed by those that narrow the type of values.
 
     Args:
         families: names of passes with search ranges.
         convolutions: whether the model has any: its values are quantised with ranges of the calibration data then,
             else with ranges found at run time. Mixtures do not exist.
+        fine: whether amounts between those of the ranges are tried too.
 
     Raises:
         UsageError: a pass without a search range.
@@ -85,7 +86,7 @@ def form_families(families: Collection[str], *, convolutions: bool) -> list[Fami
         pass_type = get_pass(name)
         if not pass_type.search:
             raise UsageError(f"{name} declares no search range; those that do: {', '.join(_searched())}")
-        for family in search_families(pass_type):
+        for family in search_families(pass_type, fine=fine):
             if not pass_type.narrows:
                 forms.append(tuple((spec,) for spec in family))
             elif name != "quantize" or convolutions == ("activations=static" in family[0]):

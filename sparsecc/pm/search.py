@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -39,16 +40,30 @@ class Range:
             return [dict(self.fixed)]
         return [{**dict(self.fixed), self.option: value} for value in self.values]
 
+    def finer(self) -> Self:
+        """Return the same range with one more value between any two neighbours, where these are numbers."""
+        try:
+            numbers = [float(value) for value in self.values]
+        except ValueError:
+            return self
+        between = [f"{(one + other) / 2:.6g}" for one, other in pairwise(numbers)]
+        mixed = (text for pair in zip_longest(self.values, between) for text in pair if text is not None)
+        return replace(self, values=tuple(mixed))
+
     def __str__(self) -> str:
         fixed = " ".join(f"{key}={value}" for key, value in self.fixed)
         varied = f"{self.option}={'|'.join(self.values)}" if self.option else ""
         return " ".join(part for part in (fixed, varied) if part)
 
 
-def search_families(pass_type: type[Pass]) -> tuple[tuple[str, ...], ...]:
-    """Return one tuple of specs per range that the pass declares, mildest first; none for passes without."""
+def search_families(pass_type: type[Pass], *, fine: bool = False) -> tuple[tuple[str, ...], ...]:
+    """Return one tuple of specs per range that the pass declares, mildest first; none for passes without.
+
+    With ``fine`` there is one amount more between any two that are declared.
+    """
     return tuple(
-        tuple(str(pass_type.from_options(options)) for options in item.options()) for item in pass_type.search
+        tuple(str(pass_type.from_options(options)) for options in (item.finer() if fine else item).options())
+        for item in pass_type.search
     )
 
 

@@ -131,13 +131,17 @@ def test_a_size_is_kept(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -
         (("--max-drop", "1%", "--families", "tidy"), 2, "declares no search range"),
         (("--eval", "cosine"), 2, "--eval goes with a budget"),
         (("--allow-partial",), 2, "--allow-partial goes with a budget"),
+        (("-O1", "--max-drop", "1%"), 2, "-O1 loses nothing"),
+        (("-O0", "--pattern", "2:4"), 2, "-O0 only tidies and contradicts pattern"),
+        (("-O2", "--method", "wanda"), 2, "contradicts method"),
+        (("-O4",), 2, "4 is not in the range"),
     ],
 )
 def test_what_cannot_be(
     sparsecc: Run, wide: Path, data: Path, tmp_path: Path, budget: tuple[Any, ...], code: int, text: str
 ) -> None:
     out = tmp_path / "out.onnx"
-    families = () if {"--families", "--eval", "--allow-partial"} & set(budget) else FAMILIES
+    families = () if {"--families", "--eval", "--allow-partial", "-O0", "-O4"} & set(budget) else FAMILIES
     done = sparsecc("optimize", wide, "-o", out, "--calibration-data", data, *budget, *families)
     assert (done.code, done.err.count("\n")) == (code, 1), done.err
     assert text in done.err
@@ -164,3 +168,25 @@ def test_a_function_judges(sparsecc: Run, wide: Path, data: Path, tmp_path: Path
     metric = json.loads(done.out)["metric"]
     assert metric["name"] == "eval"
     assert metric["after"] >= 0.7 * metric["before"]
+
+
+@pytest.mark.parametrize("level", ["-O0", "-O1"])
+def test_levels_that_lose_nothing(sparsecc: Run, wide: Path, tmp_path: Path, level: str) -> None:
+    out = tmp_path / "out.onnx"
+    done = sparsecc("optimize", wide, "-o", out, level, "--threads", 1, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["rel_l2_to_input"] <= 1e-6
+    assert (document["pipeline"] == "tidy") == (level == "-O0")
+    done = sparsecc("plan", wide, level)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "nothing to plan" in done.err
+
+
+def test_level_two_plans_and_holds(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.onnx"
+    done = sparsecc("optimize", wide, "-o", out, "-O2", "--calibration-data", data, *FAMILIES, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["metric"]["max_drop"] == pytest.approx(0.01)
+    assert loss(wide, out, data) <= 0.01
