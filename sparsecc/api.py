@@ -361,7 +361,7 @@ def optimize(
             planned = planning.plan_and_make(
                 setting, asked, source, destination, calibration_data, standard_ops_only=standard_ops_only
             )
-            made, chosen = planned.verdict.best.made, planned.pipeline
+            made, chosen = planned.made, planned.pipeline
             notes.extend(planned.planner.notes)
         notes.extend(made.notes)
     finally:

@@ -13,6 +13,7 @@ from sparsecc.plan import (
     Asked,
     Choice,
     Limits,
+    Made,
     PlanFile,
     Planner,
     Setting,
@@ -36,12 +37,14 @@ class Planned:
         limits: that it had to keep.
         asked: what the user asked for.
         verdict: the end of the search.
+        made: the model.
     """
 
     planner: Planner
     limits: Limits
     asked: Asked
     verdict: Verdict
+    made: Made
 
     @property
     def pipeline(self) -> Pipeline:
@@ -150,10 +153,10 @@ def plan_and_make(
     verdict = planner.search(limits, asked.attempts)
     if verdict is None:
         raise BudgetError(f"{_wanted(limits)} cannot be reached: {_least(planner)}; ask for more")
-    best = verdict.best
+    best, made = verdict.best, planner.made(verdict)
     if "drop" in verdict.misses:
         aside = destination.with_name(f"{destination.stem}.rejected{destination.suffix}")
-        best.made.model.save(aside)
+        made.model.save(aside)
         raise VerificationError(
             f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g} loses more than {limits.drop:.3g} "
             f"({len(verdict.attempts)} models made); the best is {aside.name} ({best.ms:.4g} ms): allow more with "
@@ -164,7 +167,7 @@ def plan_and_make(
             f"{_wanted(limits)} was not reached: {best.ms:.4g} ms, {best.bytes} bytes after {len(verdict.attempts)} "
             "models; ask for more, or for the closest with --allow-partial"
         )
-    return Planned(planner, limits, asked, verdict)
+    return Planned(planner, limits, asked, verdict, made)
 
 
 def _wanted(limits: Limits) -> str:

@@ -18,6 +18,7 @@ from sparsecc.cli.arguments import (
     model_argument,
     num_samples_option,
     parse_input_shapes,
+    resume_option,
     seed_option,
     threads_option,
 )
@@ -50,6 +51,7 @@ __all__ = ["command"]
 @click.option("--standard-ops-only", is_flag=True, help="Count on no sparse operators.")
 @click.option("--costs", type=click.Path(), help="Cost table to use and extend.")
 @executor_option
+@resume_option
 @seed_option
 @threads_option
 @json_option
@@ -65,6 +67,7 @@ def command(
     standard_ops_only: bool,
     costs: str | None,
     executor: str | None,
+    resume: bool | None,
     seed: int,
     threads: int,
     as_json: bool,
@@ -114,7 +117,9 @@ def command(
             custom_ops=not standard_ops_only,
             families=plan.FAMILIES if families is None else tuple(families.split(",")),
             fine=bool(fine),
-            results=plan.Results.open(),
+            results=plan.begin(
+                original.fingerprint(), data.fingerprint(), setting.context.seed, resume=resume
+            ),
             executor=workers,
         )
     if output is not None:

@@ -18,6 +18,7 @@ __all__ = [
     "model_argument",
     "num_samples_option",
     "parse_input_shapes",
+    "resume_option",
     "seed_option",
     "threads_option",
 ]
@@ -69,6 +70,12 @@ level_option = click.option(
     help="How much to do: -O0 only tidies; -O1 (default without a budget) loses nothing and measures layouts for the "
     "zeros that are there; -O2 plans, and loses at most 1 % (--max-drop); -O3 plans with more families, --fine and "
     "--attempts 12. Other options win.",
+)
+resume_option = click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Whether what an earlier run on this model and data left is used: --resume demands some, --no-resume ignores "
+    "it; by default it is used if it is there.",
 )
 input_shapes_option = click.option(
     "--input-shapes",

@@ -46,6 +46,7 @@ _VERBS = {
     "passes": ("passes", "List the passes, or show one with its options."),
     "targets": ("targets", "List the targets, or export this machine's measured costs."),
     "ops": ("ops", "Show the operator library: path, operators, instruction sets."),
+    "cache": ("cache", "Show what earlier runs have left, or clear it."),
     "doctor": ("doctor", "Check this installation and machine."),
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparsecc.cli.arguments import executor_option, families_option, fine_option, level_option
+from sparsecc.cli.arguments import executor_option, families_option, fine_option, level_option, resume_option
 from sparsecc.cli.output import format_bytes, print_table
 from sparsecc.errors import UsageError
 
@@ -51,10 +51,11 @@ _OPTIONS = (
         help="What 'sparsecc analyze' saved, to plan with.",
     ),
     executor_option,
+    resume_option,
 )
 
 #: Those that say something about planning only.
-_PLANNED = ("metric", "families", "fine", "attempts", "analysis", "executor")
+_PLANNED = ("metric", "families", "fine", "attempts", "analysis", "executor", "resume")
 
 
 def planning_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ from sparsecc.plan.planner import Budget, Planner
 from sparsecc.plan.planning import DEFAULT_DROP, Asked, open_planner
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
-from sparsecc.plan.results import Results
+from sparsecc.plan.results import Results, begin
 from sparsecc.plan.rounds import run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
@@ -58,6 +58,7 @@ __all__ = [
     "Verdict",
     "asked_at",
     "back_off",
+    "begin",
     "bound",
     "cache_directory",
     "check_agreement",

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from sparsecc.ir.replacing import replacing
 __all__ = ["CostTable", "cache_directory", "machine_facts"]
 
 _FORMAT = 1
+#: Seconds after which what was measured meanwhile is saved, so that a run that is killed loses no more.
+_SAVE_EVERY = 5.0
 
 
 def cache_directory() -> Path:
@@ -81,6 +84,7 @@ class CostTable:
         self.facts = dict(facts)
         self._times: dict[str, dict[str, float]] = {}
         self._dirty = False
+        self._saved = time.monotonic()
         if path is not None and path.exists():
             self._read(path)
 
@@ -160,6 +164,8 @@ class CostTable:
         known = self.get(key, wanted)
         if known is None:
             self.put(key, measure())
+            if time.monotonic() - self._saved > _SAVE_EVERY:
+                self.keep()
             known = self.get(key, wanted)
             assert known is not None, f"measuring {key} gave no {wanted}"
         return known
@@ -184,6 +190,7 @@ class CostTable:
 
     def save(self, path: Path | None = None) -> None:
         """Write the table to ``path`` (default: its own file), atomically. No-op when nothing changed."""
+        self._saved = time.monotonic()
         target = path or self.path
         if target is None or (path is None and not self._dirty):
             return

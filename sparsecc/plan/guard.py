@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsecc.plan.items import Choice
-from sparsecc.plan.making import Made
 
-__all__ = ["Attempt", "Limits", "Verdict", "fastest_within", "within_budget"]
+__all__ = ["Attempt", "Limits", "Verdict", "fastest_within", "verdict", "within_budget"]
 
 #: Share by which a measured time or size may exceed its budget: noise of the clock.
 _TOLERANCE = 0.02
@@ -24,22 +23,17 @@ class Attempt:
 
     Attributes:
         choice: what was chosen.
-        made: the model, proven.
+        ms: measured time of the model.
         score: of the model, in the unit of the metric.
         drop: what the metric lost against the input model; below 0 where it gained.
         bytes: of the model's file.
     """
 
     choice: Choice
-    made: Made
+    ms: float
     score: float
     drop: float
     bytes: int
-
-    @property
-    def ms(self) -> float:
-        """Measured time of the model."""
-        return self.made.latency.after_ms
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def fastest_within(
         attempts += _taken_back(points[low], failed, assemble, safer, limits, most - len(attempts))
     if all(limits.misses(attempt) for attempt in attempts):
         attempts.append(assemble(points[0]))
-    return _verdict(attempts, limits)
+    return verdict(attempts, limits)
 
 
 def within_budget(
@@ -169,7 +163,7 @@ def within_budget(
             size = size * limits.bytes / attempt.bytes
         if not {"ms", "bytes"} & set(misses):
             break
-    return _verdict(attempts, limits) if attempts else None
+    return verdict(attempts, limits) if attempts else None
 
 
 def _taken_back(
@@ -199,8 +193,8 @@ def _taken_back(
     return found
 
 
-def _verdict(attempts: Sequence[Attempt], limits: Limits) -> Verdict:
-    """The fastest attempt that holds, else the one with the fewest misses and the smallest drop."""
+def verdict(attempts: Sequence[Attempt], limits: Limits) -> Verdict:
+    """Return the fastest attempt that holds, else the one with the fewest misses and the smallest drop."""
     holding = [attempt for attempt in attempts if not limits.misses(attempt)]
     if holding:
         best = min(holding, key=lambda attempt: (attempt.ms, attempt.bytes))

@@ -9,13 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sparsecc.plan.attempts import Attempts
 from sparsecc.plan.budget import Amount
 from sparsecc.plan.choose import Quantity, back_off, choice_of, choose, front
-from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, within_budget
+from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, verdict, within_budget
 from sparsecc.plan.items import Choice, Item
-from sparsecc.plan.making import Setting, make
+from sparsecc.plan.making import Made, Setting
 from sparsecc.plan.metric import Metric, OutputError
 from sparsecc.plan.plan_file import pipeline_of
+from sparsecc.plan.results import Results
 from sparsecc.plan.whole_model import ModelFit, predict_model, sum_of
 
 __all__ = ["ATTEMPTS", "Budget", "Planner"]
@@ -51,6 +53,7 @@ class Planner:
         nbytes: size of its file.
         destination: where the result will go, which decides about data files and so about sizes.
         notes: what the user should know of the items.
+        results: where what is measured of models is kept; None: in memory.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Planner:
         nbytes: int,
         destination: Path,
         notes: Sequence[str] = (),
+        results: Results | None = None,
     ) -> None:
         self.setting = setting
         self.items = tuple(items)
@@ -72,8 +76,15 @@ class Planner:
         self.bytes_before = nbytes
         self.options = dict(options)
         self.notes = tuple(notes)
-        self._destination = destination
-        self._attempts: dict[tuple[int, ...], Attempt] = {}
+        self._attempts = Attempts(
+            setting,
+            metric,
+            destination,
+            results or Results(None),
+            lambda choice: pipeline_of(self.items, choice, **self.options),
+            lambda: self.score_before,
+        )
+        self._path: list[Attempt] = []
 
     @cached_property
     def score_before(self) -> float:
@@ -142,32 +153,37 @@ class Planner:
         Returns:
             None where no choice is predicted to keep the limits of time and size.
         """
-        most = ATTEMPTS if most is None else most
+        while True:
+            self._path = []
+            found = self._searched(limits, ATTEMPTS if most is None else most)
+            if found is None or self._attempts.made(found.best.choice) is not None:
+                return found
+            if self._attempts.make(found.best.choice) == found.best:
+                return found
+            # what is measured now is not what an earlier run left: what follows from it may be another model
+
+    def made(self, found: Verdict) -> Made:
+        """The model that a search ended with."""
+        made = self._attempts.made(found.best.choice)
+        assert made is not None, "a search ends with a model"
+        return made
+
+    def _searched(self, limits: Limits, most: int) -> Verdict | None:
+        def assemble(choice: Choice) -> Attempt:
+            self._path.append(self._attempts.get(choice))
+            self._attempts.keep_only(verdict(self._path, limits).best.choice)
+            return self._path[-1]
+
         if limits.ms is None and limits.bytes is None:
             return fastest_within(
                 self.points,
-                self.assemble,
+                assemble,
                 lambda choice: back_off(self.items, choice),
                 self.predicted_drop,
                 limits,
                 most,
             )
-        return within_budget(self._cheapest, self.assemble, limits, self.predicted_ms, most)
-
-    def assemble(self, choice: Choice) -> Attempt:
-        """Run the pipeline of ``choice`` and measure the model it makes."""
-        key = tuple(choice.chosen[item.name] for item in self.items)
-        if key not in self._attempts:
-            made = make(pipeline_of(self.items, choice, **self.options), self.setting)
-            score = self.metric.score(made.model) if made.kept else self.score_before
-            self._attempts[key] = Attempt(
-                choice,
-                made,
-                score,
-                self.metric.damage(self.score_before, score),
-                made.model.written_nbytes(self._destination),
-            )
-        return self._attempts[key]
+        return within_budget(self._cheapest, assemble, limits, self.predicted_ms, most)
 
     def _cheapest(self, ms: float | None, size: float | None) -> Choice | None:
         """The choice of least damage within a predicted time and size of the model."""
@@ -184,5 +200,5 @@ class Planner:
 
     def _fit(self) -> ModelFit:
         """The time of models from those of their sites, from all that were measured."""
-        measured = [(attempt.choice.ms, attempt.ms) for attempt in self._attempts.values()]
+        measured = [(attempt.choice.ms, attempt.ms) for attempt in self._path]
         return ModelFit.of([(sum_of(self.items), self.ms_before), *measured])

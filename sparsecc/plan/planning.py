@@ -19,7 +19,7 @@ from sparsecc.plan.candidates import FAMILIES
 from sparsecc.plan.making import Setting
 from sparsecc.plan.metric import OutputError, open_metric, read_labels
 from sparsecc.plan.planner import Budget, Planner
-from sparsecc.plan.results import Results
+from sparsecc.plan.results import begin
 
 __all__ = ["DEFAULT_DROP", "Asked", "open_planner"]
 
@@ -43,6 +43,8 @@ class Asked:
         executor: where forms are fitted: ``dask://HOST:PORT``; by default threads.
         attempts: how many models are made and measured, at most; by default ``ATTEMPTS``.
         fine: whether amounts between those of the search ranges are tried too; by default not.
+        resume: True: an earlier run on the model and data must have left results; False: they are not used; by default
+            they are used if they are there.
         allow_partial: write the closest model also where it misses the budget of time or size.
     """
 
@@ -55,6 +57,7 @@ class Asked:
     executor: str | None = None
     attempts: int | None = None
     fine: bool | None = None
+    resume: bool | None = None
     allow_partial: bool = False
 
     def __post_init__(self) -> None:
@@ -121,6 +124,9 @@ def open_planner(
         threads=context.threads,
         library=setting.library,
     )
+    results = begin(
+        setting.original.fingerprint(), setting.data.fingerprint(), context.seed, resume=asked.resume
+    )
     custom_ops = setting.library and not standard_ops_only
     if asked.analysis is not None:
         found = read_analysis(Path(asked.analysis), tidied(setting), setting.data.fingerprint())
@@ -133,7 +139,7 @@ def open_planner(
                 families=FAMILIES if asked.families is None else tuple(asked.families.split(",")),
                 fine=bool(asked.fine),
                 resources=("ms",) if asked.budget_size is None else ("ms", "bytes"),
-                results=Results.open(),
+                results=results,
                 executor=workers,
             )
     return Planner(
@@ -145,6 +151,7 @@ def open_planner(
         nbytes=file_bytes(source),
         destination=destination,
         notes=found.notes,
+        results=results,
     )
 
 

@@ -71,3 +71,26 @@ def sparse_mlp(tmp_path: Path) -> Path:
     path = tmp_path / "sparse_mlp.onnx"
     onnx.save(mlp_proto(0.8, 16), path)
     return path
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A model large enough for smaller forms to pay: weights of falling spectra."""
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(MLP.replace("64", "512").replace("128", "768").replace("32]", "256]"))
+    for name, shape in (("w1", (512, 768)), ("b1", (768,)), ("w2", (768, 256))):
+        array = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
+        if len(shape) == 2:
+            left, values, right = np.linalg.svd(array, full_matrices=False)
+            array = ((left * values * 0.97 ** np.arange(len(values))) @ right).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    path = tmp_path / "wide.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, x=np.random.default_rng(1).standard_normal((256, 512)).astype(np.float32))
+    return path

@@ -8,41 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 from sparsecc import verify
 from sparsecc.ir import Model
 from sparsecc.report import parse_document
-from tests.cli.conftest import MLP, Result
+from tests.cli.conftest import Result
 
 Run = Callable[..., Result]
 
 FAMILIES = ("--families", "factor-rrr", "--threads", 1)
-
-
-@pytest.fixture
-def wide(tmp_path: Path) -> Path:
-    """A model large enough for smaller forms to pay: weights of falling spectra."""
-    rng = np.random.default_rng(0)
-    proto = onnx.parser.parse_model(MLP.replace("64", "512").replace("128", "768").replace("32]", "256]"))
-    for name, shape in (("w1", (512, 768)), ("b1", (768,)), ("w2", (768, 256))):
-        array = rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[0]))
-        if len(shape) == 2:
-            left, values, right = np.linalg.svd(array, full_matrices=False)
-            array = ((left * values * 0.97 ** np.arange(len(values))) @ right).astype(np.float32)
-        proto.graph.initializer.append(numpy_helper.from_array(array, name))
-    path = tmp_path / "wide.onnx"
-    onnx.save(proto, path)
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "inputs.npz"
-    np.savez(path, x=np.random.default_rng(1).standard_normal((256, 512)).astype(np.float32))
-    return path
 
 
 @pytest.fixture(scope="module")

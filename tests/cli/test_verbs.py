@@ -19,6 +19,8 @@ from sparsecc.ir import Model
 Run = Callable[..., "object"]
 VERBS = (
     "optimize",
+    "plan",
+    "analyze",
     "resize",
     "inspect",
     "diff",
@@ -30,12 +32,15 @@ VERBS = (
     "targets",
     "ops",
     "doctor",
+    "cache",
+    "cache show",
+    "cache clear",
 )
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_an_example(sparsecc: Run, verb: str) -> None:
-    result = sparsecc(verb, "--help")
+    result = sparsecc(*verb.split(), "--help")
     assert result.code == 0
     assert "Example: sparsecc" in result.out
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,9 +48,7 @@ def assembler(drop: Callable[[Choice], float], slower: float = 1.0) -> tuple[Any
 
     def assemble(choice: Choice) -> Attempt:
         made.append(choice)
-        latency = SimpleNamespace(before_ms=100.0, after_ms=choice.ms * slower)
-        model = cast("Any", SimpleNamespace(latency=latency))
-        return Attempt(choice, model, 1 - drop(choice), drop(choice), choice.bytes)
+        return Attempt(choice, choice.ms * slower, 1 - drop(choice), drop(choice), choice.bytes)
 
     return assemble, made
 
