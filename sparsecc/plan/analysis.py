@@ -20,7 +20,6 @@ from sparsecc.plan.metric import Metric
 from sparsecc.plan.pricing import Resource
 from sparsecc.plan.results import Results
 from sparsecc.plan.sensitivity import measure_sensitivity
-from sparsecc.plan.timing import MeasuredCosts
 from sparsecc.pm import PassContext, Pipeline
 
 __all__ = ["Analysis", "analyze", "read_analysis", "tidied", "write_analysis"]
@@ -132,7 +131,7 @@ def analyze(
     items = find_items(
         model,
         calibration,
-        MeasuredCosts(setting.table, setting.timed, context.threads, context.seed),
+        setting.costs,
         inputs=setting.timed,
         target=context.target,
         custom_ops=custom_ops and setting.library,

@@ -11,6 +11,7 @@ from sparsecc.ir import Model
 from sparsecc.plan.acceptance import Inputs, Judge, Latency, check_agreement
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.decisions import SiteDecision, decisions
+from sparsecc.plan.pricing import PartCosts
 from sparsecc.plan.rounds import Outcome, run_where_it_pays
 from sparsecc.plan.snapshots import Snapshots
 from sparsecc.pm import Instrument, PassContext, Pipeline
@@ -28,6 +29,7 @@ class Setting:
         inputs: those that results are compared on.
         timed: those that models are timed on.
         table: where measured times are kept.
+        costs: times of parts by themselves, and of passes.
         context: of the passes; each run gets a copy.
         keep_slower: results that are slower than ``original`` stand.
         library: whether the operator library is there.
@@ -38,6 +40,7 @@ class Setting:
     inputs: Inputs
     timed: Inputs
     table: CostTable
+    costs: PartCosts
     context: PassContext
     keep_slower: bool
     library: bool

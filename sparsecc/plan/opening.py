@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from sparsecc import calib, runtime
 from sparsecc.errors import RuntimeMissingError, UsageError
 from sparsecc.ir import Model
 from sparsecc.plan.acceptance import runnable_inputs, timing_inputs
+from sparsecc.plan.copies import copies_of, weight_bytes
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.making import Setting
 from sparsecc.plan.timing import MeasuredCosts
@@ -63,17 +65,19 @@ def open_setting(
     inputs = runnable_inputs(original, data, seed, input_shapes)
     timed = inputs if data is None else timing_inputs(original, inputs, seed, input_shapes)
     table = CostTable.open(None if costs is None else Path(costs))
+    whole = weight_bytes(original.sites())
+    measured = MeasuredCosts(table, timed, threads, seed, partial(copies_of, whole=whole))
     context = PassContext(
         seed=seed,
         calibration=data,
-        costs=MeasuredCosts(table, timed, threads, seed),
+        costs=measured,
         target=target,
         threads=threads,
         overrides=tuple(overrides),
         progress=progress,
         reference=reference,
     )
-    setting = Setting(original, data, inputs, timed, table, context, keep_slower, library)
+    setting = Setting(original, data, inputs, timed, table, measured, context, keep_slower, library)
     return setting, _notes(original, data, library)
 
 

@@ -23,6 +23,7 @@ from sparsecc.passes.lower.linear_form import Refusal, borders, linear_form
 from sparsecc.passes.quantize.quantize import Quantize
 from sparsecc.passes.tidy.tidy import Tidy
 from sparsecc.plan.alone import part_model, random_inputs, site_model
+from sparsecc.plan.copies import copies_of, weight_bytes
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites
 from sparsecc.plan.workload import ProfileKey, Workload, call_key, model_key, workload_of
@@ -84,9 +85,8 @@ _CONVOLUTIONS = (
 )
 
 
-#: Bytes of weights that leave no cache of a single core untouched, and most copies of a weight that are made.
-_CROWD = 8 << 20
-_MOST_COPIES = 16
+#: Bytes of the weights of the models that a general profile is made for.
+_USUAL_BYTES = 8 << 20
 
 #: Most seconds spent on timing one whole model, and one and two convolutions in a row.
 _MODEL_SECONDS = 5.0
@@ -109,12 +109,12 @@ class Product:
 
     work: Workload
     model: Callable[[], Model]
-    bytes: int = _CROWD
+    bytes: int = _USUAL_BYTES
 
     @property
     def copies(self) -> int:
         """How many take turns, so that it finds its weights in the same cache as in its model."""
-        return min(_MOST_COPIES, -(-min(self.bytes, _CROWD) // (4 * self.work.n * self.work.k)))
+        return copies_of(4 * self.work.n * self.work.k, self.work.rows, whole=self.bytes)
 
 
 def generic_products() -> list[Product]:
@@ -182,7 +182,7 @@ def products_of(model: Model, inputs: Inputs) -> list[Product]:
     model = model.copy()
     Tidy().run(model, PassContext())
     shapes = input_shapes_of_sites(model, inputs)
-    size = 4 * sum(math.prod(site.shape) for site in model.sites())
+    size = weight_bytes(model.sites())
     found: dict[Workload, Product] = {}
     for site in model.sites():
         shape = shapes.get(site.name)
@@ -359,7 +359,7 @@ def _measure(part: Model, key: ProfileKey) -> dict[str, float]:
         weight *= keep_mask(np.abs(weight), pattern, None if pattern.kind == "nm" else 1 - key.density)
     site.replace(weight)
     inputs = random_inputs(part, key.seed)
-    costs = MeasuredCosts(CostTable(None, {}), inputs, key.threads, key.seed, key.copies)
+    costs = MeasuredCosts(CostTable(None, {}), inputs, key.threads, key.seed, lambda own, rows: key.copies)
     if series == "pair":
         return _pair_times(inputs, key)
     if series == "low-rank":

@@ -34,6 +34,7 @@ from sparsecc.plan.alone import (
     recurrent_model,
     site_model,
 )
+from sparsecc.plan.copies import rows_of, weight_bytes
 from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer, RewriteCost
 from sparsecc.sparse import INT8_DENSE, Layout
@@ -97,7 +98,8 @@ class MeasuredCosts:
         inputs: inputs of the whole model; their shapes decide the shapes sites are timed at.
         threads: threads of every timed session.
         seed: of the random activations that single sites are fed.
-        copies: of each site that is timed alone, one after the other (see ``verify.benchmark``).
+        copies: how many copies of what is timed alone take turns (see ``verify.benchmark``), for bytes of weights and
+            rows of the input (``copies_of``); one by default.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class MeasuredCosts:
         inputs: Inputs,
         threads: int,
         seed: int = 0,
-        copies: int = 1,
+        copies: Callable[[int, int], int] = lambda own, rows: 1,
     ) -> None:
         self.table = table
         self._inputs = inputs
@@ -114,7 +116,6 @@ class MeasuredCosts:
         self._threads = threads
         self._seed = seed
         self._copies = copies
-        self._setting = f"threads={threads}" + (f" copies={copies}" if copies > 1 else "")
 
     def site_times_ms(
         self, model: Model, site: Site, layouts: Sequence[Layout], base: Model | None = None
@@ -135,7 +136,8 @@ class MeasuredCosts:
             return self._byte_times_ms(model, site, shape, base)
         plain = None if base is None else _form_before(base, site.name)
         names = [str(layout) for layout in layouts]
-        key = self._site_key(site, form, shape, plain)
+        copies = self._copies_of([site], shape)
+        key = f"{self._site_key(site, form, shape, plain)}{_told(copies)}"
 
         def measure() -> dict[str, float]:
             own = site_model(form, shape, model)
@@ -145,7 +147,7 @@ class MeasuredCosts:
                 for layout in layouts
             ]
             inputs = {**random_inputs(before, self._seed), **random_inputs(own, self._seed)}
-            return self._time_variants([before, *variants], names, inputs)
+            return self._time_variants([before, *variants], names, inputs, copies)
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
 
@@ -157,15 +159,16 @@ class MeasuredCosts:
         before = next((borders(other.node) for other in base.sites() if other.name == site.name), None)
         if own is None or before is None:
             raise MeasurementError("not timed: there is no float32 form of it to compare with")
+        copies = self._copies_of([site], shape)
         key = (
             f"{site.op} int8-static/float32 x{list(shape)} w{list(site.weight_shape)} {site.conv} "
-            f"to={own.output_type.name} {self._setting}"
+            f"to={own.output_type.name} threads={self._threads}{_told(copies)}"
         )
 
         def measure() -> dict[str, float]:
             variants = [part_model([before], shape, base), part_model([own], shape, model)]
             inputs = {name: x for part in variants for name, x in random_inputs(part, self._seed).items()}
-            return self._time_variants(variants, [str(INT8_DENSE)], inputs)
+            return self._time_variants(variants, [str(INT8_DENSE)], inputs, copies)
 
         return self.table.get_or_measure(key, ["dense", str(INT8_DENSE)], measure)
 
@@ -174,15 +177,18 @@ class MeasuredCosts:
         form = recurrent_form(model, weight_pair(model, site), site.nodes[0])
         shape = self._input_shape(model, site)
         names = [pair_text(pair) for pair in layouts]
+        copies = self._copies_of(weight_pair(model, site), shape)
         zeros = _digest(*(np.packbits(w != 0).tobytes() for w in (form.input_weight, form.state_weight)))
         key = (
             f"{form.cell} x{list(shape)} h{form.hidden} {form.direction} lbr={form.before_reset:d} "
-            f"lengths={form.lengths is not None:d} state={bool(form.initial):d} {self._setting} zeros={zeros}"
+            f"lengths={form.lengths is not None:d} state={bool(form.initial):d} threads={self._threads} "
+            f"zeros={zeros}{_told(copies)}"
         )
 
         def measure() -> dict[str, float]:
             dense = recurrent_model(form, shape, model.opset)
-            return self._time_variants([dense, *(_lowered_to(dense, name) for name in names)], names)
+            variants = [dense, *(_lowered_to(dense, name) for name in names)]
+            return self._time_variants(variants, names, copies=copies)
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
 
@@ -211,10 +217,11 @@ class MeasuredCosts:
             raise MeasurementError(f"not timed: {refusal}") from refusal
         own = part_model([form_ends(form) for form in forms], shape, model)
         keys = [self._site_key(site, form, shape, None) for site, form in zip(sites, forms, strict=True)]
+        copies = self._copies_of(sites, shape)
         row = self.table.get_or_measure(
-            f"{' + '.join(keys)} -> {key} custom-ops={custom_ops:d}",
+            f"{' + '.join(keys)} -> {key} custom-ops={custom_ops:d}{_told(copies)}",
             ("dense", "ms", "bytes"),
-            lambda: self._rewritten(own, rewrite, custom_ops),
+            lambda: self._rewritten(own, rewrite, custom_ops, copies),
         )
         return RewriteCost(row["dense"], row["ms"], constant_bytes(own), int(row["bytes"]))
 
@@ -239,10 +246,12 @@ class MeasuredCosts:
         Raises:
             MeasurementError: it cannot be timed; the message says why.
         """
+        (first, *_) = part.onnx.graph.inputs
+        copies = self._copies_of(part.sites(), [size for size in first.shape or () if isinstance(size, int)])
         row = self.table.get_or_measure(
-            f"part {key} layout={layout} {self._setting} custom-ops={custom_ops:d}",
+            f"part {key} layout={layout} threads={self._threads} custom-ops={custom_ops:d}{_told(copies)}",
             ("dense", "ms", "bytes", "sparse-ops"),
-            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, layout),
+            lambda: self._rewritten(part, lambda own, _: rewrite(own), custom_ops, copies, layout),
         )
         cost = RewriteCost(row["dense"], row["ms"], constant_bytes(part), int(row["bytes"]))
         return cost, bool(row["sparse-ops"])
@@ -252,22 +261,30 @@ class MeasuredCosts:
         own: Model,
         rewrite: Callable[[Model, Sequence[Site]], None],
         custom_ops: bool,
+        copies: int,
         layout: Layout | None = None,
     ) -> dict[str, float]:
         candidate = own.copy()
         rewrite(candidate, candidate.sites())
         inputs = random_inputs(own, self._seed)
         if custom_ops:
-            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed, self._copies)
+            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed, lambda size, rows: copies)
             chosen = ChooseLayout() if layout is None else _forced(layout)
             chosen.run(candidate, PassContext(costs=inner))
             candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
         begin_with_bytes(candidate)
         times = self._time_variants(
-            [own, candidate], ["ms"], {**inputs, **random_inputs(candidate, self._seed)}
+            [own, candidate], ["ms"], {**inputs, **random_inputs(candidate, self._seed)}, copies
         )
-        sparse = any(node.domain == DOMAIN for node in candidate.onnx.graph)
-        return {**times, "bytes": constant_bytes(candidate), "sparse-ops": float(sparse)}
+        return {
+            **times,
+            "bytes": constant_bytes(candidate),
+            "sparse-ops": float(_has_sparse_ops(candidate)),
+        }
+
+    def _copies_of(self, sites: Sequence[Site], shape: Sequence[int]) -> int:
+        """How many copies of a part with these sites, which reads an input of ``shape``, take turns."""
+        return self._copies(weight_bytes(sites), rows_of(sites[0].op, shape))
 
     def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
         if (
@@ -291,11 +308,11 @@ class MeasuredCosts:
             zeros += _digest(np.packbits(plain.weight != 0).tobytes())
         return (
             f"{site.op} {dtype} x{list(shape)} w{list(site.weight_shape)}{geometry} "
-            f"act={form.activation.suffix or 'none'} {self._setting} zeros={zeros}"
+            f"act={form.activation.suffix or 'none'} threads={self._threads} zeros={zeros}"
         )
 
     def _time_variants(
-        self, variants: Sequence[Model], names: Sequence[str], inputs: Inputs | None = None
+        self, variants: Sequence[Model], names: Sequence[str], inputs: Inputs | None = None, copies: int = 1
     ) -> dict[str, float]:
         """Time models of one site, the first as ``dense``, on ``inputs`` or on random ones for the first."""
         try:
@@ -303,7 +320,8 @@ class MeasuredCosts:
                 variants,
                 random_inputs(variants[0], self._seed) if inputs is None else inputs,
                 threads=self._threads,
-                copies=self._copies,
+                library=[_has_sparse_ops(model) for model in variants],  # it takes 25 ms for each session
+                copies=copies,
                 max_seconds=_SITE_SECONDS * len(variants),
             )
         except SparseccError as error:
@@ -351,6 +369,15 @@ class MeasuredCosts:
 
         key += f" threads={self._threads}"
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
+
+
+def _has_sparse_ops(model: Model) -> bool:
+    return any(node.domain == DOMAIN for graph in model.graphs() for node in graph)
+
+
+def _told(copies: int) -> str:
+    """The end of a key: rows of single copies have none."""
+    return f" copies={copies}" if copies > 1 else ""
 
 
 def _forced(layout: Layout) -> ChooseLayout:
