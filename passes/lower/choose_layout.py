@@ -17,6 +17,7 @@ from sparsecc.passes.lower.recurrent import (
     candidate_pairs,
     check_pair_layout,
     is_recurrent,
+    kept_whole,
     leads,
     pair_text,
     recurrent_form,
@@ -33,7 +34,7 @@ LAYOUT_KEY = "sparsecc.layout"
 #: Metadata key on a marked node: dense time / sparse time of the site alone.
 GAIN_KEY = "sparsecc.gain"
 
-#: Above this density no kernel has ever won over dense, so nothing is measured.
+#: Above this density no kernel but those of LSTM and GRU has ever won over dense, so nothing is measured.
 _MAX_DENSITY = 0.85
 
 #: A site whose tensors are held in bytes may be this much slower alone: its neighbours would pay for going back to
@@ -98,7 +99,8 @@ class ChooseLayout(Pass):
 
     Changes: metadata of nodes only (``sparsecc.layout``), read by ``lower-sparse``.
     Keeps dense: sites whose zeros are too few, whose best sparse form is not faster than dense by ``min_gain``,
-    or that have no sparse operator; each with the reason and the times.
+    or that have no sparse operator; each with the reason and the times. LSTM and GRU are timed without zeros too: their
+    operator is often faster than the dense one.
     After ``quantize`` dense means float32: the marks ``int8 dense`` (as it is in the graph) and ``int8 16x4``
     compete with it and with sparse float32.
 
@@ -218,7 +220,8 @@ class ChooseLayout(Pass):
             report.change(site.name, f"{chosen}, with {pair[0].name}")
             return
         form = recurrent_form(model, pair, site.nodes[0])
-        if form.density > _MAX_DENSITY and not (self.keep_slower and form.density < 1):
+        few = form.density > _MAX_DENSITY and not (self.keep_slower and form.density < 1)
+        if few and not kept_whole(form):  # else the operator is often faster without any zeros
             raise Refusal(f"too few zeros to gain from: density {form.density:.3f}")
         numbers: dict[str, Number] = {"density": round(form.density, 6)}
         if self.layout:

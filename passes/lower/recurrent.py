@@ -22,6 +22,7 @@ __all__ = [
     "RecurrentForm",
     "candidate_pairs",
     "is_recurrent",
+    "kept_whole",
     "leads",
     "lower_recurrent",
     "pack_floats",
@@ -154,6 +155,11 @@ def _check_attributes(node: onnx_ir.Node, cell: str, hidden: int, directions: in
     names = attributes["activations"].as_strings() if "activations" in attributes else ()
     if names and [name.lower() for name in names] != [*_DEFAULT_ACTIVATIONS[cell]] * directions:
         raise Refusal("activations other than sigmoid and tanh: the sparse operator has no others")
+
+
+def kept_whole(form: RecurrentForm) -> bool:
+    """Whether the sparse operator takes weights without zeros: where the gates are of whole blocks."""
+    return form.hidden % _WHOLE.rows == 0
 
 
 def candidate_pairs(form: RecurrentForm, floats: Floats = "fp32") -> tuple[LayoutPair, ...]:

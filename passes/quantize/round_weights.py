@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from sparsecc.ir import Model, Site
 from sparsecc.ir.sparse_ops import BF16_OPSET
+from sparsecc.passes.lower.linear_form import Refusal
+from sparsecc.passes.lower.recurrent import is_recurrent, kept_whole, recurrent_form, weight_pair
 from sparsecc.pm import Pass, PassContext, PassReport, Range, select_sites
 from sparsecc.sparse import FLOATS, density, holds, rounded
 
@@ -22,14 +24,16 @@ _MOST_LOST = {"fp16": 2.0**-10, "bf16": 2.0**-7}
 
 @dataclass(frozen=True)
 class RoundWeights(Pass):
-    """Round the weights of sites that have zeros to 16-bit floating point numbers, so that these can store them.
+    """Round the weights of sites that have zeros, and of LSTM and GRU, to 16-bit floating point numbers.
 
-    Kernels compute in float32 all the same: where few rows are multiplied, reading the weights is what takes time,
-    and the file becomes almost half as large. ``choose-layout{values=...}`` then compares both.
+    Sparse operators can store them as such then. Kernels compute in float32 all the same: where few rows are
+    multiplied, reading the weights is what takes time, and the file becomes almost half as large.
+    ``choose-layout{values=...}`` then compares both.
 
     Changes: weights of the matching sites, which stay float32 here. Pruned zeros stay zeros.
-    Skips with the reason: weights without zeros or that are no finite float32, weights beyond the range of fp16, and
-    sites of which an output would lose more than ordinary rounding does because its weights are too small for fp16.
+    Skips with the reason: weights without zeros that no sparse operator takes, weights that are no finite float32,
+    weights beyond the range of fp16, and sites of which an output would lose more than ordinary rounding does because
+    its weights are too small for fp16.
 
     Sample: ``round-weights{values=bf16 match=re:.*mlp.*}``
 
@@ -95,7 +99,7 @@ class RoundWeights(Pass):
         weight = site.numpy()
         if not np.isfinite(weight).all():
             return "a weight is NaN or infinite"
-        if not (weight == 0).any():
+        if not (weight == 0).any() and not _stored_whole(model, site):
             return "it has no zeros: no sparse operator will store it"
         return None
 
@@ -113,6 +117,15 @@ class RoundWeights(Pass):
                 f"{np.abs(weight[worst]).max():.2g}, are too small for {self.values}; use values=bf16"
             )
         return None
+
+
+def _stored_whole(model: Model, site: Site) -> bool:
+    """Whether a sparse operator stores the weight of an LSTM or GRU although it has no zeros."""
+    try:
+        pair = weight_pair(model, site) if is_recurrent(site) else None
+        return pair is not None and kept_whole(recurrent_form(model, pair, site.node))
+    except Refusal:
+        return False
 
 
 def _lost(weight: npt.NDArray[np.float32], result: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

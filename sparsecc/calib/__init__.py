@@ -6,7 +6,7 @@ from sparsecc.calib.calibration import MEMORY, Calibration
 from sparsecc.calib.engine import Arrays, ModelLike, Session, open_session, run_error
 from sparsecc.calib.sequential import Moments
 from sparsecc.calib.synthetic import synthetic_inputs
-from sparsecc.calib.tap import tap, tensor_shapes, value_shapes
+from sparsecc.calib.tap import tap, tensor_shapes, value_rounds, value_shapes
 
 __all__ = [
     "MEMORY",
@@ -20,5 +20,6 @@ __all__ = [
     "synthetic_inputs",
     "tap",
     "tensor_shapes",
+    "value_rounds",
     "value_shapes",
 ]

@@ -252,6 +252,7 @@ class _Sums:
     @classmethod
     def of(cls, items: Sequence[_Sums]) -> _Sums:
         """Return the sum of several; of one it is that one."""
+        items = [item for item in items if item.rows] or items[:1]
         if len(items) == 1:
             return items[0]
         total = cls(items[0]._budget)

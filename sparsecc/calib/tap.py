@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir
+from numpy.typing import NDArray
 
 from sparsecc.calib.engine import Arrays, open_session
 from sparsecc.calib.lift import SHAPE_LENGTH, Lifted, Lifter, LiftError, twins
@@ -13,7 +15,7 @@ from sparsecc.calib.stepwise import Stepwise
 from sparsecc.errors import UsageError
 from sparsecc.ir import Model
 
-__all__ = ["tap", "tensor_shapes", "value_shapes"]
+__all__ = ["tap", "tensor_shapes", "value_rounds", "value_shapes"]
 
 #: Bytes of activations kept in memory between the parts of a large model.
 _BYTE_BUDGET = 256 << 20
@@ -81,6 +83,24 @@ def value_shapes(
         UsageError: the inputs do not fit.
         ModelError: onnxruntime refuses the model.
     """
+    shapes = {}
+    for value, rounds in value_rounds(model, values, inputs).items():
+        if len(rounds) and (rounds == rounds[0]).all():
+            shapes[value] = tuple(int(size) for size in rounds[0, 1 : 1 + rounds[0, 0]])
+    return shapes
+
+
+def value_rounds(
+    model: Model, values: Iterable[onnx_ir.Value], inputs: Arrays
+) -> dict[onnx_ir.Value, NDArray[np.int64]]:
+    """Return the shapes that values have each time they are computed, ``[times, SHAPE_LENGTH]``.
+
+    A row holds the rank, then the sizes. Left out are values of functions.
+
+    Raises:
+        UsageError: the inputs do not fit.
+        ModelError: onnxruntime refuses the model.
+    """
     copy = model.copy()
     graph, copied, lifter = copy.onnx.graph, twins(model.onnx.graph, copy.onnx.graph), Lifter.of(copy.onnx)
     lifted: dict[onnx_ir.Value, Lifted] = {}
@@ -92,13 +112,11 @@ def value_shapes(
         return {}
     graph.outputs[:] = [item.value for item in lifted.values()]
     results = open_session(copy).run(inputs)
-    shapes = {}
+    found = {}
     for value, array in zip(lifted, results.values(), strict=True):
         rounds = array.reshape(-1, SHAPE_LENGTH)
-        rounds = rounds[rounds[:, 0] >= 0]
-        if len(rounds) and (rounds == rounds[0]).all():
-            shapes[value] = tuple(int(size) for size in rounds[0, 1 : 1 + rounds[0, 0]])
-    return shapes
+        found[value] = rounds[rounds[:, 0] >= 0]
+    return found
 
 
 def _main_graph_values(model: Model) -> dict[str, onnx_ir.Value]:

@@ -16,7 +16,7 @@ from sparsecc.plan.part_forms import Form, FormError, FormTask, Passes, explore,
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.pricing import FAMILIES, PartCosts, Priced, Pricing, Resource, form_families
 from sparsecc.plan.results import Results
-from sparsecc.plan.timing import Inputs, input_shapes_of_sites
+from sparsecc.plan.timing import Inputs, input_shapes_of_sites, runs_of_sites
 from sparsecc.pm import CalibrationSource, Progress, no_progress
 from sparsecc.target import Target
 
@@ -78,14 +78,17 @@ def find_items(
     parts = find_parts(model, coupled="prune-structured" in families)
     convolutions = any(site.op == "Conv" for part in parts for site in part.sites)
     forms = form_families(families, convolutions=convolutions, fine=fine)
-    shapes = input_shapes_of_sites(model, inputs)
+    shapes, runs = input_shapes_of_sites(model, inputs), runs_of_sites(model, inputs)
     priced: dict[str, Priced] = {}
     for done, part in enumerate(parts):
         progress("timing forms", done, len(parts))
         priced[part.name] = pricing.priced(part, shapes.get(part.name), forms)
     progress("timing forms", len(parts), len(parts))
     errors = work.errors(parts, priced, executor or Threads(1), threads, progress)
-    return [_item(part, priced[part.name], errors.get(part.name, {}), resources) for part in parts]
+    return [
+        _item(part, priced[part.name], errors.get(part.name, {}), resources, runs.get(part.name, 1))
+        for part in parts
+    ]
 
 
 class _Fits:
@@ -171,7 +174,7 @@ class _Fits:
         known: Mapping[Passes, FormError],
     ) -> FormTask:
         shape = data.sample.shape
-        if part.sites[0].op != "Conv":
+        if part.samples_axis is None:
             shape = (*shape[:-2], min(shape[-2], _ROWS), shape[-1])
         alone = part.compared(shape)
         digest = f"{_FORMAT} {sparsecc.__version__} {alone.fingerprint()} {data.digest()} {self._seed}"
@@ -202,9 +205,11 @@ def _item(
     priced: Priced,
     errors: Mapping[Passes, FormError],
     resources: Sequence[Resource],
+    runs: int,
 ) -> Item:
-    """Candidates of a part, without those that others beat."""
+    """Candidates of a part that computes so many times in a run of the model, without those that others beat."""
     dense_ms, dense_bytes, spread = priced.dense
+    dense_ms *= runs
     dense = Candidate((), 0.0, Estimate(dense_ms, "measured", spread), dense_bytes, note=priced.reason)
     if priced.before is not None:
         ms = dense_ms * priced.before.share("ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.calib import Calibration, Moments
-from sparsecc.calib.collect import Tapped, tensor_groups
+from sparsecc.calib.collect import Reading, Readings, Tapped, UnavailableError, tensor_groups
+from sparsecc.calib.views import InBody
 from sparsecc.ir import Model, Site
 from sparsecc.plan.parts import Part
 from sparsecc.pm import CalibrationSource, HistogramLike, MomentsLike, Progress
 
 __all__ = ["PartCalibration", "PartData", "batches_of", "collect_parts"]
 
-#: Rows of a matrix, and bytes of pictures, that are kept of what a part reads.
+#: Rows of a matrix, and bytes of pictures or sequences, that are kept of what a part reads.
 _ROWS = 1024
-_PICTURE_BYTES = 2 << 20
+_SAMPLE_BYTES = 2 << 20
 #: Bytes of activations that one run may return.
 _BYTE_BUDGET = 128 << 20
 
@@ -31,7 +33,8 @@ class PartData:
 
     Attributes:
         moments: by name of each of its sites.
-        sample: some of what it reads: rows ``[..., n, K]`` with one in front, or pictures ``[n, C, ...]``.
+        sample: some of what it reads: rows ``[..., n, K]`` with one in front, pictures ``[n, C, ...]``, or sequences
+            ``[T, n, K]``.
     """
 
     moments: Mapping[str, MomentsLike]
@@ -220,33 +223,59 @@ def _samples(
     if not batches or not parts:
         return {}
     taken: dict[str, list[NDArray[Any]]] = {part.name: [] for part in parts}
-    names = list(dict.fromkeys(str(part.source.name) for part in parts))
-    groups = tensor_groups(model, names, batches[0], _BYTE_BUDGET)
+    opened = model.copy()  # bodies give what is read inside them to the main graph
+    found = Readings(model, opened)
+    read: dict[str, tuple[Reading, ...]] = {}
+    for part in parts:
+        with suppress(UnavailableError):  # the walk says why
+            read[part.name] = found.of(part.sites[0])
+    names = dict.fromkeys(name for readings in read.values() for name, _ in readings)
+    groups = tensor_groups(opened, list(names), batches[0], _BYTE_BUDGET)
     for number, group in enumerate(groups):
         progress("sampling activations", number, len(groups))
-        tapped = Tapped(model, group, threads)
+        tapped = Tapped(opened, group, threads)
         for batch in batches:
             arrays = tapped.run(batch)
             for part in parts:
-                if str(part.source.name) in arrays:
-                    taken[part.name].append(_some(arrays[str(part.source.name)], part, len(batches)))
+                inside = _inside(arrays, read.get(part.name, ()), part)
+                if inside is not None:
+                    taken[part.name].append(_some(inside, part.samples_axis, len(batches)))
     progress("sampling activations", len(groups), len(groups))
-    convs = {part.name for part in parts if part.sites[0].op == "Conv"}
-    return {name: _joined(pieces, name in convs) for name, pieces in taken.items() if pieces}
+    return {part.name: _joined(taken[part.name], part.joined_axis) for part in parts if taken[part.name]}
 
 
-def _some(array: NDArray[Any], part: Part, batches: int) -> NDArray[Any]:
-    """Rows ``[n, K]`` or pictures ``[n, C, ...]`` of one batch, evenly spaced."""
-    if part.sites[0].op == "Conv":
-        rows, most = array, _PICTURE_BYTES // max(1, array[:1].nbytes)
-    else:
+def _inside(
+    arrays: Mapping[str, NDArray[Any]], readings: Sequence[Reading], part: Part
+) -> NDArray[Any] | None:
+    """What a part reads, in all rounds of a loop one after another; None if it does not run.
+
+    Of nodes with one weight the first that runs counts.
+    """
+    for name, view in readings:
+        array = arrays.get(name, np.zeros(0))
+        if not array.size:  # a branch that is not taken
+            continue
+        if not isinstance(view, InBody):
+            return array
+        rounds = array.reshape(-1, *array.shape[view.stacked :])
+        return np.concatenate([np.atleast_2d(inside) for inside in rounds], part.joined_axis)
+    return None
+
+
+def _some(array: NDArray[Any], axis: int | None, batches: int) -> NDArray[Any]:
+    """Rows ``[n, K]``, or samples along an axis, of one batch, evenly spaced."""
+    if axis is None:
         rows, most = array.reshape(-1, array.shape[-1]), _ROWS
+    else:
+        rows = np.moveaxis(array, axis, 0)
+        most = _SAMPLE_BYTES // max(1, rows[:1].nbytes)
     wanted = min(len(rows), max(1, -(-most // batches)))
     some = rows[np.unique(np.linspace(0, len(rows) - 1, wanted).astype(np.intp))].copy()
-    return some if part.sites[0].op == "Conv" else some.reshape(*[1] * (array.ndim - 2), *some.shape)
+    return some.reshape(*[1] * (array.ndim - 2), *some.shape) if axis is None else np.moveaxis(some, 0, axis)
 
 
-def _joined(pieces: Sequence[NDArray[Any]], conv: bool) -> NDArray[Any]:
-    """All of one size; pictures of other sizes than the first are left out."""
-    same = [piece for piece in pieces if not conv or piece.shape[1:] == pieces[0].shape[1:]]
-    return np.concatenate(same, 0 if conv else -2)
+def _joined(pieces: Sequence[NDArray[Any]], axis: int) -> NDArray[Any]:
+    """All of one size; those of other sizes than the first are left out."""
+    sizes = [np.delete(piece.shape, axis).tolist() for piece in pieces]
+    same = [piece for piece, size in zip(pieces, sizes, strict=True) if size == sizes[0]]
+    return np.concatenate(same, axis)

@@ -119,7 +119,7 @@ class _Fitting:
 
     def __init__(self, task: FormTask) -> None:
         dense = Model.from_proto(onnx.ModelProto.FromString(task.model))
-        affine = not task.nested and all(site.op != "Conv" for site in dense.sites())
+        affine = not task.nested and all(site.op in ("MatMul", "Gemm") for site in dense.sites())
         calibration = PartCalibration(task.data, dense)
         self._known = task.known
         self._start = dense, PassContext(seed=task.seed, calibration=calibration, threads=1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import networkx as nx
 import onnx_ir
@@ -11,9 +12,10 @@ import onnx_ir
 from sparsecc.ir import Model, Site
 from sparsecc.ir.axes import AxisGraph
 from sparsecc.ir.quantized import data_input
-from sparsecc.passes.lower.linear_form import Borders, borders
+from sparsecc.passes.lower.linear_form import Borders, Refusal, borders
+from sparsecc.passes.lower.recurrent import RecurrentForm, is_recurrent, recurrent_form, weight_pair
 from sparsecc.passes.recover.biases import SiteBias, site_bias
-from sparsecc.plan.alone import part_model
+from sparsecc.plan.alone import part_model, recurrent_model
 
 __all__ = ["Part", "find_parts"]
 
@@ -30,6 +32,7 @@ class Part:
         model: where they are.
         ends: begin and end of what is timed: with the activations behind the sites.
         plain: the same for what is compared: without them.
+        recurrent: of the two weights of an LSTM or GRU, which are one part, instead of borders.
         reason: why nothing can be chosen for it; None if something can.
     """
 
@@ -37,6 +40,7 @@ class Part:
     model: Model
     ends: tuple[Borders, ...] = ()
     plain: tuple[Borders, ...] = ()
+    recurrent: RecurrentForm | None = None
     reason: str | None = None
 
     @property
@@ -52,7 +56,24 @@ class Part:
     @property
     def source(self) -> onnx_ir.Value:
         """The value that it begins with."""
-        return self.ends[0].source
+        value = data_input(self.sites[0].node)
+        assert value is not None, "parts without a reason begin with a value"
+        return value
+
+    @property
+    def samples_axis(self) -> int | None:
+        """The axis of what it reads that counts samples: pictures, sequences; None where all rows are alike."""
+        return 0 if self.sites[0].op == "Conv" else None if self.recurrent is None else 1
+
+    @property
+    def joined_axis(self) -> int:
+        """The axis along which what it reads in several runs is put together.
+
+        Of an LSTM or GRU that is given the states it begins with that is time: by itself it begins with zeros.
+        """
+        if self.samples_axis is None:
+            return -2
+        return 0 if self.recurrent is not None and self.recurrent.initial else self.samples_axis
 
     @property
     def nested(self) -> bool:
@@ -60,15 +81,31 @@ class Part:
         return any(data_input(site.node) is not self.source for site in self.sites)
 
     def timed(self, shape: tuple[int, ...]) -> Model:
-        """Return it as a model whose inputs have this shape, activations included. Sites keep their names."""
-        return self._alone(self.ends, shape)
+        """Return it as a model whose inputs have this shape, activations included. Sites keep their names.
+
+        An LSTM or GRU begins with states of zero, and all its sequences are of the whole length.
+        """
+        return self._alone(self.ends, shape) if self.recurrent is None else self._sequence(shape)
 
     def compared(self, shape: tuple[int, ...]) -> Model:
         """Return it as a model whose inputs have this shape and whose outputs are those of its last sites.
 
-        Sites keep their names.
+        Sites keep their names; see ``timed``.
         """
-        return self._alone(self.plain, shape)
+        return self._alone(self.plain, shape) if self.recurrent is None else self._sequence(shape)
+
+    def _sequence(self, shape: tuple[int, ...]) -> Model:
+        assert self.recurrent is not None
+        form = replace(self.recurrent, lengths=None, initial=())
+        alone = recurrent_model(form, shape, self.model.opset)
+        (node,) = alone.onnx.graph
+        node.name = self.name.removesuffix(".W")
+        read = [bool(value.consumers()) or value.is_graph_output() for value in form.node.outputs]
+        alone.onnx.graph.outputs[:] = [
+            value for value, needed in zip(node.outputs, read, strict=False) if needed
+        ]
+        alone.infer_shapes()
+        return alone
 
     def _alone(self, ends: Sequence[Borders], shape: tuple[int, ...]) -> Model:
         alone = part_model(ends, shape, self.model)
@@ -106,8 +143,9 @@ def _read_again(alone: Model, number: int) -> None:
 def find_parts(model: Model, *, coupled: bool = True) -> list[Part]:
     """Return all sites of ``model``, in parts.
 
-    One part are products that read the same value and, with ``coupled``, up to three layers that have hidden units in
-    common, where all between them depends on one value only. A site that several nodes share is one part.
+    One part are products that read the same value, the two weights of an LSTM or GRU and, with ``coupled``, up to three
+    layers that have hidden units in common, where all between them depends on one value only. A site that several
+    nodes share is one part.
 
     Args:
         model: tidied.
@@ -117,10 +155,13 @@ def find_parts(model: Model, *, coupled: bool = True) -> list[Part]:
     sites = {site.name: site for site in model.sites()}
     suited = {name: site for name, site in sites.items() if _refusal(site) is None}
     together = nx.utils.UnionFind(sites)
-    readers: dict[onnx_ir.Value | None, list[str]] = {}
+    readers: dict[tuple[onnx_ir.Value | None, int], list[str]] = {}
     for name, site in suited.items():
-        if site.op != "Conv" and len(site.nodes) == 1:
-            readers.setdefault(data_input(site.node), []).append(name)
+        if is_recurrent(site):
+            with suppress(Refusal):
+                together.union(*(weight.name for weight in weight_pair(model, site)))
+        elif site.op != "Conv" and len(site.nodes) == 1:  # branches of one If do not run together
+            readers.setdefault((data_input(site.node), id(site.node.graph)), []).append(name)
     for names in readers.values():
         together.union(*names)
     if coupled:
@@ -137,10 +178,10 @@ def _refusal(site: Site) -> str | None:
     """Why nothing can be chosen for ``site``."""
     if site.quantization is not None:
         return "it is quantised already"
-    if site.op not in ("MatMul", "Gemm", "Conv"):
-        return f"no site that can be taken out of the model: {site.op}"
-    if not site.in_main_graph:
-        return "inside a body or a function"
+    if site.scope == "function":
+        return "inside a function: inline it first"
+    if not is_recurrent(site) and any(node.graph is not site.node.graph for node in site.nodes):
+        return "its weight is read in several bodies"
     return None
 
 
@@ -148,10 +189,25 @@ def _part(model: Model, sites: Sequence[Site]) -> Part:
     reasons = [reason for site in sites if (reason := _refusal(site)) is not None]
     if reasons:
         return Part(tuple(sites), model, reason=reasons[0])
+    if is_recurrent(sites[0]):
+        return _recurrent_part(model, sites)
     found = _ends(model, sites)
     if found is None:
         return Part(tuple(sites), model, reason="what follows it depends on more than its input")
     return Part(tuple(sites), model, *found)
+
+
+def _recurrent_part(model: Model, sites: Sequence[Site]) -> Part:
+    """The part of an LSTM or GRU, which takes no other form than sparse weights."""
+    try:
+        pair = weight_pair(model, sites[0])
+        nodes = pair[0].nodes
+        if len({node.graph for node in nodes}) < len(nodes):  # in branches only one of them runs
+            raise Refusal(f"{len(nodes)} nodes share its weights")
+        forms = [recurrent_form(model, pair, node) for node in nodes]
+        return Part(pair, model, recurrent=forms[0])
+    except Refusal as refusal:
+        return Part(tuple(sites), model, reason=str(refusal))
 
 
 def _unite(

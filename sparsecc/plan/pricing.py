@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import sparsecc
 from sparsecc.errors import SparseccError, UsageError
 from sparsecc.ir import Model
+from sparsecc.passes.lower.recurrent import is_recurrent
 from sparsecc.passes.prune.base import PrunePass
 from sparsecc.passes.quantize.round_weights import RoundWeights
 from sparsecc.plan.items import Candidate, Estimate
@@ -166,7 +167,8 @@ class Pricing:
         alone = part.timed(shape)
         key = _shape_key(alone)
         timed: dict[Passes, PricedForm | str] = {}
-        if self._custom_ops and any(density(site.numpy()) <= _SPARSE for site in alone.sites()):
+        sparse = any(density(site.numpy()) <= _SPARSE for site in alone.sites())
+        if self._custom_ops and (sparse or part.recurrent is not None):
             timed[()] = self._timed(alone, key, ())
         before = timed.get(())
         kept: list[PricedForm] = []
@@ -208,6 +210,7 @@ class Pricing:
     def _timed(self, alone: Model, key: str, passes: Passes) -> PricedForm | str:
         """Time and bytes of a form, or why there is none."""
         refused: list[str] = []
+        recurrent = any(is_recurrent(site) for site in alone.sites())
         name = f"{key} {','.join(passes) or 'as it is'}"
 
         def rewrite(own: Model) -> None:
@@ -225,7 +228,7 @@ class Pricing:
                 rewrite,
                 name,
                 custom_ops=self._custom_ops,
-                layout=_layout(passes),
+                layout=_layout(passes, whole=recurrent),
             )
         except SparseccError as error:
             if refused:
@@ -266,9 +269,12 @@ class _NoFormError(SparseccError):
     """A part has no such form."""
 
 
-def _layout(passes: Sequence[str]) -> Layout | None:
-    """The layout of the zeros that these passes make; None where they make none, or not everywhere."""
-    pattern: Pattern | None = None
+def _layout(passes: Sequence[str], *, whole: bool) -> Layout | None:
+    """The layout of the zeros that these passes make; None where they make none, or not everywhere.
+
+    With ``whole`` weights without zeros have one too.
+    """
+    pattern = Pattern.parse("16x1") if whole else None
     values: Floats = "fp32"
     for pass_ in Pipeline.parse(",".join(passes)).passes:
         if isinstance(pass_, PrunePass):

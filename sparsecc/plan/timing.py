@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir
 
 from sparsecc import emit, verify
+from sparsecc.calib import value_rounds
 from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
 from sparsecc.ir.quantized import data_input
@@ -39,7 +41,7 @@ from sparsecc.plan.costs import CostTable
 from sparsecc.pm import PassContext, Requantizer, RewriteCost
 from sparsecc.sparse import INT8_DENSE, Layout
 
-__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy"]
+__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "runs_of_sites"]
 
 Inputs = Mapping[str, npt.NDArray[np.generic]]
 
@@ -76,14 +78,36 @@ def input_shapes_of_sites(model: Model, inputs: Inputs) -> dict[str, tuple[int, 
     model = model.copy()
     # An earlier pass may have made sparse operators, which onnxruntime runs by their functions.
     emit.finalize(model)
-    readers = {
+    readers = _readers(model)
+    shapes = verify.value_shapes(model, [value for values in readers.values() for value in values], inputs)
+    found = {name: [shapes[value] for value in values if value in shapes] for name, values in readers.items()}
+    return {name: known[0] for name, known in found.items() if known}
+
+
+def runs_of_sites(model: Model, inputs: Inputs) -> dict[str, int]:
+    """How often each site in a body of If, Loop or Scan computes when the model is fed ``inputs``.
+
+    Of several nodes with one weight the first that runs counts. Sites of the main graph, which compute once, are left
+    out, as are those that do not run.
+    """
+    inner = {site.name for site in model.sites() if site.scope == "subgraph"}
+    readers = {name: values for name, values in _readers(model).items() if name in inner}
+    if not readers:
+        return {}
+    rounds = value_rounds(model, [value for values in readers.values() for value in values], inputs)
+    counts = {
+        name: [len(rounds[value]) for value in values if value in rounds] for name, values in readers.items()
+    }
+    return {name: next(filter(None, found)) for name, found in counts.items() if any(found)}
+
+
+def _readers(model: Model) -> dict[str, list[onnx_ir.Value]]:
+    """What the nodes of each site read."""
+    return {
         site.name: [value for node in site.nodes if (value := data_input(node)) is not None]
         for site in model.sites()
         if site.scope != "function" and site.input is not None
     }
-    shapes = verify.value_shapes(model, [value for values in readers.values() for value in values], inputs)
-    found = {name: [shapes[value] for value in values if value in shapes] for name, values in readers.items()}
-    return {name: known[0] for name, known in found.items() if known}
 
 
 def _digest(*parts: bytes) -> str:

@@ -18,7 +18,7 @@ from sparsecc.ir.packed import packed_sites
 from sparsecc.passes.lower.choose_layout import LAYOUT_KEY
 from sparsecc.passes.lower.recurrent import candidate_pairs, recurrent_form, weight_pair
 from sparsecc.plan import CostTable
-from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites
+from sparsecc.plan.timing import MeasuredCosts, input_shapes_of_sites, runs_of_sites
 from sparsecc.pm import PassContext, PassReport, Pipeline
 from sparsecc.sparse import Layout, Pattern, keep_mask
 
@@ -244,6 +244,30 @@ def test_refused(old: str, new: str, reason: str) -> None:
     assert report.skipped[1].reason == "decided together with cell.W"
 
 
+def test_weights_without_zeros_are_timed_too_and_kept_where_that_is_faster() -> None:
+    dense = build(PLAIN, ("dense", "dense"))
+    for milliseconds, expected in ((1.0, ["SparseLSTM"]), (3.0, [])):
+        model, costs = dense.copy(), FakeCosts({"dense": 2.0, "16x1": milliseconds})
+        run(model, "choose-layout,lower-sparse", costs)
+        assert operators(model) == expected
+        assert costs.asked == [("cell.W", ((Layout.parse("16x1"),) * 2,))]
+        assert_same(dense, model, inputs_of(dense))
+
+
+def test_weights_without_zeros_are_rounded_where_the_operator_takes_them() -> None:
+    model = build(PLAIN, ("dense", "dense"))
+    (report, layout, _) = run(
+        model,
+        "round-weights,choose-layout{values=fp16},lower-sparse",
+        FakeCosts({"dense": 2.0, "fp16 16x1": 1.0, "16x1": 1.5}),
+    )
+    assert [change.site for change in report.changed] == ["cell.W", "cell.R"]
+    assert "fp16 16x1" in layout.changed[0].detail
+    refused = build(PLAIN.replace("hidden_size = 16", "hidden_size = 16, clip = 3.0"), ("dense", "dense"))
+    (report,) = run(refused, "round-weights")
+    assert all("it has no zeros" in skip.reason for skip in report.skipped)
+
+
 def test_blocks_that_cross_gates_are_refused() -> None:
     model = build(PLAIN, ("64x1", "64x1"))
     (report,) = run(model, "choose-layout{layout=64x1}")
@@ -275,6 +299,8 @@ def test_sites_in_bodies_are_timed() -> None:
     loop = build(LOOP)
     (site,) = loop.sites()
     assert input_shapes_of_sites(loop, inputs_of(loop)) == {"fc": (3, 16)}
+    assert runs_of_sites(loop, inputs_of(loop) | {"rounds": np.array(7)}) == {"fc": 7}
+    assert runs_of_sites(model, inputs_of(model)) == {"first.W": 1}
     times = _costs(loop).site_times_ms(loop, site, [UNSTRUCTURED])
     assert set(times) == {"dense", "unstructured"}
     with pytest.raises(Exception, match="do not reach it"):

@@ -8,7 +8,7 @@ import pytest
 
 from sparsecc.calib import Calibration, open_session
 from sparsecc.ir import Model
-from sparsecc.plan.part_data import PartCalibration, collect_parts
+from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.pm import PassContext, Pipeline, no_progress
 
@@ -95,21 +95,81 @@ def test_a_shared_weight_stays_shared() -> None:
     assert report.changed
 
 
+SEQUENCE = "g (float[t,n,8] x) => (float[1,n,16] h) { [l] y, h = LSTM<hidden_size=16>(x, w, r, b) }"
+WEIGHTS = {"w": (1, 64, 8), "r": (1, 64, 16), "b": (1, 128)}
+BRANCHES = """g (bool c, float[t,n,8] x, float[1,n,16] s) => (float[1,n,16] y) { y = If(c) <
+    then_branch = one () => (float[1,n,16] p) { [first] a, p = LSTM<hidden_size=16>(x, w, r, b, "", s, s) },
+    else_branch = two () => (float[1,n,16] q) { z = Add(x, x) [second] e, q = LSTM<hidden_size=16>(z, w, r) }> }"""
+LOOP = """g (float[n,16] x, int64 rounds) => (float[n,16] y) { go = Constant<value = bool {1}>()
+    y = Loop(rounds, go, x) <body = once (int64 i, bool keep, float[n,16] state) => (bool on, float[n,16] next) {
+        on = Identity(keep) [fc] h = MatMul(state, w) next = Tanh(h) }> }"""
+
+
+def random(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def collected(model: Model, part: Part, *batches: dict[str, np.ndarray]) -> PartData | str:
+    calibration = Calibration.from_batches(batches, model)
+    ((_, data),) = collect_parts(model, [part], calibration, threads=1, progress=no_progress)
+    return data
+
+
+def test_both_weights_of_an_lstm_are_one_part_that_gives_what_the_model_reads() -> None:
+    model = build(SEQUENCE, **WEIGHTS)
+    (part,) = find_parts(model)
+    assert (part.names, part.reason) == (("l.W", "l.R"), None)
+    data = collected(model, part, *({"x": random(5, 3, 8)} for _ in range(2)))
+    assert isinstance(data, PartData)
+    assert data.sample.shape == (5, 6, 8)
+    assert data.moments["l.W"].rows == 30
+    alone = part.compared(data.sample.shape)
+    assert [site.name for site in alone.sites()] == ["l.W", "l.R"]
+    (found,) = open_session(alone).run({"x": data.sample}).values()
+    (expected,) = open_session(model).run({"x": data.sample}).values()
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_an_lstm_that_is_given_states_is_sampled_over_time_in_the_branch_that_runs() -> None:
+    model = build(BRANCHES, **WEIGHTS)
+    (part,) = find_parts(model)
+    assert part.names == ("first.W", "first.R")
+    x, state = random(1, 2, 8), random(1, 2, 16)
+    data = collected(model, part, *({"c": np.array(c), "x": x, "s": state} for c in (True, True, False)))
+    assert isinstance(data, PartData)
+    assert np.array_equal(data.sample, np.concatenate([x, x, x + x]))
+    assert len(part.timed(x.shape).input_specs()) == 1
+
+
+def test_a_product_in_a_loop_is_a_part_that_reads_all_rounds() -> None:
+    model = build(LOOP, w=(16, 16))
+    (part,) = find_parts(model)
+    x = random(4, 16)
+    data = collected(model, part, {"x": x, "rounds": np.array(3)})
+    assert isinstance(data, PartData)
+    assert data.sample.shape == (12, 16)
+    assert np.array_equal(data.sample[:4], x)
+    assert data.moments["fc"].rows == 12
+    assert collected(model, part, {"x": x, "rounds": np.array(0)}) == "its input is never computed"
+
+
+TWICE = """g (bool c, float[n,8] x) => (float[n,8] y) { y = If(c) <
+    then_branch = t () => (float[n,8] p) { [then] p = MatMul(x, w) },
+    else_branch = e () => (float[n,8] q) { [else] q = MatMul(x, w) }> }"""
+
+
 @pytest.mark.parametrize(
     ("graph", "shapes", "reason"),
     [
+        (SEQUENCE.replace("=16>", "=16, clip=3.0>"), WEIGHTS, "clip"),
         (
-            """g (float[t,1,8] x) => (float[t,1,1,4] y) { [l] y = LSTM<hidden_size=4>(x, w, r) }""",
-            {"w": (1, 16, 8), "r": (1, 16, 4)},
-            "LSTM",
+            SEQUENCE.replace("(float[1,n,16] h)", "(float[1,n,16] h, float[1,n,16] k)").replace(
+                "b) }", "b) [m] z, k = LSTM<hidden_size=16>(x, w, r, b) }"
+            ),
+            WEIGHTS,
+            "2 nodes share its weights",
         ),
-        (
-            """g (bool c, float[n,8] x) => (float[n,8] y) { y = If(c) <
-                then_branch = t () => (float[n,8] p) { [then] p = MatMul(x, w) },
-                else_branch = e () => (float[n,8] q) { q = Identity(x) }> }""",
-            {"w": (8, 8)},
-            "inside a body",
-        ),
+        (TWICE, {"w": (8, 8)}, "in several bodies"),
     ],
 )
 def test_what_cannot_be_taken_out_is_a_part_with_a_reason(graph: str, shapes: dict, reason: str) -> None:
