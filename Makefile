@@ -74,7 +74,7 @@ test-asan: build  ## kernels, malformed inputs and threads on a library with add
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SANITIZED_TESTS)
 
-arm64: build  ## cross-compile the operator library for 64-bit ARM
+arm64: build  ## cross-compile the operator library and the runner for 64-bit ARM, into runtime/aarch64-linux
 	$(BIN)/python -m pip install --quiet cmake ninja
 	$(BIN)/python tests/arm64/check.py --build-only
 
@@ -86,4 +86,4 @@ docs: build  ## regenerate the pages made from code
 	$(BIN)/python docs/generate.py
 
 clean:  ## remove everything that was built
-	rm -rf $(VENV) build dist out runtime/lib
+	rm -rf $(VENV) build dist out runtime/lib runtime/bin runtime/aarch64-linux

@@ -92,7 +92,7 @@ def count(path: Path, function: str, multiply: tuple[str, ...]) -> tuple[int, in
 
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "arm64" / "library"
-    objects = folder / "CMakeFiles" / "sparsecc_ops.dir" / "csrc" / "kernels"
+    objects = folder / "CMakeFiles" / "sparsecc_ops_objects.dir" / "csrc" / "kernels"
     print(
         "| kernel | set | instructions | multiply-adds | per multiply-add | spills |\n|---|---|---|---|---|---|"
     )

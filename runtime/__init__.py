@@ -25,7 +25,7 @@ from sparsecc.runtime.capi_planes import (
     quantize_planes,
 )
 from sparsecc.runtime.capi_recurrent import NativeRecurrent, PackedMatrix
-from sparsecc.runtime.native import get_library_path, load, register
+from sparsecc.runtime.native import get_library_path, get_runner_path, load, register, triple_of
 
 __all__ = [
     "ConvGeometry",
@@ -40,6 +40,7 @@ __all__ = [
     "concat_planes",
     "dequantize_planes",
     "get_library_path",
+    "get_runner_path",
     "int8_isas",
     "isas",
     "library_version",
@@ -49,4 +50,5 @@ __all__ = [
     "operator_table",
     "quantize_planes",
     "register",
+    "triple_of",
 ]

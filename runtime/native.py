@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import platform
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,14 @@ from sparsecc.errors import ModelError, RuntimeMissingError, UsageError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["get_library_path", "load", "register"]
+__all__ = ["get_library_path", "get_runner_path", "load", "register", "triple_of"]
 
 LIBRARY_VARIABLE = "SPARSECC_OPS_LIBRARY"
-_FILES = {"cpu": "libsparsecc_ops.so"}
+_TARGETS = ("cpu", "arm64", "cuda")
+_LIBRARY = "lib/libsparsecc_ops.so"
+_RUNNER = "bin/sparsecc-run"
+_MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
+_ARM64 = "aarch64-linux"
 _OLDEST_ONNXRUNTIME = (1, 17)
 _THREADS = "sparsecc.threads"
 
@@ -38,26 +43,63 @@ def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = 
     to look further.
 
     Args:
-        target: which library; only ``cpu`` exists.
+        target: ``cpu`` for this machine, or ``arm64``, which on another machine is the library that was
+            cross-compiled in the checkout. The environment variable stands for the one of ``cpu`` only.
         path: an explicit library file.
 
     Raises:
         RuntimeMissingError: no library there; the message says how to get one.
         UsageError: an unknown target.
     """
-    if target not in _FILES:
-        raise UsageError(f"no operator library for target '{target}': known targets are {', '.join(_FILES)}")
-    for origin, given in (("path", path), (LIBRARY_VARIABLE, os.environ.get(LIBRARY_VARIABLE))):
+    triple = triple_of(target)
+    variable = os.environ.get(LIBRARY_VARIABLE) if triple == triple_of("cpu") else None
+    for origin, given in (("path", path), (LIBRARY_VARIABLE, variable)):
         if given:
             return _existing(Path(given), origin)
-    candidates = [base / "lib" / _FILES[target] for base in _package_folders()]
+    return _built(_LIBRARY, "operator library", triple)
+
+
+def get_runner_path(target: str = "cpu") -> str:
+    """Return the absolute path of ``sparsecc-run`` for a target; errors as ``get_library_path``."""
+    return _built(_RUNNER, "runner", triple_of(target))
+
+
+def triple_of(target: str) -> str:
+    """The machine that native code for a target is for, such as ``aarch64-linux``.
+
+    Raises:
+        RuntimeMissingError: ``cuda``, which has no native code.
+        UsageError: an unknown target.
+    """
+    if target not in _TARGETS:
+        raise UsageError(
+            f"no operator library for target '{target}': known targets are {', '.join(_TARGETS)}"
+        )
+    if target == "cuda":
+        raise RuntimeMissingError(
+            "there is no operator library for cuda: onnxruntime's CUDA provider runs models without one, "
+            "by the functions of standard operators in the file"
+        )
+    machine = platform.machine().lower()
+    return _ARM64 if target == "arm64" else f"{_MACHINES.get(machine, machine)}-linux"
+
+
+def _built(name: str, what: str, triple: str) -> str:
+    """The file of native code for a machine, from the package or the checkout."""
+    own = triple == triple_of("cpu")
+    candidates = [base / name if own else base / triple / name for base in _package_folders()]
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate.resolve())
+    file, folders = Path(name).name, ", ".join(str(candidate.parent) for candidate in candidates)
+    if not own:
+        raise RuntimeMissingError(
+            f"the {what} {file} for {triple} is not built (looked in {folders}): run `make arm64` in the checkout"
+        )
+    hint = f", or set {LIBRARY_VARIABLE} to the file" if name == _LIBRARY else ""
     raise RuntimeMissingError(
-        f"the operator library {_FILES[target]} is not built (looked in "
-        f"{', '.join(str(candidate.parent) for candidate in candidates)}): run `make build` in the checkout, "
-        f"or install sparsecc from a wheel, or set {LIBRARY_VARIABLE} to the file"
+        f"the {what} {file} is not built (looked in {folders}): run `make build` in the checkout, or install "
+        f"sparsecc from a wheel{hint}"
     )
 
 

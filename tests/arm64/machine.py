@@ -67,7 +67,10 @@ def tools() -> None:
 
 
 def build_library() -> Path:
-    """Cross-compile the operator library; return its file."""
+    """Cross-compile the operator library and the runner; return the library's file.
+
+    Stripped they lie in ``runtime/aarch64-linux``, where ``sparsecc`` finds them.
+    """
     cmake = Path(sys.executable).with_name("cmake")
     command = cmake if cmake.exists() else Path("cmake")
     folder = WORK / "library"
@@ -80,7 +83,11 @@ def build_library() -> Path:
     definitions = [f"-D{name}={value}" for name, value in options.items()]
     subprocess.run([str(command), "-S", str(ROOT / "runtime"), "-B", str(folder), *definitions], check=True)
     subprocess.run([str(command), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)], check=True)
-    return folder / "libsparsecc_ops.so"
+    installed = ROOT / "runtime" / "aarch64-linux"
+    subprocess.run(
+        [str(command), "--install", str(folder), "--prefix", str(installed), "--strip"], check=True
+    )
+    return installed / "lib" / "libsparsecc_ops.so"
 
 
 def _unpack_debian(folder: Path) -> None:

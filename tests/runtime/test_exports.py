@@ -29,6 +29,18 @@ def test_only_the_wanted_symbols_are_exported() -> None:
     assert not extra
 
 
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
+def test_loading_the_library_runs_none_of_its_code() -> None:
+    """Programs on small devices load it at start: the compiler's own entry is all that may run then."""
+    listing = subprocess.run(
+        ["readelf", "--section-headers", "--wide", runtime.get_library_path()],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    sizes = dict(re.findall(r"\] (\.init_array|\.ctors)\s+\S+\s+\S+\s+\S+\s+(\S+)", listing))
+    assert sizes.pop(".init_array") == "000008"
+    assert not sizes
+
+
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump (binutils) is not installed")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has tile registers")
 def test_products_of_tiles_are_instructions() -> None:

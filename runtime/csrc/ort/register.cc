@@ -237,12 +237,7 @@ SPARSECC_API const char* sparsecc_operator_table(void) {
   return table->c_str();
 }
 
-// The name onnxruntime looks for in a library.
-SPARSECC_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  return sparsecc::ort::register_all(options, base);
-}
-
-// The same under a name of our own, for programs that link several operator libraries statically.
+// A name of our own, for programs that link several operator libraries; register_any.cc has the usual one.
 SPARSECC_API OrtStatus* SparseccRegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   return sparsecc::ort::register_all(options, base);
 }
