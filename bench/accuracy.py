@@ -93,7 +93,10 @@ def measure_variant(task: Task, pipeline: str, threads: int) -> dict[str, Any]:
     started = time.perf_counter()
     pipeline = pipeline.replace("ACTIVATIONS", task.activations).replace("CORRECTION", str(task.correction))
     if pipeline == "onnxruntime":
-        model, row = onnxruntime_quantized(task), {"pipeline": f"onnxruntime's quantize_{task.activations}"}
+        model, row = (
+            onnxruntime_quantized(task, task.activations),
+            {"pipeline": f"onnxruntime's quantize_{task.activations}"},
+        )
     else:
         model = ir.Model.load(task.path)
         row = prune(model, task, pipeline, threads) if pipeline else {"pipeline": ""}
@@ -102,8 +105,11 @@ def measure_variant(task: Task, pipeline: str, threads: int) -> dict[str, Any]:
     return {**row, "value": value, "samples": count, "seconds": round(time.perf_counter() - started, 1)}
 
 
-def onnxruntime_quantized(task: Task) -> ir.Model:
-    """The model as onnxruntime's own tool quantises it: int8 weights, one scale per output, QDQ if static."""
+def onnxruntime_quantized(task: Task, activations: str, *, unsigned: bool = False) -> ir.Model:
+    """The model as onnxruntime's own tool quantises it: int8 weights, one scale per output, QDQ if static.
+
+    Static activations are int8, the tool's default, or with ``unsigned`` uint8.
+    """
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
@@ -116,13 +122,14 @@ def onnxruntime_quantized(task: Task) -> ir.Model:
     source = task.path.resolve()
     with tempfile.TemporaryDirectory() as folder:
         prepared, path = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        if task.activations == "dynamic":
+        if activations == "dynamic":
             weight = quantization.QuantType.QInt8
             quantization.quantize_dynamic(task.path, path, per_channel=True, weight_type=weight)
         else:
             with contextlib.chdir(folder):  # it leaves files where it runs
                 quantization.shape_inference.quant_pre_process(source, prepared)
-            quantization.quantize_static(prepared, path, Reader(), per_channel=True)
+            kind = quantization.QuantType.QUInt8 if unsigned else quantization.QuantType.QInt8
+            quantization.quantize_static(prepared, path, Reader(), per_channel=True, activation_type=kind)
         return ir.Model.from_proto(ir.Model.load(path).to_proto())
 
 

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +19,16 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ROOT", "Batch", "Run", "Task", "cifar", "cifar_pictures", "load_evaluation", "minilm", "tasks"]
+__all__ = [
+    "ROOT", "TASKS", "Batch", "Run", "Task", "cifar", "cifar_pictures", "load_evaluation", "minilm", "task", "tasks",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[1]
+
+#: Networks for photographs, with the side of the picture that they read.
+PICTURES = {"mobilenet_v1_0.25_128": 128, "mobilenet_v2_1.0_224": 224, "squeezenet1.0_pruned": 227}
+
+TASKS = ("resnet20_cifar10", *PICTURES, "mnist_cntk", "minilm_l6_v2", "stories260K", "charrnn_shakespeare")
 
 Batch = dict[str, NDArray[Any]]
 Run = Callable[[Batch], list[NDArray[Any]]]
@@ -52,19 +60,28 @@ class Task:
     higher_is_better: bool = True
 
 
+#: All samples that do not calibrate.
+WHOLE = slice(None)
+
+
 def tasks(data: Path, folder: Path, held_pairs: int = 256) -> dict[str, Task]:
     """All of them; ``folder`` takes files that are made on the way."""
+    return {name: task(name, data, folder, held_pairs) for name in TASKS}
+
+
+def task(name: str, data: Path, folder: Path, held_pairs: int = 256, part: slice = WHOLE) -> Task:
+    """One of ``TASKS``, measured on ``part`` of the samples that do not calibrate."""
     evaluation = load_evaluation(data)
-    return {
-        "resnet20_cifar10": cifar(data, evaluation),
-        "mobilenet_v1_0.25_128": pictures(data, evaluation, "mobilenet_v1_0.25_128", 128),
-        "mobilenet_v2_1.0_224": pictures(data, evaluation, "mobilenet_v2_1.0_224", 224),
-        "squeezenet1.0_pruned": pictures(data, evaluation, "squeezenet1.0_pruned", 227),
-        "mnist_cntk": mnist(data, evaluation),
-        "minilm_l6_v2": minilm(data, evaluation, folder, held_pairs),
-        "stories260K": stories(data, evaluation, folder),
-        "charrnn_shakespeare": characters(data, evaluation, folder),
-    }
+    if name == "resnet20_cifar10":
+        return cifar(data, evaluation, part)
+    if name in PICTURES:
+        return pictures(data, evaluation, name, PICTURES[name], part=part)
+    if name == "mnist_cntk":
+        return mnist(data, evaluation, part=part)
+    if name == "minilm_l6_v2":
+        return minilm(data, evaluation, folder, held_pairs, part)
+    made = {"stories260K": stories, "charrnn_shakespeare": characters}[name]
+    return made(data, evaluation, folder, part=part)
 
 
 def load_evaluation(data: Path) -> ModuleType:
@@ -82,6 +99,11 @@ def held_out(count: int, held: int) -> NDArray[np.bool_]:
     chosen = np.zeros(count, bool)
     chosen[np.arange(held) * count // held] = True
     return chosen
+
+
+def measured(held: NDArray[np.bool_], part: slice) -> NDArray[np.intp]:
+    """Numbers of the samples measured on: ``part`` of those that do not calibrate."""
+    return np.flatnonzero(~held)[part]
 
 
 def batched(x: NDArray[Any], name: str, size: int) -> list[Batch]:
@@ -103,20 +125,23 @@ def normalized(pictures: NDArray[Any]) -> NDArray[np.float32]:
     return (planes - mean) / deviation
 
 
-def cifar(data: Path, evaluation: ModuleType) -> Task:
+def cifar(data: Path, evaluation: ModuleType, part: slice = WHOLE) -> Task:
     """Every tenth picture calibrates, the others measure."""
     x, labels = cifar_pictures(data)
     held = held_out(len(x), len(x) // 10)
+    own = measured(held, part)
 
     def measure(run: Run) -> tuple[float, int]:
-        found = evaluation._accuracy(run, "input", x[~held], labels[~held], 100)
+        found = evaluation._accuracy(run, "input", x[own], labels[own], 100)
         return found["accuracy"], found["n"]
 
     calibration = batched(x[held], "input", 50)
     return Task(data / "models" / "resnet20_cifar10.onnx", "accuracy", measure, calibration, int(held.sum()))
 
 
-def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int = 100) -> Task:
+def pictures(
+    data: Path, evaluation: ModuleType, name: str, size: int, held: int = 100, part: slice = WHOLE
+) -> Task:
     """Photographs: every fifth calibrates."""
     from PIL import Image
 
@@ -126,8 +151,9 @@ def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int
     chosen = held_out(len(rows), held)
     background = 0 if size == 227 else 1  # outputs before those of the classes
 
+    @cache
     def read(calibrating: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:
-        found = [row for row, held in zip(rows, chosen, strict=True) if held == calibrating]
+        found = [rows[at] for at in (np.flatnonzero(chosen) if calibrating else measured(chosen, part))]
         x = [prepare(Image.open(folder / file).convert("RGB")).transpose(2, 0, 1) for file, _ in found]
         return np.stack(x).astype(np.float32), np.array([label for _, label in found])
 
@@ -140,26 +166,28 @@ def pictures(data: Path, evaluation: ModuleType, name: str, size: int, held: int
     return Task(data / "models" / f"{name}.onnx", "top-1", measure, calibration, held)
 
 
-def mnist(data: Path, evaluation: ModuleType, held: int = 500) -> Task:
+def mnist(data: Path, evaluation: ModuleType, held: int = 500, part: slice = WHOLE) -> Task:
     """Digits, one at a time: every tenth calibrates."""
     archive = np.load(data / "images" / "mnist_test_first5000.npz")
     x = archive["images"][:, None].astype(np.float32)
-    chosen = held_out(len(x), held)
+    labels, chosen = archive["labels"], held_out(len(x), held)
+    own = measured(chosen, part)
 
     def measure(run: Run) -> tuple[float, int]:
-        found = evaluation._accuracy(run, "Input3", x[~chosen], archive["labels"][~chosen], 1)
+        found = evaluation._accuracy(run, "Input3", x[own], labels[own], 1)
         return found["accuracy"], found["n"]
 
     calibration = batched(x[chosen], "Input3", 1)
     return Task(data / "models" / "mnist_cntk.onnx", "accuracy", measure, calibration, held)
 
 
-def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 256) -> Task:
+def minilm(data: Path, evaluation: ModuleType, folder: Path, held: int = 256, part: slice = WHOLE) -> Task:
     """The sentences of ``held`` pairs calibrate."""
     tokens = dict(np.load(data / "text" / "stsb_dev_minilm_tokens.npz"))
     chosen = held_out(len(tokens["score"]), held)
     file = folder / "pairs.npz"
-    np.savez(file, **{name: array[~chosen] for name, array in tokens.items()})
+    own = measured(chosen, part)
+    np.savez(file, **{name: array[own] for name, array in tokens.items()})
 
     def measure(run: Run) -> tuple[float, int]:
         found = evaluation.sts(str(file))(run)
@@ -182,13 +210,13 @@ def sentences(ids: NDArray[Any], lengths: NDArray[Any]) -> list[Batch]:
     return batches
 
 
-def stories(data: Path, evaluation: ModuleType, folder: Path, held: int = 63) -> Task:
+def stories(data: Path, evaluation: ModuleType, folder: Path, held: int = 63, part: slice = WHOLE) -> Task:
     """Windows of 256 tokens: every third calibrates."""
     archive = dict(np.load(data / "text" / "tinystories_part1_tok512.npz"))
     windows = archive["tokens"]
     chosen = held_out(len(windows), held)
     file = folder / "stories.npz"
-    np.savez(file, tokens=windows[~chosen])
+    np.savez(file, tokens=windows[measured(chosen, part)])
 
     def measure(run: Run) -> tuple[float, int]:
         found = evaluation.causal_lm(str(file))(run)
@@ -199,14 +227,21 @@ def stories(data: Path, evaluation: ModuleType, folder: Path, held: int = 63) ->
     return Task(path, "perplexity", measure, calibration, held, "dynamic", 0.5, higher_is_better=False)
 
 
-def characters(data: Path, evaluation: ModuleType, folder: Path, held: int = 100, size: int = 200) -> Task:
+def characters(
+    data: Path,
+    evaluation: ModuleType,
+    folder: Path,
+    held: int = 100,
+    size: int = 200,
+    part: slice = WHOLE,
+) -> Task:
     """Windows of 200 characters, which run along the first axis: every fifth or so calibrates."""
     known = json.loads((data / "models" / "charrnn_shakespeare.vocab.json").read_text())
     text = [c for c in (data / "text" / "tinyshakespeare_tail.txt").read_text(encoding="utf-8") if c in known]
     windows = np.array(text[: len(text) // size * size]).reshape(-1, size)
     chosen = held_out(len(windows), held)
     file = folder / "characters.txt"
-    file.write_text("".join(windows[~chosen].reshape(-1)), encoding="utf-8")
+    file.write_text("".join(windows[measured(chosen, part)].reshape(-1)), encoding="utf-8")
 
     def measure(run: Run) -> tuple[float, int]:
         found = evaluation.char_rnn(str(file), "charrnn_shakespeare.vocab.json", size)(run)

@@ -34,6 +34,7 @@ class Attempts:
         results: where figures are kept.
         pipeline_of: what makes the model of a choice.
         score: of the input model.
+        ms: measured time of the input model.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Attempts:
         results: Results,
         pipeline_of: Callable[[Choice], Pipeline],
         score: Callable[[], float],
+        ms: float,
     ) -> None:
         self._setting = setting
         self._metric = metric
@@ -51,6 +53,7 @@ class Attempts:
         self._results = results
         self._pipeline_of = pipeline_of
         self._score = score
+        self._ms = ms
         self._found: dict[str, Attempt] = {}
         self._made: dict[str, Made] = {}
         self._base: str | None = None
@@ -71,7 +74,7 @@ class Attempts:
         score = self._metric.score(made.model) if made.kept else self._score()
         attempt = Attempt(
             choice,
-            made.latency.after_ms,
+            self._ms * made.latency.after_ms / made.latency.before_ms,  # both measured in turns
             score,
             self._metric.damage(self._score(), score),
             made.model.written_nbytes(self._destination),

@@ -89,12 +89,12 @@ def fastest_within(
     """Find the fastest of ``points`` whose model loses no more than the limits allow.
 
     Bisection between the safest point and the fastest. The first guess is the fastest point whose predicted damage is
-    allowed; what is measured of a point corrects the prediction for the others. Between the last point that holds and
-    the first that does not, single items are taken back while attempts are left. If nothing
-    holds the safest point is made, which changes nothing that is not lossless.
+    allowed; what is measured of a point corrects the prediction for the others. While attempts are left it goes on
+    between the last point that holds and the first that does not, with single items of the latter taken back. If
+    nothing holds the safest point is made.
 
     Args:
-        points: of a Pareto front, from the safest to the fastest; the first is the model as it is.
+        points: of a Pareto front, from the safest to the fastest; the first is known to hold.
         assemble: makes a choice real and measures it.
         safer: a choice with one item that does less damage; None if there is none.
         predicted: drop of the metric with a choice.
@@ -102,25 +102,60 @@ def fastest_within(
         most: attempts, that of the safest point not counted; at least 1.
     """
     drop = math.inf if limits.drop is None else limits.drop
-    attempts: list[Attempt] = []
-    failed: Attempt | None = None
-    low, high, scale = 0, len(points), 1.0
-    while high - low > 1 and len(attempts) < most:
-        guess = sum(predicted(point) * scale <= drop for point in points) - 1
-        at = guess if low < guess < high else (low + high) // 2
-        attempt = assemble(points[at])
-        attempts.append(attempt)
-        if limits.misses(attempt):
-            high, failed = at, attempt
-        else:
-            low = at
-        if attempt.drop > 0 and predicted(points[at]) > 0:
-            scale = attempt.drop / predicted(points[at])
+    search = _Bisection(assemble, predicted, limits, drop, most)
+    floor, failed = search.run(points)
     if failed is not None:
-        attempts += _taken_back(points[low], failed, assemble, safer, limits, most - len(attempts))
-    if all(limits.misses(attempt) for attempt in attempts):
-        attempts.append(assemble(points[0]))
-    return verdict(attempts, limits)
+        search.run([floor, *reversed(_taken_back(failed, floor, safer)), failed])
+    if all(limits.misses(attempt) for attempt in search.attempts):
+        search.attempts.append(assemble(points[0]))
+    return verdict(search.attempts, limits)
+
+
+class _Bisection:
+    """A search for the last of several points that holds.
+
+    Attributes:
+        attempts: made so far.
+    """
+
+    def __init__(
+        self,
+        assemble: Callable[[Choice], Attempt],
+        predicted: Callable[[Choice], float],
+        limits: Limits,
+        drop: float,
+        most: int,
+    ) -> None:
+        self.attempts: list[Attempt] = []
+        self._assemble = assemble
+        self._predicted = predicted
+        self._limits = limits
+        self._drop = drop
+        self._most = most
+        self._scale = 1.0
+
+    def run(self, points: Sequence[Choice]) -> tuple[Choice, Choice | None]:
+        """The last of ``points`` that is known to hold, as the first is, and the first known not to, if any."""
+        low, high = 0, len(points)
+        failed = {self._key(attempt.choice) for attempt in self.attempts if self._limits.misses(attempt)}
+        while high and self._key(points[high - 1]) in failed:
+            high -= 1
+        while high - low > 1 and len(self.attempts) < self._most:
+            guess = sum(self._predicted(point) * self._scale <= self._drop for point in points) - 1
+            at = guess if low < guess < high else (low + high) // 2
+            attempt = self._assemble(points[at])
+            self.attempts.append(attempt)
+            if self._limits.misses(attempt):
+                high = at
+            else:
+                low = at
+            if attempt.drop > 0 and self._predicted(points[at]) > 0:
+                self._scale = attempt.drop / self._predicted(points[at])
+        return points[low], points[high] if high < len(points) else None
+
+    @staticmethod
+    def _key(choice: Choice) -> tuple[int, ...]:
+        return tuple(choice.chosen.values())
 
 
 def within_budget(
@@ -166,30 +201,13 @@ def within_budget(
     return verdict(attempts, limits) if attempts else None
 
 
-def _taken_back(
-    floor: Choice,
-    failed: Attempt,
-    assemble: Callable[[Choice], Attempt],
-    safer: Callable[[Choice], Choice | None],
-    limits: Limits,
-    most: int,
-) -> list[Attempt]:
-    """Attempts from ``failed`` back to the damage of ``floor``, item by item, until one holds.
-
-    The steps grow where one item more does not bring back enough of what is missing.
-    """
-    found: list[Attempt] = []
-    choice: Choice | None = failed.choice
-    steps = 1
-    while len(found) < most and choice is not None:
-        for _ in range(steps):
-            choice = None if choice is None else safer(choice)
-        if choice is None or choice.damage <= floor.damage:
-            break
-        found.append(assemble(choice))
-        if not limits.misses(found[-1]):
-            break
-        steps *= 2
+def _taken_back(failed: Choice, floor: Choice, safer: Callable[[Choice], Choice | None]) -> list[Choice]:
+    """The choices from ``failed`` back to the damage of ``floor``, item by item, both left out."""
+    found: list[Choice] = []
+    choice = safer(failed)
+    while choice is not None and choice.damage > floor.damage:
+        found.append(choice)
+        choice = safer(choice)
     return found
 
 

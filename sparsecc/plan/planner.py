@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 from sparsecc.plan.attempts import Attempts
 from sparsecc.plan.budget import Amount
-from sparsecc.plan.choose import Quantity, back_off, choice_of, choose, front
+from sparsecc.plan.choose import Quantity, choice_of, choose, front
 from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, verdict, within_budget
 from sparsecc.plan.items import Choice, Item
 from sparsecc.plan.making import Made, Setting
 from sparsecc.plan.metric import Metric, OutputError
 from sparsecc.plan.plan_file import pipeline_of
 from sparsecc.plan.results import Results
+from sparsecc.plan.space import Space
 from sparsecc.plan.whole_model import ModelFit, predict_model, sum_of
 
 __all__ = ["ATTEMPTS", "Budget", "Planner"]
@@ -83,6 +84,7 @@ class Planner:
             results or Results(None),
             lambda choice: pipeline_of(self.items, choice, **self.options),
             lambda: self.score_before,
+            ms,
         )
         self._path: list[Attempt] = []
 
@@ -99,8 +101,7 @@ class Planner:
     @cached_property
     def points(self) -> list[Choice]:
         """The Pareto front of predicted time and damage, from the model as it is to the fastest."""
-        found = [point for point in reversed(front(self.items, "ms")) if point.ms < self.as_it_is.ms]
-        return [self.as_it_is, *found]
+        return self._whole.points
 
     @property
     def fastest(self) -> Choice:
@@ -140,7 +141,10 @@ class Planner:
         """The choice that the limits are predicted to allow: of least damage, or with only a drop the fastest."""
         if limits.ms is None and limits.bytes is None:
             drop = math.inf if limits.drop is None else limits.drop
-            return [point for point in self.points if self.predicted_drop(point) <= drop][-1]
+            regions = self._regions
+            int8 = regions is not None and self.predicted_drop(regions.points[0]) <= drop
+            points = regions.points if regions is not None and int8 else self.points
+            return [point for point in points if self.predicted_drop(point) <= drop][-1]
         return self._cheapest(limits.ms, limits.bytes)
 
     def search(self, limits: Limits, most: int | None = None) -> Verdict | None:
@@ -175,15 +179,27 @@ class Planner:
             return self._path[-1]
 
         if limits.ms is None and limits.bytes is None:
-            return fastest_within(
-                self.points,
-                assemble,
-                lambda choice: back_off(self.items, choice),
-                self.predicted_drop,
-                limits,
-                most,
-            )
+            return self._fastest(assemble, limits, most)
         return within_budget(self._cheapest, assemble, limits, self.predicted_ms, most)
+
+    @cached_property
+    def _whole(self) -> Space:
+        return Space.whole(self.items)
+
+    @cached_property
+    def _regions(self) -> Space | None:
+        return Space.regions(self.items)
+
+    def _fastest(self, assemble: Callable[[Choice], Attempt], limits: Limits, most: int) -> Verdict:
+        """Where the model holds in int8 throughout, the fastest of those that stay so; else the fastest of all."""
+        space, known = self._whole, list[Attempt]()
+        if self._regions is not None:
+            known.append(assemble(self._regions.points[0]))
+            if known[0].ms < self.ms_before and not limits.misses(known[0]):
+                space = self._regions
+        left = max(1, most - len(known))
+        found = fastest_within(space.points, assemble, space.safer, self.predicted_drop, limits, left)
+        return verdict([*known, *(one for one in found.attempts if one not in known)], limits)
 
     def _cheapest(self, ms: float | None, size: float | None) -> Choice | None:
         """The choice of least damage within a predicted time and size of the model."""

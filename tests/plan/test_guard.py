@@ -129,3 +129,15 @@ def test_a_size_has_no_tolerance_and_a_time_has() -> None:
     assert Limits(bytes=attempt.bytes - 1).misses(attempt) == ("bytes",)
     assert Limits(ms=attempt.ms / 1.01).misses(attempt) == ()
     assert Limits(ms=attempt.ms / 1.05).misses(attempt) == ("ms",)
+
+
+def test_attempts_that_are_left_go_on_between_what_holds_and_what_does_not() -> None:
+    """Only the ends of the front are given: the search comes as close to the limit as single items allow."""
+    points = [front()[0], front()[-1]]
+    limit = 0.5 * points[-1].damage
+    assemble, made = assembler(lambda choice: choice.damage)
+    verdict = fastest_within(points, assemble, safer, lambda choice: choice.damage, Limits(drop=limit), 8)
+    assert not verdict.misses
+    better = [choice for choice in made if verdict.best.choice.damage < choice.damage <= limit]
+    assert not better
+    assert verdict.best.choice.damage > 0.8 * limit
