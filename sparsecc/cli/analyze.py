@@ -23,6 +23,7 @@ from sparsecc.cli.arguments import (
     threads_option,
 )
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
+from sparsecc.cli.planning import effort_line
 
 if TYPE_CHECKING:
     from sparsecc.plan.analysis import Analysis
@@ -125,8 +126,9 @@ def command(
     if output is not None:
         analysis.write_analysis(found, Path(output))
     if as_json:
-        return print_json(found.to_json())
+        return print_json({**found.to_json(), "effort": found.effort.to_json()})
     print_parts(found)
+    click.echo(effort_line(found.effort))
     for note in (*notes, *found.notes):
         click.echo(f"note: {note}")
     if output is not None:

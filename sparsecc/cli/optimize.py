@@ -19,7 +19,7 @@ from sparsecc.cli.arguments import (
     threads_option,
 )
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
-from sparsecc.cli.planning import asked_of, planning_options
+from sparsecc.cli.planning import asked_of, effort_line, planning_options
 
 if TYPE_CHECKING:
     from sparsecc.api import OptimizeResult
@@ -304,6 +304,7 @@ def _summary(result: OptimizeResult) -> list[str]:
             f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g}, "
             f"{len(result.planned.verdict.attempts)} models made and measured"
         )
+        lines.append(effort_line(planner.effort))
         missed = ", ".join(result.planned.verdict.misses)
         lines += [f"note: the budget is missed: {missed}"] if missed else []
     return [*lines, *(f"note: {note}" for note in result.notes)]

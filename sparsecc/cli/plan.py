@@ -17,7 +17,7 @@ from sparsecc.cli.arguments import (
     threads_option,
 )
 from sparsecc.cli.output import json_option, print_json, progress_bar
-from sparsecc.cli.planning import asked_of, decision_lines, planning_options, print_decisions
+from sparsecc.cli.planning import asked_of, decision_lines, effort_line, planning_options, print_decisions
 from sparsecc.errors import UsageError
 
 __all__ = ["command"]
@@ -59,6 +59,7 @@ def command(
     Example: sparsecc plan model.onnx --max-drop 1% --eval accuracy --calibration-data inputs.npz -o plan.toml
     """
     from sparsecc import ir, plan, planning
+    from sparsecc.plan.outlook import duration
     from sparsecc.target import Target
 
     asked = asked_of(needed=True, **options)
@@ -97,6 +98,11 @@ def command(
     click.echo("")
     for line in decision_lines(found.planner, found.choice, found.limits):
         click.echo(line)
+    click.echo(effort_line(found.planner.effort))
+    own = found.planner.effort.predicted
+    if own is not None:
+        most, each = asked.attempts or plan.ATTEMPTS, duration(own.model_seconds)
+        click.echo(f"optimize goes on from here: up to {most} models, about {each} each")
     for note in (*notes, *found.notes):
         click.echo(f"note: {note}")
     if output is not None:

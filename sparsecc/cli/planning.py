@@ -13,8 +13,9 @@ from sparsecc.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsecc.plan import Asked, Choice, Limits, Planner
+    from sparsecc.plan.outlook import Effort
 
-__all__ = ["asked_of", "decision_lines", "planning_options", "print_decisions"]
+__all__ = ["asked_of", "decision_lines", "effort_line", "planning_options", "print_decisions"]
 
 _OPTIONS = (
     level_option,
@@ -127,3 +128,13 @@ def decision_lines(planner: Planner, choice: Choice, limits: Limits) -> list[str
         f"{format_bytes(planner.bytes_before)} -> {format_bytes(nbytes)}",
         f"{planner.metric.name} {planner.score_before:.6g}, predicted to lose {drop:.2g}{allowed}",
     ]
+
+
+def effort_line(effort: Effort) -> str:
+    """What planning took, and what was predicted of it."""
+    from sparsecc.plan.outlook import duration, peak_bytes
+
+    own = effort.predicted
+    before = "" if own is None else f" ({duration(own.seconds)} and {format_bytes(own.bytes)} predicted)"
+    made = f", {effort.models} models made in {duration(effort.making)}" if effort.models else ""
+    return f"planned in {duration(effort.planning)} with {format_bytes(peak_bytes())} of memory{before}{made}"

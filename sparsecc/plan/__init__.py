@@ -21,7 +21,7 @@ from sparsecc.plan.making import Made, Setting, make
 from sparsecc.plan.metric import METRICS, Metric, open_metric, read_labels
 from sparsecc.plan.opening import library_found, open_setting, usable_threads
 from sparsecc.plan.plan_file import PlanFile, pipeline_of, plan_of, read_plan, site_names, write_plan
-from sparsecc.plan.planner import Budget, Planner
+from sparsecc.plan.planner import ATTEMPTS, Budget, Planner
 from sparsecc.plan.planning import DEFAULT_DROP, Asked, open_planner
 from sparsecc.plan.presets import METHODS, preset
 from sparsecc.plan.reference import load_reference
@@ -30,6 +30,7 @@ from sparsecc.plan.rounds import run_where_it_pays
 from sparsecc.plan.timing import MeasuredCosts
 
 __all__ = [
+    "ATTEMPTS",
     "DEFAULT_DROP",
     "FAMILIES",
     "LEVELS",

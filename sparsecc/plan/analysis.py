@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from sparsecc.plan.candidates import FAMILIES, find_items
 from sparsecc.plan.items import Candidate, Estimate, Item
 from sparsecc.plan.making import Setting
 from sparsecc.plan.metric import Metric
+from sparsecc.plan.outlook import Effort, Outlook, Pace
 from sparsecc.plan.pricing import Resource
 from sparsecc.plan.results import Results
 from sparsecc.plan.sensitivity import measure_sensitivity
@@ -25,6 +28,8 @@ from sparsecc.pm import PassContext, Pipeline
 __all__ = ["Analysis", "analyze", "read_analysis", "tidied", "write_analysis"]
 
 _FORMAT = 1
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Analysis:
         items: with sensitivities.
         shapes: by name of a site, outputs and inputs of its weight.
         notes: what the user should know.
+        effort: what it took.
     """
 
     model: str
@@ -52,6 +58,7 @@ class Analysis:
     items: tuple[Item, ...]
     shapes: Mapping[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
+    effort: Effort = field(default_factory=Effort)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; what was not measured is null."""
@@ -128,6 +135,14 @@ def analyze(
     context = setting.context
     calibration = context.calibration_for("analyze")
     model = tidied(setting)
+    pace, predicted = Pace(results or Results(None), setting.table.facts), list[Outlook]()
+    started = time.monotonic()
+
+    def told(outlook: Outlook) -> None:
+        predicted.append(pace.of(outlook))
+        _LOG.info("%s", predicted[0])
+        context.progress(str(predicted[0]), 0, 1)
+
     items = find_items(
         model,
         calibration,
@@ -143,6 +158,7 @@ def analyze(
         seed=context.seed,
         threads=context.threads,
         progress=context.progress,
+        told=told,
     )
     found = measure_sensitivity(
         model,
@@ -154,6 +170,9 @@ def analyze(
         threads=context.threads,
         progress=context.progress,
     )
+    seconds = time.monotonic() - started
+    pace.learn("planning", predicted[0].seconds, seconds)
+    context.progress(str(predicted[0]), 1, 1)
     return Analysis(
         model.fingerprint(),
         calibration.fingerprint(),
@@ -164,6 +183,7 @@ def analyze(
         found.items,
         {site.name: site.shape for site in model.sites()},
         (*found.notes, *setting.table.keep()),
+        Effort(predicted[0], seconds),
     )
 
 

@@ -35,6 +35,9 @@ class Attempts:
         pipeline_of: what makes the model of a choice.
         score: of the input model.
         ms: measured time of the input model.
+
+    Attributes:
+        count: how many models this run has made.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Attempts:
         self._found: dict[str, Attempt] = {}
         self._made: dict[str, Made] = {}
         self._base: str | None = None
+        self.count = 0
 
     def get(self, choice: Choice) -> Attempt:
         """What is measured of the model of ``choice``, by this run or an earlier one."""
@@ -80,6 +84,7 @@ class Attempts:
             made.model.written_nbytes(self._destination),
         )
         self._made[key], self._found[key] = made, attempt
+        self.count += 1
         figures = {"ms": attempt.ms, "score": attempt.score, "drop": attempt.drop, "bytes": attempt.bytes}
         self._results.put("attempt", key, figures)
         return attempt

@@ -25,6 +25,7 @@ KINDS = {
     "damage": "what models lose when one part is replaced",
     "joint": "what models lose when all parts are replaced",
     "attempt": "time, size and score of models that were made",
+    "pace": "how long planning takes on this machine",
     "unfinished": "files of runs that were killed while they wrote",
 }
 

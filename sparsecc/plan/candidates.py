@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import sparsecc
 from sparsecc.exec import Executor, Threads
 from sparsecc.ir import Model
 from sparsecc.plan.items import Candidate, Estimate, Item
+from sparsecc.plan.outlook import Outlook, outlook_of
 from sparsecc.plan.part_data import PartData, collect_parts
 from sparsecc.plan.part_forms import Form, FormError, FormTask, Passes, explore, form_errors
 from sparsecc.plan.parts import Part, find_parts
@@ -44,6 +45,7 @@ def find_items(
     seed: int = 0,
     threads: int = 1,
     progress: Progress = no_progress,
+    told: Callable[[Outlook], None] | None = None,
 ) -> list[Item]:
     """Return what is to be chosen for each site of ``model``, or for sites that take one form together.
 
@@ -66,6 +68,7 @@ def find_items(
         seed: of everything random.
         threads: of sessions that measure activations.
         progress: told how far it is.
+        told: what it will take, before it begins.
 
     Returns:
         In the order of the graph. The first candidate of each item is the form it has. Those that another one beats in
@@ -79,6 +82,8 @@ def find_items(
     convolutions = any(site.op == "Conv" for part in parts for site in part.sites)
     forms = form_families(families, convolutions=convolutions, fine=fine)
     shapes, runs = input_shapes_of_sites(model, inputs), runs_of_sites(model, inputs)
+    if told is not None:
+        told(outlook_of(parts, forms, shapes, work.known(parts)))
     priced: dict[str, Priced] = {}
     for done, part in enumerate(parts):
         progress("timing forms", done, len(parts))
@@ -110,6 +115,10 @@ class _Fits:
         self._base = (
             f"{_FORMAT} {sparsecc.__version__} {model.fingerprint()} {calibration.fingerprint()} {seed}"
         )
+
+    def known(self, parts: Sequence[Part]) -> set[str]:
+        """Names of the parts that an earlier run has worked on."""
+        return {part.name for part in parts if self._known(part)}
 
     def errors(
         self,

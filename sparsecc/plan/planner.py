@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, verdic
 from sparsecc.plan.items import Choice, Item
 from sparsecc.plan.making import Made, Setting
 from sparsecc.plan.metric import Metric, OutputError
+from sparsecc.plan.outlook import Effort, Pace
 from sparsecc.plan.plan_file import pipeline_of
 from sparsecc.plan.results import Results
 from sparsecc.plan.space import Space
@@ -55,6 +57,7 @@ class Planner:
         destination: where the result will go, which decides about data files and so about sizes.
         notes: what the user should know of the items.
         results: where what is measured of models is kept; None: in memory.
+        effort: what it took to find the items.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Planner:
         destination: Path,
         notes: Sequence[str] = (),
         results: Results | None = None,
+        effort: Effort | None = None,
     ) -> None:
         self.setting = setting
         self.items = tuple(items)
@@ -77,11 +81,13 @@ class Planner:
         self.bytes_before = nbytes
         self.options = dict(options)
         self.notes = tuple(notes)
+        self.effort = effort or Effort()
+        self._results = results or Results(None)
         self._attempts = Attempts(
             setting,
             metric,
             destination,
-            results or Results(None),
+            self._results,
             lambda choice: pipeline_of(self.items, choice, **self.options),
             lambda: self.score_before,
             ms,
@@ -157,14 +163,30 @@ class Planner:
         Returns:
             None where no choice is predicted to keep the limits of time and size.
         """
+        started = time.monotonic()
+        try:
+            return self._settled(limits, ATTEMPTS if most is None else most)
+        finally:
+            self._took(time.monotonic() - started)
+
+    def _settled(self, limits: Limits, most: int) -> Verdict | None:
+        """The end of searches, the last of which ends with a model of this run."""
         while True:
             self._path = []
-            found = self._searched(limits, ATTEMPTS if most is None else most)
+            found = self._searched(limits, most)
             if found is None or self._attempts.made(found.best.choice) is not None:
                 return found
             if self._attempts.make(found.best.choice) == found.best:
                 return found
             # what is measured now is not what an earlier run left: what follows from it may be another model
+
+    def _took(self, seconds: float) -> None:
+        """Remember how long models took to make."""
+        made, predicted = self._attempts.count, self.effort.predicted
+        self.effort = replace(self.effort, making=seconds, models=made)
+        if predicted is not None:
+            pace = Pace(self._results, self.setting.table.facts)
+            pace.learn("making", predicted.model_seconds * made, seconds)
 
     def made(self, found: Verdict) -> Made:
         """The model that a search ended with."""

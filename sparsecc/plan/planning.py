@@ -152,6 +152,7 @@ def open_planner(
         destination=destination,
         notes=found.notes,
         results=results,
+        effort=found.effort,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sparsecc
 from sparsecc.report import charts
 from sparsecc.report.layers import Form, Layer, forms, layers
-from sparsecc.report.schema import Latency, Metric, RunDocument, Spectrum
+from sparsecc.report.schema import Effort, Latency, Metric, RunDocument, Spectrum
 from sparsecc.report.svg import Html
 from sparsecc.report.text import base_name, change, format_bytes, number, percent, plain, sides, times
 
@@ -363,6 +363,31 @@ def _passes(document: RunDocument) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def _effort(effort: Effort | None) -> list[tuple[str, str]]:
+    """What planning took beside what was predicted."""
+    if effort is None:
+        return []
+
+    def told(value: float | None, predicted: float | None, unit: Callable[[float], str]) -> str:
+        if value is None:
+            return ""
+        return unit(value) + ("" if predicted is None else f" ({unit(predicted)} predicted)")
+
+    models = effort.models or 0
+    making = None if effort.model_predicted is None else effort.model_predicted * models
+    made = told(effort.making_seconds, making, _seconds)
+    rows = (
+        ("planning", told(effort.planning_seconds, effort.planning_predicted, _seconds)),
+        ("models", f"{models} made in {made}" if models and made else ""),
+        ("memory", told(effort.bytes, effort.bytes_predicted, format_bytes)),
+    )
+    return [(name, text) for name, text in rows if text]
+
+
+def _seconds(value: float) -> str:
+    return f"{number(value)} s" if value < 90 else f"{number(value / 60)} min"
+
+
 def _provenance(document: RunDocument) -> list[tuple[str, str]]:
     """Names and values; the pipeline too, which is half of it."""
     rows = [("pipeline", document.pipeline)]
@@ -373,6 +398,7 @@ def _provenance(document: RunDocument) -> list[tuple[str, str]]:
         for group in (known.digests, known.machine, known.libraries):
             rows += [(name, str(value)) for name, value in group.items()]
     rows += [(f"budget: {item.kind}", f"{_asked(item)}{_met(item.met)}") for item in document.budgets]
+    rows += _effort(document.effort)
     return [(name, value) for name, value in rows if value]
 
 

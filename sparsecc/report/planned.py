@@ -88,6 +88,7 @@ def planned_parts(
             "steps": [] if verdict is None else guard_steps(planner.items, verdict.attempts, limits),
         },
         "sensitivity": curve_rows(planner.items, choice),
+        "effort": planner.effort.to_json(),
     }
 
 

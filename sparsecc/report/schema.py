@@ -13,6 +13,7 @@ __all__ = [
     "Change",
     "Curve",
     "CurvePoint",
+    "Effort",
     "FrontPoint",
     "GuardStep",
     "ItemRow",
@@ -240,6 +241,19 @@ class BalanceRow:
 
 
 @dataclass(frozen=True)
+class Effort:
+    """What planning took in seconds and bytes of memory, and what was predicted (``sparsecc.plan.outlook``)."""
+
+    planning_seconds: float | None = None
+    planning_predicted: float | None = None
+    making_seconds: float | None = None
+    model_predicted: float | None = None
+    models: int | None = None
+    bytes: int | None = None
+    bytes_predicted: int | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How to get the same result again."""
 
@@ -278,4 +292,5 @@ class RunDocument:
     spectra: tuple[Spectrum, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     partition: tuple[BalanceRow, ...] = ()
+    effort: Effort | None = None
     provenance: Provenance | None = None

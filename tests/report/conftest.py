@@ -90,6 +90,8 @@ DOCUMENT: dict[str, Any] = {
         }
     ],
     "partition": [{"name": NAMES[0], "op": "BlockSparseMatMul", "part_work": [10, 6], "lambda": 1.25}],
+    "effort": {"planning_seconds": 60.0, "planning_predicted": 50.0, "making_seconds": 30.0, "model_predicted": 12.0,
+               "models": 3, "bytes": 400_000_000, "bytes_predicted": 300_000_000},
     "provenance": {
         "version": "0.1.0", "seed": 0, "command": "sparsecc optimize input.onnx -o small.onnx",
         "digests": {"input": "ab" * 32}, "machine": {"cpu": "a processor", "cores": 2}, "libraries": {"numpy": "2"},

@@ -279,3 +279,11 @@ def test_colours_have_contrast(root: Path) -> None:
             for ground in papers:
                 low, high = sorted((ground, _luminance(colour)))
                 assert (high + 0.05) / (low + 0.05) >= least, (name, colour)
+
+
+def test_what_planning_took(document: Document) -> None:
+    page = render(document()).replace("<wbr>", "")
+    assert "60.0 s (50.0 s predicted)" in page
+    assert "3 made in 30.0 s (36.0 s predicted)" in page
+    assert "400.00 MB (300.00 MB predicted)" in page
+    assert "predicted)" not in render(document(effort=None)).split("Provenance")[-1]
