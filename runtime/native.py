@@ -20,12 +20,13 @@ from sparsecc.errors import ModelError, RuntimeMissingError, UsageError
 if TYPE_CHECKING:
     import onnxruntime
 
-__all__ = ["get_library_path", "get_runner_path", "load", "register", "triple_of"]
+__all__ = ["get_library_path", "get_runner_path", "get_static_library", "load", "register", "triple_of"]
 
 LIBRARY_VARIABLE = "SPARSECC_OPS_LIBRARY"
 _TARGETS = ("cpu", "arm64", "cuda")
 _LIBRARY = "lib/libsparsecc_ops.so"
 _RUNNER = "bin/sparsecc-run"
+_STATIC_LIBRARY = "lib/libsparsecc_tvm.a"
 _MACHINES = {"arm64": "aarch64", "amd64": "x86_64"}
 _ARM64 = "aarch64-linux"
 _OLDEST_ONNXRUNTIME = (1, 17)
@@ -62,6 +63,14 @@ def get_library_path(target: str = "cpu", path: str | os.PathLike[str] | None = 
 def get_runner_path(target: str = "cpu") -> str:
     """Return the absolute path of ``sparsecc-run`` for a target; errors as ``get_library_path``."""
     return _built(_RUNNER, "runner", triple_of(target))
+
+
+def get_static_library(target: str = "cpu") -> str:
+    """Return the absolute path of the archive of kernels that modules of TVM are linked with.
+
+    Errors as ``get_library_path``.
+    """
+    return _built(_STATIC_LIBRARY, "static library of kernels", triple_of(target))
 
 
 def triple_of(target: str) -> str:

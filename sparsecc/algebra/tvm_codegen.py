@@ -27,7 +27,7 @@ from sparsecc.algebra.visit import Phase
 from sparsecc.algebra.work import Plan
 from sparsecc.errors import MissingExtraError, SpecError
 
-__all__ = ["TvmBackend", "cuda_code", "signature"]
+__all__ = ["TvmBackend", "cuda_code", "processor", "signature"]
 
 Target = Literal["llvm", "cuda"]
 
@@ -219,7 +219,7 @@ def _built(source: Source, target: Any) -> Any:
     return tvm.compile(tvm.script.from_source(source.text), target=target, tir_pipeline=_PIPELINE)
 
 
-def _processor() -> dict[str, Any]:
+def processor() -> dict[str, Any]:
     """LLVM for this processor: with AVX2 where NumPy has found it. Sums over dense indices may be added in lanes."""
     known = np.show_config(mode="dicts")["SIMD Extensions"]
     names = {*known.get("baseline", ()), *known.get("found", ())}
@@ -236,7 +236,7 @@ def _processor() -> dict[str, Any]:
 def _compiled(sign: Signature) -> tuple[Callable[..., None], tuple[Parameter, ...]]:
     """The kernel and its arguments."""
     source = kernel_source(sign)
-    return _built(source, "cuda" if sign.gpu else _processor())["kernel"], source.parameters
+    return _built(source, "cuda" if sign.gpu else processor())["kernel"], source.parameters
 
 
 class _Run:

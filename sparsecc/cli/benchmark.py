@@ -37,22 +37,26 @@ def command(
 ) -> None:
     """Time MODELS against each other on the same inputs, interleaved in one process, operator library loaded.
 
+    MODELS after the first may be modules of TVM, made by `sparsecc optimize --emit tvm`; that runs code of these files.
+
     The ratio is (time of the first model) / (time of this one): 2.0 is twice as fast as the first.
 
     Example: sparsecc benchmark model.onnx model.sparse.onnx --threads 1
     """
     from sparsecc import calib, ir
     from sparsecc import verify as engine
+    from sparsecc.runtime.tvm_module import is_tvm_module, shapes_for
     from sparsecc.target import Target
 
-    loaded = [ir.Model.load(path) for path in models]
-    shapes = parse_input_shapes(input_shapes)
+    first = ir.Model.load(models[0])
+    others = [path if is_tvm_module(path) else ir.Model.load(path) for path in models[1:]]
+    shapes = shapes_for(models, parse_input_shapes(input_shapes))
     data = None
     if calibration_data is not None:
-        data = calib.Calibration.from_path(calibration_data, loaded[0], seed=seed, input_shapes=shapes)
-    inputs = engine.make_inputs(loaded[0], data, seed, shapes)
+        data = calib.Calibration.from_path(calibration_data, first, seed=seed, input_shapes=shapes)
+    inputs = engine.make_inputs(first, data, seed, shapes)
     count = threads or Target.host().cores or 1
-    result = engine.benchmark(loaded, inputs, threads=count, max_seconds=seconds)
+    result = engine.benchmark([first, *others], inputs, threads=count, max_seconds=seconds)
     if as_json:
         print_json(
             {

@@ -18,6 +18,7 @@ from sparsecc.cli.arguments import (
     seed_option,
     threads_option,
 )
+from sparsecc.cli.emit import emission, emit_option
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
 from sparsecc.cli.planning import asked_of, effort_line, planning_options
 
@@ -37,6 +38,7 @@ _MOST_NOTES = 12
     "-o", "--output", type=click.Path(), help="File to write; default MODEL.sparse.onnx beside the input."
 )
 @click.option("--target", default="cpu", show_default=True, help="Where it will run: cpu, cuda or arm64.")
+@emit_option
 @click.option("--recipe", "-c", type=click.Path(), help="TOML recipe: a pipeline and per-site overrides.")
 @click.option(
     "--pipeline",
@@ -142,6 +144,7 @@ def command(
     model: str,
     output: str | None,
     target: str,
+    emit: str,
     recipe: str | None,
     pipeline: str | None,
     pattern: str | None,
@@ -193,10 +196,11 @@ def command(
 
     level = planning.pop("level")
     asked = asked_of(needed=False, level=level, **planning)
-    with progress_bar() as progress:
+    shapes = parse_input_shapes(input_shapes)
+    with emission(emit, model, output, target) as made, progress_bar() as progress:
         result = api.optimize(
             model,
-            output,
+            made.onnx,
             target=target,
             recipe=recipe,
             pipeline=pipeline,
@@ -218,7 +222,7 @@ def command(
             calibration_data=calibration_data,
             num_samples=num_samples,
             memory=memory,
-            input_shapes=parse_input_shapes(input_shapes),
+            input_shapes=shapes,
             standard_ops_only=standard_ops_only,
             keep_slower=keep_slower,
             costs=costs,
@@ -231,10 +235,11 @@ def command(
             asked=asked,
             progress=progress,
         )
-    if report is not None:
-        from sparsecc.report import write_report
+        if report is not None:
+            from sparsecc.report import write_report
 
-        write_report(_document(result, Path(model), target, seed), Path(report))
+            write_report(_document(result, Path(model), target, seed), Path(report))
+        result = made.finish(result, shapes)
     if as_json:
         print_json(result.to_json())
         return

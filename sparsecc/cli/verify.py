@@ -43,13 +43,17 @@ def command(
 ) -> int:
     """Run REFERENCE and MODEL on the same inputs and compare every output. Exit code 4 if they differ.
 
+    MODEL may be a module of TVM, made by `sparsecc optimize --emit tvm`; that runs code of the file.
+
     Example: sparsecc verify model.onnx model.sparse.onnx
     """
     from sparsecc import calib, ir
     from sparsecc import verify as engine
+    from sparsecc.runtime.tvm_module import is_tvm_module, shapes_for
 
-    first, second = ir.Model.load(reference), ir.Model.load(model)
-    shapes = parse_input_shapes(input_shapes)
+    first = ir.Model.load(reference)
+    second = model if is_tvm_module(model) else ir.Model.load(model)
+    shapes = shapes_for([model], parse_input_shapes(input_shapes))
     data = None
     if calibration_data is not None:
         data = calib.Calibration.from_path(

@@ -13,6 +13,7 @@ from sparsecc.calib.stepwise import Stepwise
 from sparsecc.errors import ModelError
 from sparsecc.ir import Model
 from sparsecc.ir.files import file_bytes
+from sparsecc.runtime.tvm_module import TvmModule, is_tvm_module
 
 __all__ = ["Runner", "runner", "session"]
 
@@ -61,12 +62,15 @@ class _InParts:
 
 
 def runner(model: ModelLike, *, library: bool = False, threads: int | None = 1) -> Runner:
-    """Return a session, or for a model with more than 1.5 GB of weights what runs it in parts.
+    """Return a session, for a model with more than 1.5 GB of weights what runs it in parts, or a module of TVM.
 
     Raises:
         ModelError, UnsupportedModelError, RuntimeMissingError, UsageError: as for ``session``, some of them only when
             it runs.
+        MissingExtraError: the model is a module of TVM, which is not installed.
     """
+    if is_tvm_module(model):
+        return TvmModule(str(model), threads=threads)
     large = model.nbytes > _WHOLE if isinstance(model, Model) else _is_large_file(Path(model))
     if not large:
         return session(model, library=library, threads=threads)

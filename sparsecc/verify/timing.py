@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from sparsecc.calib import Arrays, ModelLike, Session, run_error
 from sparsecc.errors import UsageError
+from sparsecc.runtime.tvm_module import TvmModule, is_tvm_module
 from sparsecc.verify.session import session
 
 __all__ = ["Benchmark", "Spread", "Timing", "benchmark", "time_interleaved"]
@@ -125,7 +126,7 @@ def benchmark(
     for the clock.
 
     Args:
-        models: models in memory or paths; the first is what the others are compared with.
+        models: models in memory or paths, also of modules of TVM; the first is what the others are compared with.
         inputs: arrays by input name; the entries a model does not read are ignored.
         threads: threads of each session; ``None`` or 0 for all physical cores.
         library: register the native operators: one answer for all models, or one for each.
@@ -140,12 +141,13 @@ def benchmark(
     Raises:
         UsageError: no model is given or the inputs do not fit.
         ModelError: a model cannot be loaded or fails while it runs.
+        MissingExtraError: one is a module of TVM, which is not installed.
     """
     if not models:
         raise UsageError("there is no model to time; give at least one")
     flags = [library] * len(models) if isinstance(library, bool) else list(library)
     calls = [
-        _in_turns([_bound_call(session(m, library=flag, threads=threads), inputs) for _ in range(copies)])
+        _in_turns([_call(m, inputs, library=flag, threads=threads) for _ in range(copies)])
         for m, flag in zip(models, flags, strict=True)
     ]
     clock: Clock = "cpu" if threads == 1 else "wall"  # one thread: all work is done by the calling one
@@ -186,6 +188,13 @@ def _in_turns(calls: Sequence[Callable[[], object]]) -> Callable[[], object]:
         return calls[0]
     turn = itertools.cycle(calls)
     return lambda: next(turn)()
+
+
+def _call(model: ModelLike, inputs: Arrays, *, library: bool, threads: int | None) -> Callable[[], object]:
+    """A call that runs the model, or the module of TVM, once."""
+    if is_tvm_module(model):
+        return TvmModule(str(model), threads=threads).bound(inputs)
+    return _bound_call(session(model, library=library, threads=threads), inputs)
 
 
 def _bound_call(item: Session, inputs: Arrays) -> Callable[[], object]:

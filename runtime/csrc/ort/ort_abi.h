@@ -91,6 +91,7 @@ enum class MemoryType : int { kDefault = 0 };
 
 // The entries above, taken out of tables that GetApi returned. Those of `newer` are null if that is.
 struct Functions {
+  Functions() = default;  // for a host that is not onnxruntime and fills them in
   explicit Functions(const OrtApi* table, const OrtApi* newer = nullptr) {
     auto entries = reinterpret_cast<void* const*>(table);
 #define SPARSECC_ORT_TAKE(position, name, result, arguments) \
