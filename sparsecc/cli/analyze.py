@@ -126,7 +126,7 @@ def command(
     if output is not None:
         analysis.write_analysis(found, Path(output))
     if as_json:
-        return print_json({**found.to_json(), "effort": found.effort.to_json()})
+        return print_json({"name": Path(model).name, **found.to_json(), "effort": found.effort.to_json()})
     print_parts(found)
     click.echo(effort_line(found.effort))
     for note in (*notes, *found.notes):

@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--open/--no-open", "show", default=False, show_default=True, help="Show it in a browser.")
 @json_option
 def command(run: str, output: str | None, show: bool, as_json: bool) -> None:
-    """Make one HTML page out of RUN, the JSON document that `optimize --json` or `plan --json` printed.
+    """Make one HTML page out of RUN, the JSON that `optimize --json`, `plan --json` or `analyze --json` printed.
 
     The page needs nothing else: no network, no scripts to run. Parts the document does not have are left out.
 

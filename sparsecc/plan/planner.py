@@ -115,9 +115,15 @@ class Planner:
         return self.points[-1]
 
     @cached_property
+    def points_by_size(self) -> list[Choice]:
+        """The Pareto front of predicted size and damage, from the model as it is to the smallest."""
+        found = [point for point in reversed(front(self.items, "bytes")) if point.bytes < self.as_it_is.bytes]
+        return [self.as_it_is, *found]
+
+    @property
     def smallest(self) -> Choice:
         """The choice of the least predicted size."""
-        return min((self.as_it_is, *front(self.items, "bytes")), key=lambda choice: choice.bytes)
+        return self.points_by_size[-1]
 
     def limits(self, budget: Budget) -> Limits:
         """The budget in ms, bytes and the unit of the metric."""

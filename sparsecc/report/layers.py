@@ -15,6 +15,7 @@ from sparsecc.report.text import format_bytes, number, percent, sides, times
 __all__ = ["Form", "Layer", "Tried", "forms", "layers"]
 
 _MOST_FORMS = 7  # that have a colour of their own
+_MOST_REASONS, _MOST_NAMES = 12, 6  # of forms that are no candidates, for one layer
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Layer:
         source: where the times are from, if they are not all measured.
         reason: why it became that.
         tried: its candidates, the chosen one among them.
+        dropped: why other forms are no candidates, how many, and their names.
     """
 
     name: str
@@ -57,6 +59,14 @@ class Layer:
     source: str
     reason: str
     tried: tuple[Tried, ...] = ()
+    dropped: tuple[tuple[str, int, str], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """How many forms there were."""
+        dropped = sum(count for _, count, _ in self.dropped)
+        said = [f"{len(self.tried)} forms compared"] if self.tried else []
+        return ", ".join([*said, *([f"{dropped} dropped before"] if dropped else [])])
 
     def time_bars(self, most: float) -> Html | None:
         """Bars of both times as shares of ``most``; None where one is unknown."""
@@ -133,7 +143,14 @@ def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
         about = f"{about}, with {len(members) - 1} more: {', '.join(members[1:])}".removeprefix(", ")
     if not item.candidates:
         return Layer(item.name, about, "–", "", None, None, None, None, None, "", item.reason)
-    before, after = item.candidates[0], item.candidates[item.chosen]
+    before = item.candidates[0]
+    if item.chosen is None:
+        tried = tuple(_tried(row, None) for row in item.candidates) if len(item.candidates) > 1 else ()
+        return Layer(
+            item.name, about, "–", "", before.ms, None, before.bytes, None, None, "",
+            item.reason or before.note, tried, _dropped(item),
+        )  # fmt: skip
+    after = item.candidates[item.chosen]
     form = _short_form(after.name)
     layouts = sorted({sites[name].layout for name in members if name in sites} - {"", "dense"})
     reason = item.reason or (first.reason if first else "")
@@ -150,7 +167,24 @@ def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
         after.source if after.source not in ("", "measured") else "",
         reason or _gain(before, after),
         tuple(_tried(row, after) for row in item.candidates) if len(item.candidates) > 1 else (),
+        _dropped(item),
     )
+
+
+def _dropped(item: ItemRow) -> tuple[tuple[str, int, str], ...]:
+    """Reason, number and names of the forms that are no candidates; the most frequent reason first."""
+    by_reason: dict[str, list[str]] = {}
+    for row in item.dropped:
+        by_reason.setdefault(row.note or "no reason was left", []).append(row.name)
+    ranked = sorted(by_reason.items(), key=lambda entry: -len(entry[1]))
+    rest = [name for _, names in ranked[_MOST_REASONS:] for name in names]
+    told = [*ranked[:_MOST_REASONS], *([("other reasons", rest)] if rest else [])]
+    return tuple((reason, len(names), _listed(names)) for reason, names in told)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _short_form(name: str) -> str:
@@ -174,14 +208,14 @@ def _gain(before: CandidateRow, after: CandidateRow) -> str:
     return "" if ratio is None else f"{number(ratio)} times as fast as before"
 
 
-def _tried(row: CandidateRow, chosen: CandidateRow) -> Tried:
+def _tried(row: CandidateRow, chosen: CandidateRow | None) -> Tried:
     return Tried(
         row.name,
         f"{number(row.ms)} ms" + (f" ({row.source})" if row.source not in ("", "measured") else ""),
         "–" if row.bytes is None else format_bytes(row.bytes),
         number(row.error),
         number(row.damage),
-        row.note or ("" if row is chosen else _why_not(row, chosen)),
+        row.note or ("" if chosen is None or row is chosen else _why_not(row, chosen)),
         row is chosen,
     )
 

@@ -82,7 +82,11 @@ def _lead(document: RunDocument, rows: Sequence[Layer]) -> str:
     """One sentence on what was done, of facts that are there."""
     changed = sum(row.form not in ("dense", "–") for row in rows)
     said = []
-    if rows:
+    undecided = [item for item in document.items if item.chosen is None and item.candidates]
+    if undecided and not document.sites:
+        several = sum(len(item.candidates) > 1 for item in undecided)
+        said.append(f"{several} of {len(rows)} parts may take other forms, none is chosen yet")
+    elif rows:
         said.append(f"{changed} of {len(rows)} layer{'s' if len(rows) > 1 else ''} took another form")
     if document.target:
         said.append(f"target {document.target}")
@@ -91,7 +95,7 @@ def _lead(document: RunDocument, rows: Sequence[Layer]) -> str:
         said.append(f"{threads} thread{'s' if threads > 1 else ''}")
     if document.operator_library is not None:
         said.append(f"operator library {'loaded' if document.operator_library else 'missing'}")
-    if not document.output:
+    if not document.output and not undecided:
         said.append("nothing was written: figures are predictions")
     text = ", ".join(said)
     return f"{text[0].upper()}{text[1:]}." if text else ""
@@ -171,7 +175,8 @@ def _asked(item: Any) -> str:
 
 def _fronts(document: RunDocument, metric: str) -> list[Html]:
     limits = {item.kind: item.limit for item in document.budgets}
-    drawn = [charts.front(document.front, by, limits.get(by), metric) for by in ("ms", "bytes")]
+    fronts = {"ms": document.front, "bytes": document.front_bytes or document.front}
+    drawn = [charts.front(points, by, limits.get(by), metric) for by, points in fronts.items()]
     return [chart for chart in drawn if chart is not None]
 
 
@@ -259,6 +264,7 @@ def _table(rows: Sequence[Layer]) -> dict[str, Any] | None:
         "has_error": has_error,
         "columns": 3 + sum((has_time, has_size, has_error)),
         "long": len(rows) > _LONG,
+        "undecided": all(row.form == "–" for row in rows),
     }
 
 

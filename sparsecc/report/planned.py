@@ -15,7 +15,7 @@ import onnx
 import sparsecc
 from sparsecc.plan.costs import machine_facts
 from sparsecc.plan.guard import Attempt, Limits, Verdict
-from sparsecc.plan.items import Choice, Item
+from sparsecc.plan.items import Candidate, Choice, Item
 from sparsecc.plan.planner import Planner
 
 __all__ = [
@@ -63,6 +63,9 @@ def planned_parts(
     return {
         "items": item_rows(planner.items, choice),
         "front": front_rows([whole(point) for point in planner.points], predicted),
+        "front_bytes": []
+        if limits.bytes is None
+        else front_rows([whole(point) for point in planner.points_by_size], predicted),
         "predicted": {
             "ms": predicted.ms,
             "bytes": predicted.bytes,
@@ -92,30 +95,37 @@ def planned_parts(
     }
 
 
-def item_rows(items: Sequence[Item], choice: Choice) -> list[dict[str, Any]]:
-    """What a planner chose between, and what it took: rows of the part ``items``; what is not known is None."""
+def item_rows(items: Sequence[Item], choice: Choice | None) -> list[dict[str, Any]]:
+    """What a planner chose between, and what it took: rows of the part ``items``; what is not known is None.
+
+    Args:
+        items: all.
+        choice: what was taken; None where nothing is chosen yet.
+    """
     return [
         {
             "name": item.name,
             "sites": list(item.sites),
-            "chosen": choice.chosen[item.name],
-            "candidates": [
-                {
-                    "name": candidate.name,
-                    "ms": _known(candidate.time.ms),
-                    "source": candidate.time.source,
-                    "spread": candidate.time.spread,
-                    "bytes": candidate.bytes,
-                    "error": _known(candidate.error),
-                    "damage": _known(item.damage(candidate)),
-                    "custom_ops": candidate.custom_ops,
-                    "note": candidate.note,
-                }
-                for candidate in item.candidates
-            ],
+            "chosen": None if choice is None else choice.chosen[item.name],
+            "candidates": [_candidate_row(item, candidate) for candidate in item.candidates],
+            "dropped": [_candidate_row(item, candidate) for candidate in item.dropped],
         }
         for item in items
     ]
+
+
+def _candidate_row(item: Item, candidate: Candidate) -> dict[str, Any]:
+    return {
+        "name": candidate.name,
+        "ms": _known(candidate.time.ms),
+        "source": candidate.time.source,
+        "spread": _known(candidate.time.spread),
+        "bytes": candidate.bytes,
+        "error": _known(candidate.error),
+        "damage": _known(item.damage(candidate)),
+        "custom_ops": candidate.custom_ops,
+        "note": candidate.note,
+    }
 
 
 def _known(value: float) -> float | None:
@@ -123,7 +133,7 @@ def _known(value: float) -> float | None:
 
 
 def curve_rows(
-    items: Sequence[Item], choice: Choice, replacements: Mapping[str, str] | None = None
+    items: Sequence[Item], choice: Choice | None, replacements: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """Damage to the metric over error, for the forms of each item: rows of the part ``sensitivity``.
 
@@ -131,13 +141,14 @@ def curve_rows(
 
     Args:
         items: with sensitivities.
-        choice: what was taken.
+        choice: what was taken; None where nothing is chosen yet.
         replacements: by name of an item the form it was replaced by when its sensitivity was measured.
     """
     rows = []
     for item in items:
-        taken = item.candidates[choice.chosen[item.name]]
-        forms = [form for form in item.candidates if form.error <= max(_MOST_ERROR, taken.error)]
+        taken = None if choice is None else item.candidates[choice.chosen[item.name]]
+        most = _MOST_ERROR if taken is None else max(_MOST_ERROR, taken.error)
+        forms = [form for form in item.candidates if form.error <= most]
         measured = (replacements or {}).get(item.name)
         points = [
             {
@@ -150,7 +161,9 @@ def curve_rows(
             if math.isfinite(form.error) and math.isfinite(item.damage(form))
         ]
         if len(points) > 1:
-            rows.append({"name": item.name, "points": points, "chosen_error": taken.error})
+            rows.append(
+                {"name": item.name, "points": points, "chosen_error": None if taken is None else taken.error}
+            )
     return rows
 
 

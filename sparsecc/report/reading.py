@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sparsecc.errors import UsageError
+from sparsecc.report.analysed import analysis_document, is_analysis
 from sparsecc.report.schema import RunDocument
 
 __all__ = ["parse_document", "read_document"]
@@ -34,6 +35,8 @@ _T = TypeVar("_T")
 def read_document(path: Path) -> RunDocument:
     """Read the run document in a file.
 
+    What ``sparsecc analyze`` printed or saved counts as one.
+
     Raises:
         UsageError: the file is missing, too large, no JSON, or no run document; the message says where.
         OSError: it cannot be read.
@@ -49,7 +52,7 @@ def read_document(path: Path) -> RunDocument:
             f"{path} is no JSON ({_short(error)}): give what 'sparsecc optimize --json' printed"
         ) from None
     try:
-        return parse_document(value)
+        return parse_document(analysis_document(value) if is_analysis(value) else value)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
@@ -65,7 +68,7 @@ def parse_document(value: object) -> RunDocument:
         raise UsageError("no run document: it has no part that 'sparsecc optimize --json' prints")
     document = _record(RunDocument, value, "")
     for number, item in enumerate(document.items):
-        if item.candidates and not 0 <= item.chosen < len(item.candidates):
+        if item.candidates and item.chosen is not None and not 0 <= item.chosen < len(item.candidates):
             raise UsageError(f"items[{number}].chosen is {item.chosen}, of {len(item.candidates)} candidates")
     for number, thumbnail in enumerate(document.thumbnails):
         for name in ("grid", "corner"):

@@ -123,13 +123,18 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """Sites that take one form together; the first candidate is the form they had, ``chosen`` is a number."""
+    """Sites that take one form together.
+
+    The first candidate is the form they had; ``chosen`` is the number of the one that was taken, None where nothing was
+    chosen yet. ``dropped`` are forms that were no candidates, with the reason as their ``note``.
+    """
 
     name: str
     sites: tuple[str, ...] = ()
     candidates: tuple[CandidateRow, ...] = ()
-    chosen: int = 0
+    chosen: int | None = None
     reason: str = ""
+    dropped: tuple[CandidateRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -285,6 +290,7 @@ class RunDocument:
     operator_library: bool | None = None
     items: tuple[ItemRow, ...] = ()
     front: tuple[FrontPoint, ...] = ()
+    front_bytes: tuple[FrontPoint, ...] = ()
     predicted: Predicted | None = None
     budgets: tuple[Budget, ...] = ()
     metric: Metric | None = None

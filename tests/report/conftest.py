@@ -59,6 +59,10 @@ DOCUMENT: dict[str, Any] = {
                 {"name": "quantize", "ms": 0.2, "source": "interpolated", "bytes": 2048, "error": 0.02, "damage": 0.001,
                  "custom_ops": True, "note": "the budget forbids it"},
             ],
+            "dropped": [
+                {"name": f"factor-rrr{{param-ratio=0.{at}}}", "ms": 0.5, "note": "as slow as the dense layer"}
+                for at in range(1, 9)
+            ],
         }
         for name, extra, chosen in ((NAMES[0], ["tied"], 1), (NAMES[1], [], 0))
     ],
@@ -66,6 +70,11 @@ DOCUMENT: dict[str, Any] = {
         {"ms": 2.0, "bytes": 5_000_000, "damage": 0, "input": True},
         {"ms": 1.1, "bytes": 2_000_000, "damage": 0.01, "chosen": True},
         {"ms": 0.7, "bytes": 1_000_000, "damage": 0.08},
+    ],
+    "front_bytes": [
+        {"ms": 2.0, "bytes": 5_000_000, "damage": 0, "input": True},
+        {"ms": 1.1, "bytes": 2_000_000, "damage": 0.01, "chosen": True},
+        {"ms": 1.9, "bytes": 700_000, "damage": 0.05},
     ],
     "predicted": {"ms": 1.1, "bytes": 2_000_000, "damage": 0.01},
     "budgets": [{"kind": "ms", "limit": 1.2, "asked": "0.5x", "met": True}],

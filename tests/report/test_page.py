@@ -71,7 +71,7 @@ def test_parts_that_are_missing_are_left_out(document: Document) -> None:
         "balance": "partition", "passes": "passes", "guard": "metric", "deploy": "output",
     }  # fmt: skip
     for anchor, key in parts.items():
-        rest = {name: part for name, part in whole.items() if name != key}
+        rest = {name: part for name, part in whole.items() if name.removesuffix("_bytes") != key}
         left = {item["id"] for item in Reader(render(rest)).all("section")}
         assert left == {*ANCHORS} - {anchor}, key
 
@@ -288,3 +288,29 @@ def test_what_planning_took(document: Document) -> None:
     assert "400.00 MB (300.00 MB predicted)" in page
     del (without := document())["effort"]
     assert "predicted)" not in render(without)
+
+
+def test_what_was_dropped_says_why(document: Document) -> None:
+    page = render(document()).replace("<wbr>", "")
+    assert "3 forms compared, 8 dropped before" in page
+    assert "8 dropped: as slow as the dense layer" in page
+    assert "and 2 more" in page
+
+
+def test_bytes_have_a_front_of_their_own(document: Document) -> None:
+    page = render(document())
+    assert "choices from 1.10 ms to 2.00 ms" not in page
+    assert "3 choices from 0.700 ms to 2.00 ms" in page
+    assert "3 choices from 700.00 kB to 5.00 MB" in page
+    del (without := document())["front_bytes"]
+    assert "3 choices from 1.00 MB to 5.00 MB" in render(without)
+
+
+def test_nothing_chosen_yet(document: Document) -> None:
+    whole = document()
+    for item in whole["items"]:
+        del item["chosen"]
+    page = render({"items": whole["items"], "sensitivity": whole["sensitivity"]})
+    assert "2 of 2 parts may take other forms, none is chosen yet" in page.lower()
+    assert "✓ chosen" not in page
+    assert "predictions" not in page

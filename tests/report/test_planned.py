@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sparsecc.errors import UsageError
+from sparsecc.plan.analysis import Analysis
 from sparsecc.plan.guard import Attempt, Limits
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
-from sparsecc.report import parse_document
+from sparsecc.report import parse_document, read_document, render
 from sparsecc.report.planned import command_line, curve_rows, front_rows, guard_steps, item_rows, provenance
 
 DENSE = Candidate((), 0.0, Estimate(1.0, "measured", 0.02), 100)
@@ -119,3 +123,37 @@ def test_provenance_is_plain() -> None:
 def test_command_lines_tell_no_folders(tmp_path: Path, given: str, told: str) -> None:
     names = {"folder": str(tmp_path), "name": tmp_path.name}
     assert command_line(["sparsecc", given.format(**names)]) == f"sparsecc {told.format(**names)}"
+
+
+def analysis() -> dict[str, Any]:
+    lost = Candidate(("factor-svd",), float("nan"), Estimate(0.9, "measured"), 90, note="does not pay")
+    items = tuple(replace(item, dropped=(lost,)) for item in ITEMS)
+    shapes = {site: (4, 4) for item in items for site in item.sites}
+    return Analysis("m", "d", "accuracy", 0.9, 2.0, 1.25, items, shapes, ("one note",)).to_json()
+
+
+def test_an_analysis_makes_a_page(tmp_path: Path) -> None:
+    path = tmp_path / "analysis.json"
+    path.write_text(json.dumps({"name": "input.onnx", **analysis()}))
+    document = read_document(path)
+    assert (document.model, document.notes[0]) == ("input.onnx", "one note")
+    assert document.metric is not None
+    assert (document.metric.name, document.metric.before, document.metric.after) == ("accuracy", 0.9, None)
+    assert [item.chosen for item in document.items] == [None] * 5
+    assert [(row.note, row.error) for row in document.items[0].dropped] == [("does not pay", None)]
+    assert len(document.sensitivity) == 5
+    page = render(document)
+    assert "1 dropped: does not pay" in page
+    assert "Sensitivity" in page
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("format", 9), ("items", [1]), ("items", 3), ("metric", None), ("additivity", "much"),
+     ("items", [{"name": "a", "sites": [], "sensitivity": 1, "groups": None, "candidates": [], "dropped": []}])],
+)  # fmt: skip
+def test_a_damaged_analysis_is_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "analysis.json"
+    path.write_text(json.dumps({**analysis(), key: value}))
+    with pytest.raises(UsageError, match="no analysis of this version"):
+        read_document(path)
