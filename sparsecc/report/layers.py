@@ -148,7 +148,7 @@ def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
         tried = tuple(_tried(row, None) for row in item.candidates) if len(item.candidates) > 1 else ()
         return Layer(
             item.name, about, "–", "", before.ms, None, before.bytes, None, None, "",
-            item.reason or before.note, tried, _dropped(item),
+            item.reason or before.note or _open(item), tried, _dropped(item),
         )  # fmt: skip
     after = item.candidates[item.chosen]
     form = _short_form(after.name)
@@ -169,6 +169,19 @@ def _of_item(item: ItemRow, sites: Mapping[str, SiteRow]) -> Layer:
         tuple(_tried(row, after) for row in item.candidates) if len(item.candidates) > 1 else (),
         _dropped(item),
     )
+
+
+def _open(item: ItemRow) -> str:
+    """What there is to gain where nothing is chosen yet."""
+    before = item.candidates[0]
+    said = []
+    for field, word in (("ms", "fast"), ("bytes", "small")):
+        mine = getattr(before, field)
+        ratios = [times(mine, getattr(row, field)) for row in item.candidates[1:]]
+        most = max((ratio for ratio in ratios if ratio is not None), default=None)
+        if most is not None:
+            said.append(f"{number(most)} times as {word}")
+    return f"up to {' or '.join(said)}" if said else ""
 
 
 def _dropped(item: ItemRow) -> tuple[tuple[str, int, str], ...]:

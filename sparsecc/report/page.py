@@ -37,8 +37,9 @@ def view(document: RunDocument) -> dict[str, Any]:
         "fronts": _fronts(document, metric),
         "latency": _latency(document.latency),
         "overview": _overview(rows, summed),
-        "forms": [_form(item) for item in summed],
+        "forms": [] if _undecided(document) else [_form(item) for item in summed],
         "layers": _table(rows),
+        "undecided": _undecided(document),
         "curves": _curves(document),
         "spectra": _charts(_largest(document.spectra), charts.spectrum, lambda item: (item.site, "")),
         "thumbnails": _thumbnails(document),
@@ -75,16 +76,25 @@ def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _title(document: RunDocument) -> str:
     names = [base_name(name) for name in (document.model, document.output) if base_name(name)]
+    if names and not document.output and _undecided(document):
+        return f"Analysis of {names[0]}"
     return " → ".join(dict.fromkeys(names)) or "sparsecc run"
+
+
+def _undecided(document: RunDocument) -> bool:
+    """Whether it is an analysis: there are forms to choose from, and nothing is chosen."""
+    return any(item.candidates for item in document.items) and all(
+        item.chosen is None for item in document.items
+    )
 
 
 def _lead(document: RunDocument, rows: Sequence[Layer]) -> str:
     """One sentence on what was done, of facts that are there."""
     changed = sum(row.form not in ("dense", "–") for row in rows)
     said = []
-    undecided = [item for item in document.items if item.chosen is None and item.candidates]
-    if undecided and not document.sites:
-        several = sum(len(item.candidates) > 1 for item in undecided)
+    undecided = _undecided(document)
+    if undecided:
+        several = sum(len(item.candidates) > 1 for item in document.items)
         said.append(f"{several} of {len(rows)} parts may take other forms, none is chosen yet")
     elif rows:
         said.append(f"{changed} of {len(rows)} layer{'s' if len(rows) > 1 else ''} took another form")
@@ -124,7 +134,7 @@ def _tiles(document: RunDocument) -> list[dict[str, str]]:
         tiles.append(
             {"value": format_bytes(document.predicted.bytes), "name": "predicted", "more": "constants"}
         )
-    if document.metric is not None:
+    if document.metric is not None and (document.metric.after is not None or document.metric.before):
         tiles.append(_metric_tile(document.metric))
     elif document.rel_l2_to_input is not None:
         more = "relative L2 distance to the input model"
@@ -143,6 +153,8 @@ def _ratio_tile(ratio: float | None, words: tuple[str, str], more: str) -> dict[
 
 
 def _metric_tile(metric: Metric) -> dict[str, str]:
+    if metric.after is None:
+        return {"value": number(metric.before, 4), "name": metric.name, "more": "of the input"}
     value = number(metric.after, 4)
     more = f"{number(metric.before, 4)} before, {change(metric.before, metric.after)}"
     return {"value": value, "name": metric.name, "more": more}
@@ -163,6 +175,9 @@ def _verdict(document: RunDocument) -> dict[str, str] | None:
             "more": ", ".join(_asked(item) for item in unmet),
             "kind": "bad",
         }
+    if document.budgets and all(item.met for item in document.budgets):
+        more = ", ".join(_asked(item) for item in document.budgets)
+        return {"value": "✓ kept", "name": "budget", "more": more, "kind": "good"}
     if document.max_rel_l2 is not None:
         more = f"relative L2 {number(document.max_rel_l2, 2)} to the dense form of the same weights"
         return {"value": "✓ verified", "name": "", "more": more, "kind": "good"}
@@ -264,7 +279,6 @@ def _table(rows: Sequence[Layer]) -> dict[str, Any] | None:
         "has_error": has_error,
         "columns": 3 + sum((has_time, has_size, has_error)),
         "long": len(rows) > _LONG,
-        "undecided": all(row.form == "–" for row in rows),
     }
 
 

@@ -87,7 +87,7 @@ def planned_parts(
             "after": None if best is None else best.score,
             "max_drop": limits.drop,
             "higher_is_better": planner.metric.higher_is_better,
-            "held": None if misses is None else "drop" not in misses,
+            "held": None if misses is None or limits.drop is None else "drop" not in misses,
             "steps": [] if verdict is None else guard_steps(planner.items, verdict.attempts, limits),
         },
         "sensitivity": curve_rows(planner.items, choice),

@@ -310,7 +310,26 @@ def test_nothing_chosen_yet(document: Document) -> None:
     whole = document()
     for item in whole["items"]:
         del item["chosen"]
-    page = render({"items": whole["items"], "sensitivity": whole["sensitivity"]})
+    metric = {"name": "accuracy", "before": 0.9}
+    page = render(
+        {"model": "net.onnx", "items": whole["items"], "sensitivity": whole["sensitivity"], "metric": metric}
+    )
+    assert "Analysis of net.onnx" in page.replace("<wbr>", "")
+    assert "up to 4.00 times as fast or 4.55 times as small" in page
+    assert "of the input" in page
+    assert "Dashed" not in page
     assert "2 of 2 parts may take other forms, none is chosen yet" in page.lower()
     assert "✓ chosen" not in page
     assert "predictions" not in page
+
+
+def test_a_budget_that_was_kept(document: Document) -> None:
+    whole = document()
+    whole["metric"]["held"] = None
+    assert "✓ kept" in tile_names(render(whole))
+    whole["budgets"][0]["met"] = False
+    assert "✗ missed" in tile_names(render(whole))
+
+
+def tile_names(page: str) -> str:
+    return page.split("<nav")[0]
