@@ -42,6 +42,7 @@ _VERBS = {
     "report": ("report", "Make a page out of what optimize --json printed."),
     "verify": ("verify", "Compare the outputs of two models."),
     "benchmark": ("benchmark", "Time models against each other, interleaved."),
+    "bundle": ("bundle", "Put a model and all that a device needs to run it into one folder."),
     "recipe": ("recipe", "Make, check and show recipes and plans; their JSON Schema."),
     "passes": ("passes", "List the passes, or show one with its options."),
     "targets": ("targets", "List the targets, or export this machine's measured costs."),

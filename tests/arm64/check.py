@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 import sparsecc
-from sparsecc import runtime
+from sparsecc import bundle, runtime
 
 ROOT = machine.ROOT
 TESTS = ROOT / "tests" / "runtime"
@@ -102,6 +102,51 @@ def run_models(library: Path, folder: Path) -> bool:
     return agreed
 
 
+def run_bundle(folder: Path) -> bool:
+    """Bundle a model for that machine, run it there without Python and by the bundle's example; return whether both
+    gave what this machine gives.
+    """
+    source = ROOT / "models" / "digits_cnn" / "digits_cnn_sparse16x1.onnx"
+    model, out = folder / "bundled.onnx", folder / "bundle"
+    sparsecc.optimize(source, model, keep_slower=True, threads=1)
+    bundle.make_bundle(model, out, triple="aarch64-linux")
+    x = examples("digits_cnn", model)
+    np.save(folder / "x.npy", x)
+    session = runtime.load(model, threads=1)
+    (name,) = (item.name for item in session.get_inputs())
+    expected = session.run(None, {name: x})[0]
+    there = Path(f"model/{model.name}")
+    runs = {
+        "run": machine.program(
+            [out / "bin" / "sparsecc-run", out / there, "--input", folder / "x.npy", "--output", folder / "run.npy",
+             "--repeat", "2", "--threads", "1"]
+        ),
+        "example": machine.python(
+            [out / "examples" / "run_model.py", "--input", f"{name}={folder / 'x.npy'}",
+             "--output", f"{session.get_outputs()[0].name}={folder / 'example.npy'}", "--threads", "1"],
+            cpu="max", library=out / "lib" / "libsparsecc_ops.so",
+        ),
+    }  # fmt: skip
+    agreed = True
+    for what, process in runs.items():
+        text, _ = process.communicate()
+        y = np.load(folder / f"{what}.npy") if process.returncode == 0 else np.full_like(expected, np.inf)
+        difference = float(np.abs(y - expected).max() / np.abs(expected).max())
+        agreed &= difference <= float(TOLERANCE["fp32"])
+        print(
+            f"bundle, {what}: largest difference {difference:.1e}; {text.strip().splitlines()[-1:]}",
+            flush=True,
+        )
+    return agreed
+
+
+def run_static(folder: Path) -> bool:
+    """Link the library into a program of one file and run it there; return whether it ran."""
+    text, _ = machine.program([machine.build_static_program(folder)]).communicate()
+    print(f"one file with the archive: {text.strip()}", flush=True)
+    return text.startswith(f"{sparsecc.__version__}, {ISAS[0]}") and text.endswith(", 42\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--build-only", action="store_true", help="cross-compile the library and stop")
@@ -120,6 +165,8 @@ def main() -> int:
     passed = run_tests(library)
     with tempfile.TemporaryDirectory() as folder:
         passed &= run_models(library, Path(folder))
+        passed &= run_bundle(Path(folder))
+        passed &= run_static(Path(folder))
     print(f"ARM: {'passed' if passed else 'FAILED'} after {time.monotonic() - begin:.0f} s")
     return 0 if passed else 1
 

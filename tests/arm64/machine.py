@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["MissingError", "build_library", "prepare", "python", "tools"]
+__all__ = ["MissingError", "build_library", "build_static_program", "prepare", "program", "python", "tools"]
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "arm64"
@@ -66,13 +66,17 @@ def tools() -> None:
         raise MissingError(f"{hint} ({error})") from error
 
 
+def _cmake() -> str:
+    beside = Path(sys.executable).with_name("cmake")
+    return str(beside) if beside.exists() else "cmake"
+
+
 def build_library() -> Path:
     """Cross-compile the operator library and the runner; return the library's file.
 
     Stripped they lie in ``runtime/aarch64-linux``, where ``sparsecc`` finds them.
     """
-    cmake = Path(sys.executable).with_name("cmake")
-    command = cmake if cmake.exists() else Path("cmake")
+    command = _cmake()
     folder = WORK / "library"
     options = {
         "CMAKE_SYSTEM_NAME": "Linux",
@@ -81,13 +85,22 @@ def build_library() -> Path:
         "SPARSECC_WERROR": "ON",
     }
     definitions = [f"-D{name}={value}" for name, value in options.items()]
-    subprocess.run([str(command), "-S", str(ROOT / "runtime"), "-B", str(folder), *definitions], check=True)
-    subprocess.run([str(command), "--build", str(folder), "--parallel", str(os.cpu_count() or 1)], check=True)
+    subprocess.run([command, "-S", str(ROOT / "runtime"), "-B", str(folder), *definitions], check=True)
+    subprocess.run([command, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)], check=True)
     installed = ROOT / "runtime" / "aarch64-linux"
-    subprocess.run(
-        [str(command), "--install", str(folder), "--prefix", str(installed), "--strip"], check=True
-    )
+    subprocess.run([command, "--install", str(folder), "--prefix", str(installed), "--strip"], check=True)
     return installed / "lib" / "libsparsecc_ops.so"
+
+
+def build_static_program(folder: Path) -> Path:
+    """Compile ``static_link.cc`` with the library's archive into a program without shared libraries; return it."""
+    work, program = WORK / "library", folder / "static_link"
+    subprocess.run([_cmake(), "--build", str(work), "--target", "sparsecc_ops_static"], check=True)
+    source = Path(__file__).with_name("static_link.cc")
+    include = ROOT / "runtime" / "csrc" / "include"
+    words = ["aarch64-linux-gnu-g++", "-std=c++20", "-Wall", "-static", "-I", include, source]
+    subprocess.run([*map(str, words), str(work / "libsparsecc_ops.a"), "-o", str(program)], check=True)
+    return program
 
 
 def _unpack_debian(folder: Path) -> None:
@@ -162,9 +175,19 @@ def python(
         "SPARSECC_OPS_LIBRARY": str(library),
         **variables,
     }
-    root = WORK / "root"
-    command = ["qemu-aarch64-static", "-cpu", cpu, "-L", str(root), str(root / "usr/bin/python3")]
+    return _start([WORK / "root" / "usr" / "bin" / "python3", *arguments], cpu, environment)
+
+
+def program(arguments: Sequence[str | Path]) -> subprocess.Popen[str]:
+    """Start a program that was built for the machine, with the onnxruntime of its Python, on the best processor."""
+    (onnxruntime,) = (WORK / "site" / "onnxruntime" / "capi").glob("libonnxruntime.so.*")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARSECC_")}
+    return _start(arguments, "max", {**environment, "SPARSECC_ONNXRUNTIME": str(onnxruntime)})
+
+
+def _start(arguments: Sequence[str | Path], cpu: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = ["qemu-aarch64-static", "-cpu", cpu, "-L", WORK / "root", *arguments]
     return subprocess.Popen(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, text=True,
+        [str(word) for word in command], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -37,6 +37,7 @@ ALLOWED = {
         "errors",
         "__init__",
     },
+    "bundle": {"ir", "runtime", "errors"},
     "exec": {"errors"},
     "plan": {"*"},
     "cli": {"*"},

@@ -4,11 +4,12 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
-#include <regex>
+#include <sstream>
 
 #include "error.h"
 
@@ -49,21 +50,27 @@ std::string read_header(std::ifstream& file, const std::string& path) {
   return header;
 }
 
-std::string field(const std::string& header, const char* pattern, const std::string& path) {
-  std::smatch match;
-  if (!std::regex_search(header, match, std::regex(pattern))) {
+// The text between `begin` and `end` after the key: a header is a Python dictionary as NumPy prints it.
+std::string field(const std::string& header, const std::string& key, char begin, char end,
+                  const std::string& path) {
+  size_t from = header.find("'" + key + "':");
+  if (from != std::string::npos) from = header.find_first_not_of(' ', from + key.size() + 3);
+  const size_t to = from == std::string::npos ? from : header.find(end, from + 1);
+  if (to == std::string::npos || (begin != '\0' && header[from] != begin)) {
     bad_file(path, "its header is not that of an array of numbers: write it with numpy.save");
   }
-  return match[1];
+  return begin == '\0' ? header.substr(from, to - from) : header.substr(from + 1, to - from - 1);
 }
 
 std::vector<int64_t> parse_shape(const std::string& text, const std::string& path) {
   std::vector<int64_t> shape;
-  const std::regex number("[0-9]+");
-  for (std::sregex_iterator it(text.begin(), text.end(), number), end; it != end; ++it) {
+  std::istringstream numbers(text);
+  for (std::string number; std::getline(numbers, number, ',');) {
+    if (number.find_first_not_of(' ') == std::string::npos) continue;  // behind the last comma
+    char* end = nullptr;
     errno = 0;
-    const long long dim = std::strtoll(it->str().c_str(), nullptr, 10);
-    if (errno != 0) bad_file(path, "its shape is too large");
+    const long long dim = std::strtoll(number.c_str(), &end, 10);
+    if (errno != 0 || *end != '\0' || dim < 0) bad_file(path, "its shape (" + text + ") is none");
     shape.push_back(dim);
   }
   return shape;
@@ -123,15 +130,15 @@ Array read_npy(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) bad_file(path, std::string("cannot be read: ") + std::strerror(errno));
   const std::string header = read_header(file, path);
-  const std::string npy = field(header, "'descr': *'([^']*)'", path);
+  const std::string npy = field(header, "descr", '\'', '\'', path);
   Array array;
   array.type = type_of_npy(npy);
   if (array.type == nullptr)
     bad_file(path, "elements of type '" + npy + "' are not supported: convert them with astype");
-  if (field(header, "'fortran_order': *(True|False)", path) == "True") {
+  if (field(header, "fortran_order", '\0', ',', path) == "True") {
     bad_file(path, "the array lies column by column: save numpy.ascontiguousarray of it");
   }
-  array.shape = parse_shape(field(header, "'shape': *\\(([0-9, ]*)\\)", path), path);
+  array.shape = parse_shape(field(header, "shape", '(', ')', path), path);
   const size_t size = nbytes(array.shape, array.type->size, path);
   const auto begin = static_cast<uintmax_t>(file.tellg());
   if (std::filesystem::file_size(path) != begin + size) {
