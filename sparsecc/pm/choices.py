@@ -142,10 +142,11 @@ def _check(spec: Spec) -> None:
 def expanded(steps: Sequence[str], choices: Sequence[SiteChoice], source: str) -> list[str]:
     """Return the specs of a pipeline whose ``steps`` may be ``@items`` and ``@narrow``.
 
-    Without ``@narrow`` all passes of items go where ``@items`` is.
+    Without ``@narrow`` all passes of items go where ``@items`` is. Where items take 16-bit values, ``choose-layout``
+    may store them.
 
     Raises:
-        SpecError: markers that are missing, unknown or there twice.
+        SpecError: markers that are missing, unknown or there twice; items that take different types of values.
     """
     for step in steps:
         if step.startswith("@") and step not in (ITEMS, NARROW):
@@ -164,7 +165,58 @@ def expanded(steps: Sequence[str], choices: Sequence[SiteChoice], source: str) -
     if NARROW not in steps:
         wide, narrow = wide + narrow, []
     places = {ITEMS: wide, NARROW: narrow}
-    return [spec for step in steps for spec in places.get(step, [step])]
+    values = _one_type(choices, source)
+    return [_storing(spec, values, source) for step in steps for spec in places.get(step, [step])]
+
+
+def _one_type(choices: Sequence[SiteChoice], source: str) -> str | None:
+    """The type of 16-bit values that items take, if any.
+
+    Raises:
+        SpecError: there are two, or several ways to quantise; a model has one of each.
+    """
+    from sparsecc.pm.registry import get_pass
+
+    ways, types = dict[str, None](), dict[str, None]()
+    for choice in choices:
+        passes = [
+            get_pass(spec.name).from_options(spec.options)
+            for own in choice.passes
+            for spec in parse_specs(own)
+        ]
+        narrow = [item for item in passes if item.narrows]
+        if len(narrow) > len({item.name for item in narrow}):
+            raise SpecError(
+                f"{source}: the choice of '{choice.sites[0]}' has {narrow[-1].name} twice: leave one out"
+            )
+        ways |= {str(item): None for item in narrow if item.name == "quantize"}
+        types |= {str(vars(item)["values"]): None for item in narrow if item.name == "round-weights"}
+    if len(ways) > 1:
+        raise SpecError(
+            f"{source}: items take {' and '.join(ways)}: a model is quantised in one way, choose one"
+        )
+    if len(types) > 1:
+        raise SpecError(
+            f"{source}: items take values of {' and '.join(types)}: a model has one 16-bit type, choose one"
+        )
+    return next(iter(types), None)
+
+
+def _storing(spec: str, values: str | None, source: str) -> str:
+    """The same step; ``choose-layout`` with the type of values that items take.
+
+    Raises:
+        SpecError: it says another one.
+    """
+    if values is None or not spec.startswith("choose-layout"):
+        return spec
+    (parsed,) = parse_specs(spec)
+    own = parsed.options.get("values", values)
+    if own != values:
+        raise SpecError(
+            f"{source}: {spec} stores values of {own}, items take {values}: write values={values} into the pipeline"
+        )
+    return format_spec(parsed.name, {**parsed.options, "values": values})
 
 
 def _grouped(choices: Sequence[SiteChoice]) -> tuple[list[str], list[str]]:
@@ -176,7 +228,7 @@ def _grouped(choices: Sequence[SiteChoice]) -> tuple[list[str], list[str]]:
             (group.made if number else group.sites).extend(choice.sites)
     everything = [site for choice in choices for site in choice.sites]
     wide, narrow = list[str](), list[str]()
-    for step in sorted(groups, key=lambda step: (step.rank, step.place)):  # then in the order of items
+    for step in sorted(groups, key=_order):  # then in the order of items
         group = groups[step]
         own = {*group.sites, *group.made}
         match = exact_match(group.sites, group.made, [site for site in everything if site not in own])
@@ -184,6 +236,11 @@ def _grouped(choices: Sequence[SiteChoice]) -> tuple[list[str], list[str]]:
         text = format_spec(spec.name, {**spec.options, "match": match})
         (narrow if step.rank == _NARROW_RANK else wide).append(text)
     return wide, narrow
+
+
+def _order(step: _Step) -> tuple[int, bool, int]:
+    """Quantising comes last: what measures whether it pays compares with the model before it."""
+    return step.rank, step.spec.startswith("quantize"), step.place
 
 
 _NARROW_RANK = 4

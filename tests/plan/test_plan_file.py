@@ -26,7 +26,7 @@ from sparsecc.plan.plan_file import (
     write_plan,
 )
 from sparsecc.pm import PassContext, Pipeline, SiteOverride
-from sparsecc.pm.choices import exact_match
+from sparsecc.pm.choices import SiteChoice, exact_match, expanded, split_specs
 from sparsecc.sparse import Pattern
 
 PRUNE, INT8, FACTOR = "prune-wanda{pattern=16x1 sparsity=0.5}", "quantize", "factor-rrr{param-ratio=0.5}"
@@ -251,3 +251,37 @@ def test_passes_that_follow_others_find_what_those_made():
     assert len(found) == 3
     assert not found.pop("fc1.b")
     assert all(found.values())
+
+
+def two(first: str, second: str, layout: str = "choose-layout") -> list[str]:
+    choices = [SiteChoice((site,), split_specs(text)) for site, text in (("a", first), ("b", second))]
+    return expanded(["tidy", "@items", "@narrow", layout], choices, "plan.toml")
+
+
+def test_values_of_an_edited_choice_are_stored():
+    specs = two("prune-magnitude,round-weights{values=bf16}", "quantize")
+    assert specs[-1] == "choose-layout{values=bf16}"
+    assert [spec.partition("{")[0] for spec in specs[2:4]] == ["round-weights", "quantize"]
+    assert two("quantize", "dense")[-1] == "choose-layout"
+    assert two("round-weights", "dense", "choose-layout{values=fp16}")[-1] == "choose-layout{values=fp16}"
+    assert len(two("quantize", "quantize{activations=dynamic}")) == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "layout", "text"),
+    [
+        ("quantize", "quantize{activations=static}", "choose-layout", "quantised in one way"),
+        ("round-weights", "round-weights{values=bf16}", "choose-layout", "fp16 and bf16: a model has one"),
+        ("quantize,quantize", "dense", "choose-layout", "'a' has quantize twice"),
+        (
+            "prune-magnitude,round-weights,quantize,round-weights",
+            "dense",
+            "choose-layout",
+            "round-weights twice",
+        ),
+        ("round-weights{values=bf16}", "dense", "choose-layout{values=fp16}", "write values=bf16"),
+    ],
+)
+def test_a_model_has_one_type_of_each_kind(first, second, layout, text):
+    with pytest.raises(SpecError, match=text):
+        two(first, second, layout)
