@@ -57,6 +57,7 @@ LOADERS: dict[str, str] = {
     "factor-kronecker": "sparsecc.passes.factor.kronecker:FactorKronecker",
     "protect": "sparsecc.passes.prune.protect:Protect",
     "allocate": "sparsecc.passes.prune.allocate:Allocate",
+    "quantize-embedding": "sparsecc.passes.quantize.embedding:QuantizeEmbedding",
     "quantize": "sparsecc.passes.quantize.quantize:Quantize",
     "lower-conv-int8": "sparsecc.passes.lower.lower_conv_int8:LowerConvInt8",
     "choose-layout": "sparsecc.passes.lower.choose_layout:ChooseLayout",

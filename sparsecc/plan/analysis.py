@@ -23,6 +23,7 @@ from sparsecc.plan.outlook import Effort, Outlook, Pace
 from sparsecc.plan.pricing import Resource
 from sparsecc.plan.results import Results
 from sparsecc.plan.sensitivity import measure_sensitivity
+from sparsecc.plan.tables import table_shapes
 from sparsecc.pm import PassContext, Pipeline
 
 __all__ = ["Analysis", "analyze", "read_analysis", "tidied", "write_analysis"]
@@ -44,7 +45,7 @@ class Analysis:
         scale: damage to the metric per squared error of the outputs.
         additivity: measured over predicted damage of replacing all parts at once; None where nothing was replaced.
         items: with sensitivities.
-        shapes: by name of a site, outputs and inputs of its weight.
+        shapes: by name of a site, outputs and inputs of its weight; of a table rows and columns.
         notes: what the user should know.
         effort: what it took.
     """
@@ -181,7 +182,7 @@ def analyze(
         found.scale,
         found.additivity,
         found.items,
-        {site.name: site.shape for site in model.sites()},
+        table_shapes(model) | {site.name: site.shape for site in model.sites()},
         (*found.notes, *setting.table.keep()),
         Effort(predicted[0], seconds),
     )

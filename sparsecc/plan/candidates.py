@@ -17,6 +17,7 @@ from sparsecc.plan.part_forms import Form, FormError, FormTask, Passes, explore,
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.pricing import FAMILIES, PartCosts, Priced, Pricing, Resource, form_families
 from sparsecc.plan.results import Results
+from sparsecc.plan.tables import table_items
 from sparsecc.plan.timing import Inputs, input_shapes_of_sites, runs_of_sites
 from sparsecc.pm import CalibrationSource, Progress, no_progress
 from sparsecc.target import Target
@@ -71,8 +72,9 @@ def find_items(
         told: what it will take, before it begins.
 
     Returns:
-        In the order of the graph. The first candidate of each item is the form it has. Those that another one beats in
-        all resources and the error are in ``dropped``, as are those that were not fitted, whose error is NaN.
+        Tables of embeddings, then parts, in the order of the graph. The first candidate of each item is the form it
+        has. Those that another one beats in all resources and the error are in ``dropped``, as are those that were not
+        fitted, whose error is NaN.
     """
     allowed = custom_ops and (target is None or target.name == "cpu")
     kept = results or Results(None)
@@ -90,10 +92,11 @@ def find_items(
         priced[part.name] = pricing.priced(part, shapes.get(part.name), forms)
     progress("timing forms", len(parts), len(parts))
     errors = work.errors(parts, priced, executor or Threads(1), threads, progress)
-    return [
+    items = [
         _item(part, priced[part.name], errors.get(part.name, {}), resources, runs.get(part.name, 1))
         for part in parts
     ]
+    return [*table_items(model, families, resources), *items]
 
 
 class _Fits:

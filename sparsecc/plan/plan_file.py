@@ -31,6 +31,7 @@ from sparsecc.ir.replacing import replacing
 from sparsecc.plan.choose import choice_of
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 from sparsecc.plan.presets import preset
+from sparsecc.plan.tables import table_shapes
 from sparsecc.pm import Pipeline, SiteOverride
 from sparsecc.pm.choices import ITEMS, NARROW, SiteChoice, expanded, parse_choices, split_specs
 from sparsecc.pm.pipeline import read_recipe
@@ -256,8 +257,9 @@ def read_plan(
 
 
 def site_names(model: Model) -> list[str]:
-    """Names that a plan for ``model`` may use, of sites and of what could be some."""
-    return [*(site.name for site in model.sites()), *(name for name, _ in model.unsupported_sites())]
+    """Names that a plan for ``model`` may use, of sites, of what could be some, and of tables of embeddings."""
+    sites = [*(site.name for site in model.sites()), *(name for name, _ in model.unsupported_sites())]
+    return [*sites, *table_shapes(model)]
 
 
 def parse_plan(text: str, *, source: str = "plan") -> PlanFile:

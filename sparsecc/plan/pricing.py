@@ -28,8 +28,11 @@ __all__ = ["FAMILIES", "Family", "PartCosts", "Priced", "PricedForm", "Pricing",
 #: Passes whose forms are tried where nothing else is asked for: of forms that take the same time, the best fit.
 FAMILIES = (
     "prune-structured", "factor-rrr", "factor-tucker", "factor-spatial-svd", "prune-sparsegpt", "quantize",
-    "round-weights",
+    "round-weights", "quantize-embedding",
 )  # fmt: skip
+
+#: Passes that change tables, which are items of their own, and no part.
+_OF_TABLES = ("quantize-embedding",)
 
 Resource = Literal["ms", "bytes"]
 
@@ -87,6 +90,8 @@ def form_families(families: Collection[str], *, convolutions: bool, fine: bool =
         pass_type = get_pass(name)
         if not pass_type.search:
             raise UsageError(f"{name} declares no search range; those that do: {', '.join(_searched())}")
+        if name in _OF_TABLES:
+            continue
         for family in search_families(pass_type, fine=fine):
             if not pass_type.narrows:
                 forms.append(tuple((spec,) for spec in family))

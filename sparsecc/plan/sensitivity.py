@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model
 from sparsecc.plan.items import Candidate, Item
 from sparsecc.plan.metric import Batch, Metric, OutputError
-from sparsecc.plan.part_data import PartCalibration, PartData, collect_parts
+from sparsecc.plan.part_data import PartCalibration, collect_parts
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.results import Results
 from sparsecc.pm import CalibrationSource, PassContext, Pipeline, Progress, no_progress
@@ -191,33 +191,49 @@ class _Replacing:
         joint = self._results.get("joint", all_at_once)
         known = {name: self._results.get("damage", key) for name, key in keys.items()}
         lost = {name: float(found["lost"]) for name, found in known.items() if found is not None}
-        parts = [part for part in self._parts() if joint is None or part.name not in lost]
-        if not parts:
+        names = [name for name in self.alone if joint is None or name not in lost]
+        if not names:
             return lost, joint or {}
         self._outputs.compare_with(self._model)
         both = self._model
-        found = collect_parts(self._model, parts, self._calibration, threads=self._threads, progress=progress)
-        for done, (part, data) in enumerate(found):
-            progress("replacing parts", done, len(parts))
+        for done, (name, data) in enumerate(self._calibrations(names, progress)):
+            progress("replacing parts", done, len(names))
             try:
-                if part.name not in lost:
-                    lost[part.name] = self._outputs.score(self._with(self._model, part, data, self.alone))
-                    self._results.put("damage", keys[part.name], {"lost": lost[part.name]})
-                both = self._with(both, part, data, self.mild) if joint is None else both
+                if name not in lost:
+                    lost[name] = self._outputs.score(self._with(self._model, name, data, self.alone))
+                    self._results.put("damage", keys[name], {"lost": lost[name]})
+                both = self._with(both, name, data, self.mild) if joint is None else both
             except SparseccError as error:
-                self.notes.append(f"{part.name}: its sensitivity is not known: {error}")
-        progress("replacing parts", len(parts), len(parts))
+                self.notes.append(f"{name}: its sensitivity is not known: {error}")
+        progress("replacing parts", len(names), len(names))
         if joint is None:
             joint = self._judged(both)
             self._results.put("joint", all_at_once, joint)
         return lost, joint
 
-    def _with(self, model: Model, part: Part, data: PartData | str, chosen: Mapping[str, Candidate]) -> Model:
-        if isinstance(data, str):
-            raise MeasurementError(data)
-        calibration = PartCalibration(data, whole=self._calibration)
+    def _calibrations(
+        self, names: Sequence[str], progress: Progress
+    ) -> Iterator[tuple[str, CalibrationSource | str]]:
+        """What passes of each item are fitted to, or why it is not known; tables of embeddings are no parts."""
+        parts = {part.name: part for part in self._parts() if part.name in names}
+        yield from ((name, self._calibration) for name in names if name not in parts)
+        found = collect_parts(
+            self._model, list(parts.values()), self._calibration, threads=self._threads, progress=progress
+        )
+        for part, data in found:
+            yield part.name, data if isinstance(data, str) else PartCalibration(data, whole=self._calibration)
+
+    def _with(
+        self,
+        model: Model,
+        name: str,
+        calibration: CalibrationSource | str,
+        chosen: Mapping[str, Candidate],
+    ) -> Model:
+        if isinstance(calibration, str):
+            raise MeasurementError(calibration)
         context = PassContext(seed=self._seed, calibration=calibration, threads=self._threads)
-        return replaced(model, part.names, chosen[part.name].passes, context)
+        return replaced(model, self._sites[name], chosen[name].passes, context)
 
     def _judged(self, other: Model) -> dict[str, float]:
         found = {"lost": self._outputs.score(other)}

@@ -127,6 +127,18 @@ def tokens() -> Model:
     )
 
 
+def words() -> Model:
+    rows = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    return build(
+        """g (float[B,4] x) => (float[B,4,32] y) {
+            i = Cast<to=7>(x)
+            [embed] e = Gather(table, i)
+            y = Tanh(e)
+        }""",
+        table=rows,
+    )
+
+
 def residuals() -> Model:
     return build(
         """g (float[B,64] x) => (float[B,64] y) {
@@ -355,6 +367,7 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         "factor-mobe": mixture,
         "factor-faust": transform,
         "factor-embedding": tokens,
+        "quantize-embedding": words,
     }
     make = makes.get(name, layers)
     model = prepared(name, without_zeros(make()))
@@ -367,8 +380,8 @@ def test_lossy_passes_report_numbers(name, tmp_path):
         spec = spec.replace("heal", "heal{steps=20}")
     if name == "factor-faust":
         spec = "factor-faust{max-error=1}"  # random weights are no product of sparse factors
-    if name == "factor-embedding":
-        spec = "factor-embedding{min-elements=1}"
+    if name in ("factor-embedding", "quantize-embedding"):
+        spec = f"{name}{{min-elements=1}}"
     if name == "prune-armor":
         spec = "prune-armor{block=8}"  # larger factors would cost more than they save in layers this small
     if name == "factor-fwsvd":
