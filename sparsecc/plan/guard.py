@@ -163,6 +163,7 @@ def within_budget(
     assemble: Callable[[Choice], Attempt],
     limits: Limits,
     predicted: Callable[[Choice], float],
+    predicted_bytes: Callable[[Choice], float],
     most: int,
 ) -> Verdict | None:
     """Find the choice of least damage whose model keeps the limits on time and size.
@@ -176,6 +177,7 @@ def within_budget(
         assemble: makes a choice real and measures it.
         limits: of time, of size or of both.
         predicted: time of the whole model with a choice, in ms.
+        predicted_bytes: its size.
         most: attempts.
 
     Returns:
@@ -195,7 +197,7 @@ def within_budget(
         if "ms" in misses and ms is not None and limits.ms is not None:
             ms = min(ms, predicted(choice)) * limits.ms / attempt.ms
         if "bytes" in misses and size is not None and limits.bytes is not None:
-            size = size * limits.bytes / attempt.bytes
+            size = min(size, predicted_bytes(choice)) * limits.bytes / attempt.bytes
         if not {"ms", "bytes"} & set(misses):
             break
     return verdict(attempts, limits) if attempts else None

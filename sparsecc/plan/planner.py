@@ -208,7 +208,7 @@ class Planner:
 
         if limits.ms is None and limits.bytes is None:
             return self._fastest(assemble, limits, most)
-        return within_budget(self._cheapest, assemble, limits, self.predicted_ms, most)
+        return within_budget(self._cheapest, assemble, limits, self.predicted_ms, self.predicted_bytes, most)
 
     @cached_property
     def _whole(self) -> Space:

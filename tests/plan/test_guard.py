@@ -21,6 +21,10 @@ def choice_of(steps: tuple[int, ...]) -> Choice:
     return Choice(chosen, 100.0 - sum(steps), 1000 - 10 * sum(steps), float(damage))
 
 
+#: What time and size are predicted to be.
+PREDICTED = (lambda choice: choice.ms, lambda choice: choice.bytes)
+
+
 def front() -> list[Choice]:
     """One item after the other takes a step, the one that costs least first."""
     steps, points = [0] * ITEMS, [choice_of((0,) * ITEMS)]
@@ -104,19 +108,34 @@ def test_a_model_slower_than_predicted_gets_a_smaller_budget() -> None:
         return min(fitting, key=lambda point: point.damage) if fitting else None
 
     assemble, _ = assembler(lambda choice: choice.damage, slower=1.05)
-    verdict = within_budget(choose, assemble, Limits(ms=90.0), lambda choice: choice.ms, 4)
+    verdict = within_budget(choose, assemble, Limits(ms=90.0), *PREDICTED, 4)
     assert verdict is not None
     assert not verdict.misses
     assert verdict.best.ms <= 90.0 * 1.02
-    assert within_budget(choose, assemble, Limits(ms=1.0), lambda choice: choice.ms, 4) is None
+    assert within_budget(choose, assemble, Limits(ms=1.0), *PREDICTED, 4) is None
+
+
+def test_a_model_larger_than_predicted_gets_a_smaller_choice_although_the_predicted_size_was_well_within() -> (
+    None
+):
+    points = front()
+
+    def choose(ms: float | None, size: float | None) -> Choice | None:
+        fitting = [point for point in points if size is None or point.bytes <= size]
+        return min(fitting, key=lambda point: point.damage) if fitting else None
+
+    def assemble(choice: Choice) -> Attempt:
+        return Attempt(choice, choice.ms, 1.0, 0.0, int(choice.bytes * 1.01))
+
+    verdict = within_budget(choose, assemble, Limits(bytes=857), *PREDICTED, 4)
+    assert verdict is not None
+    assert (verdict.misses, [attempt.bytes for attempt in verdict.attempts]) == ((), [858, 848])
 
 
 def test_the_closest_is_named_where_nothing_holds() -> None:
     points = front()
     assemble, _ = assembler(lambda choice: choice.damage, slower=1.5)
-    verdict = within_budget(
-        lambda ms, size: points[-1], assemble, Limits(ms=90.0, drop=0.0), lambda choice: choice.ms, 4
-    )
+    verdict = within_budget(lambda ms, size: points[-1], assemble, Limits(ms=90.0, drop=0.0), *PREDICTED, 4)
     assert verdict is not None
     assert set(verdict.misses) == {"ms", "drop"}
     assert len(verdict.attempts) == 1
