@@ -67,7 +67,6 @@ wheel-test: build  ## build the wheel and test it installed, away from the check
 	$(BIN)/python tests/wheel_check.py
 
 test-asan: build  ## kernels, malformed inputs and threads on a library with address and undefined-behaviour sanitizers (GCC)
-	$(BIN)/python -m pip install --quiet cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S runtime -B build/asan -G Ninja -DSPARSECC_SANITIZE=ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/asan
 	SPARSECC_OPS_LIBRARY="$(CURDIR)/build/asan/libsparsecc_ops.so" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 \
@@ -75,11 +74,9 @@ test-asan: build  ## kernels, malformed inputs and threads on a library with add
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(SANITIZED_TESTS)
 
 arm64: build  ## cross-compile the operator library and the runner for 64-bit ARM, into runtime/aarch64-linux
-	$(BIN)/python -m pip install --quiet cmake ninja
 	$(BIN)/python tests/arm64/check.py --build-only
 
 test-arm64: build  ## the same, then kernel tests and whole models on an emulated ARM machine
-	$(BIN)/python -m pip install --quiet cmake ninja
 	$(BIN)/python tests/arm64/check.py
 
 docs: build  ## regenerate the pages made from code

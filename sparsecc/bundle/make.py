@@ -39,11 +39,17 @@ _PLAIN = 0o644
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle: its folder, its manifest, and whether ``sparsecc-run`` is in it."""
+    """A finished bundle.
+
+    Attributes:
+        folder: where it is.
+        manifest: what ``manifest.json`` says.
+        native: files that the library and, where it was built, the runner were copied from.
+    """
 
     folder: Path
     manifest: dict[str, Any]
-    has_runner: bool
+    native: tuple[Path, ...]
 
     @property
     def nbytes(self) -> int:
@@ -98,7 +104,7 @@ def make_bundle(
             _copy(example, folder / "examples" / name)
         document = _describe(folder, triple, f"model/{source.name}", loaded, native)
         _put(folder, destination)
-    return Bundle(destination, document, runner is not None)
+    return Bundle(destination, document, tuple(file.path for file in native))
 
 
 def _describe(folder: Path, triple: str, name: str, model: Model, native: list[Any]) -> dict[str, Any]:

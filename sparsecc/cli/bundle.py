@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from sparsecc.cli.arguments import model_argument
+from sparsecc.cli.depfile import depfile_option, write_depfile
 from sparsecc.cli.output import format_bytes, json_option, print_json
 
 __all__ = ["command"]
@@ -25,6 +26,7 @@ __all__ = ["command"]
     help="Licence text of the model or its data to put in; repeat for more.",
 )
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it is a bundle.")
+@depfile_option
 @json_option
 def command(
     model: str,
@@ -34,6 +36,7 @@ def command(
     report: str | None,
     licenses: tuple[str, ...],
     force: bool,
+    depfile: str | None,
     as_json: bool,
 ) -> None:
     """Put MODEL and all that a device needs to run it into one folder: library, runner, examples, manifest.
@@ -44,15 +47,19 @@ def command(
     Example: sparsecc bundle small.onnx --target aarch64-linux -o device/
     """
     from sparsecc.bundle import make_bundle
+    from sparsecc.ir.files import model_files
 
     made = make_bundle(
         model, output, triple=target, library=library, report=report, licenses=licenses, force=force
     )
+    if depfile is not None:
+        sources = (*model_files(model), library, report, *licenses, *made.native)
+        write_depfile(depfile, str(made.folder / "manifest.json"), sources)
     if as_json:
         print_json({"output": output, "nbytes": made.nbytes, "manifest": made.manifest})
         return
     needs = ", ".join(f"{name} {version}" for name, version in made.manifest["requires"].items())
     click.echo(f"{output}: {len(made.manifest['files'])} files, {format_bytes(made.nbytes)}, for {target}")
     click.echo(f"needs at least {needs}")
-    if not made.has_runner:
+    if len(made.native) == 1:
         click.echo(f"note: without sparsecc-run, which was not built for {target}")

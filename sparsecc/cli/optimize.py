@@ -18,6 +18,7 @@ from sparsecc.cli.arguments import (
     seed_option,
     threads_option,
 )
+from sparsecc.cli.depfile import depfile_option, write_depfile
 from sparsecc.cli.emit import emission, emit_option
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
 from sparsecc.cli.planning import asked_of, effort_line, planning_options
@@ -139,6 +140,7 @@ _MOST_NOTES = 12
 @click.option("--stop-after", metavar="PASS", help="Stop the pipeline after this pass.")
 @click.option("--verify-each", is_flag=True, help="Compare outputs after every lossless pass.")
 @click.option("--time-passes", is_flag=True, help="Print how long each pass took.")
+@depfile_option
 @json_option
 def command(
     model: str,
@@ -176,6 +178,7 @@ def command(
     verify_each: bool,
     time_passes: bool,
     report: str | None,
+    depfile: str | None,
     as_json: bool,
     **planning: Any,
 ) -> None:
@@ -193,6 +196,7 @@ def command(
     Example: sparsecc optimize model.onnx -o small.onnx -O2 --eval accuracy --calibration-data inputs.npz
     """
     from sparsecc import api
+    from sparsecc.ir.files import model_files
 
     level = planning.pop("level")
     asked = asked_of(needed=False, level=level, **planning)
@@ -240,6 +244,9 @@ def command(
 
             write_report(_document(result, Path(model), target, seed), Path(report))
         result = made.finish(result, shapes)
+    if depfile is not None:
+        named = (recipe, reference, fisher, costs, calibration_data, planning["metric"], planning["analysis"])
+        write_depfile(depfile, output or str(result.output), (*model_files(model), *named))
     if as_json:
         print_json(result.to_json())
         return

@@ -270,6 +270,18 @@ def test_targets_and_ops_and_doctor(sparsecc: Run) -> None:
     assert "generic" in ops["isas"]
     assert "generic" in ops["int8_isas"]
     assert Path(sparsecc("ops", "path").out.strip()).exists()
+    assert (Path(sparsecc("ops", "path", "--cmake").out.strip()) / "sparsecc-config.cmake").exists()
+    sizes = json.loads(sparsecc("ops", "size", "--json").out)["files"]
+    assert all(0 < file["stripped_nbytes"] < file["nbytes"] for file in sizes)
+    for arguments, code, message in (
+        (("path", "--target", "cuda"), 6, "no operator library for cuda"),
+        (("path", "--target", "tpu"), 2, "known targets are cpu, arm64, cuda"),
+        (("size", "--runner"), 2, "go with path"),
+        (("path", "--runner", "--cmake"), 2, "exclude each other"),
+    ):
+        result = sparsecc("ops", *arguments)
+        assert (result.code, result.out) == (code, "")
+        assert message in result.err
     doctor = json.loads(sparsecc("doctor", "--json").out)
     assert doctor["ok"]
 

@@ -45,7 +45,16 @@ def test_readme_names_only_verbs_that_exist(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/concepts.md", "docs/pruning.md", "docs/report.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/concepts.md",
+        "docs/pruning.md",
+        "docs/report.md",
+        "docs/deploy.md",
+        "docs/arm.md",
+    ],
 )
 def test_links_inside_the_repository_exist(root: Path, page: str) -> None:
     source = root / page

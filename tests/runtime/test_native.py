@@ -63,6 +63,19 @@ def test_nothing_built_says_how_to_build(tmp_path, monkeypatch) -> None:
         runtime.get_library_path()
 
 
+def test_library_of_another_machine_is_found_beside_or_told_how_to_build(tmp_path, monkeypatch) -> None:
+    if runtime.triple_of("cpu") == "aarch64-linux":
+        pytest.skip("this machine is that one")
+    monkeypatch.setenv("SPARSECC_OPS_LIBRARY", runtime.get_library_path())
+    monkeypatch.setattr(native, "_package_folders", lambda: iter([tmp_path]))
+    with pytest.raises(RuntimeMissingError, match=r"for aarch64-linux is not built .* `make arm64`"):
+        runtime.get_library_path("arm64")
+    built = tmp_path / "aarch64-linux" / "lib" / "libsparsecc_ops.so"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert runtime.get_library_path("arm64") == str(built)
+
+
 def test_unknown_target() -> None:
     with pytest.raises(UsageError, match="target 'tpu': known targets are cpu"):
         runtime.get_library_path("tpu")

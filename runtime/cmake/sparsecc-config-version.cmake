@@ -1,0 +1,12 @@
+# The version is that of the command line; the same major version is compatible.
+include("${CMAKE_CURRENT_LIST_DIR}/sparsecc-executable.cmake")
+if(sparsecc_VERSION)
+  set(PACKAGE_VERSION "${sparsecc_VERSION}")
+  string(REGEX MATCH "^[0-9]+" _sparsecc_major "${PACKAGE_VERSION}")
+  if(NOT PACKAGE_VERSION VERSION_LESS PACKAGE_FIND_VERSION AND _sparsecc_major STREQUAL "${PACKAGE_FIND_VERSION_MAJOR}")
+    set(PACKAGE_VERSION_COMPATIBLE TRUE)
+    if(PACKAGE_VERSION VERSION_EQUAL PACKAGE_FIND_VERSION)
+      set(PACKAGE_VERSION_EXACT TRUE)
+    endif()
+  endif()
+endif()
