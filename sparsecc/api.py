@@ -219,7 +219,7 @@ def optimize(
     Args:
         model: the input file; never written to.
         output: the file to write; default ``MODEL.sparse.onnx`` beside the input.
-        target: ``cpu``; other targets need their operator library.
+        target: ``cpu``, or another machine of which ``costs`` were profiled: nothing is measured then.
         pipeline: pipeline text or object to run instead of the preset.
         recipe: TOML file with a pipeline and per-site overrides.
         pattern: ``unstructured``, ``N:M`` (N kept of every M) or ``RxC`` blocks to prune to.
@@ -253,7 +253,7 @@ def optimize(
         keep_slower: lower every site with zeros, to ``pattern`` if given, even where dense is faster (for
             experiments).
         standard_ops_only: emit no custom operators.
-        costs: cost table file to use and extend instead of this machine's cached one.
+        costs: cost table file to use and extend instead of this machine's cached one, or the one of ``target``.
         seed: of everything random.
         threads: threads the model will run on; 0: all cores of this machine.
         dump: folder in which the model is saved after every pass.
@@ -281,7 +281,7 @@ def optimize(
     destination = Path(output) if output is not None else default_output(source)
     _check_paths(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
-    threads = plan.usable_threads(threads, wanted)
+    threads = plan.usable_threads(threads, wanted, costs)
     library = plan.library_found(needed=keep_slower and not standard_ops_only)
     flags = {
         "pattern": pattern, "sparsity": sparsity, "method": method, "quantize": quantize,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.calib.collect import Tapped
-from sparsecc.errors import SpecError
+from sparsecc.errors import MeasurementError, SpecError
 from sparsecc.ir import Model, name_matches
 from sparsecc.passes.factor.expert_bases import Bases, affordable_width, fitted_bases
 from sparsecc.passes.factor.expert_layers import ExpertLayer, Rewriting, layer_of
@@ -97,11 +97,10 @@ class FactorMobe(Pass):
             rewriting.put(layer, bases)
         remove_dead(work.onnx)
         work.infer_shapes()
-        relative = 0.0 if ctx.costs is None or self.keep_slower else ctx.costs.relative_time_of(model, work)
+        slower = self._slower(model, work, ctx)
         for (layer, bases, error), before in zip(fitted, numbers, strict=True):
-            if relative >= 1:
-                reason = f"the whole model takes {relative:.3f} times as long with shared bases"
-                report.skip(layer.name, f"{reason} (keep-slower keeps them)")
+            if slower is not None:
+                report.skip(layer.name, slower)
                 continue
             count, width, _ = bases.shared.shape
             report.change(
@@ -113,9 +112,23 @@ class FactorMobe(Pass):
                 parameters_before=before,
                 parameters_after=bases.numbers,
             )
-        if relative < 1:
+        if slower is None:
             model.onnx = work.onnx
         return report
+
+    def _slower(self, model: Model, work: Model, ctx: PassContext) -> str | None:
+        """Why the smaller model does not pay, or None."""
+        if ctx.costs is None or self.keep_slower:
+            return None
+        try:
+            relative = ctx.costs.relative_time_of(model, work)
+        except MeasurementError as error:
+            return str(error)
+        if relative < 1:
+            return None
+        return (
+            f"the whole model takes {relative:.3f} times as long with shared bases (keep-slower keeps them)"
+        )
 
     def _layers(self, work: Model, report: PassReport) -> Iterator[ExpertLayer]:
         sites = work.sites()

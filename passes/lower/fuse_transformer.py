@@ -11,7 +11,7 @@ from typing import ClassVar, cast
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.errors import UsageError
+from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.names import value_names
 from sparsecc.ir.ops_transformer import ATTENTIONS, GATES, attention_node, gate_node, norm_node
@@ -373,7 +373,11 @@ class FuseTransformer(Pass):
         gain = 1.0
         if self.min_gain > 0:
             assert ctx.costs is not None, "checked before"
-            gain = 1 / ctx.costs.relative_time_of(model, candidate)
+            try:
+                gain = 1 / ctx.costs.relative_time_of(model, candidate)
+            except MeasurementError as error:
+                report.note(f"{kind}: {error}")
+                return
             if gain < self.min_gain:
                 report.note(
                     f"{kind}: {len(outcome.changed)} places would make the model {gain:.3f}x as fast: undone"

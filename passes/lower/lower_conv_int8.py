@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import onnx_ir
 
-from sparsecc.errors import UsageError
+from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model, name_matches
 from sparsecc.passes.lower.byte_regions import Step, find_steps, fuse_additions, regions_of
 from sparsecc.passes.lower.byte_rewriting import rewrite
@@ -127,7 +127,12 @@ class LowerConvInt8(Pass):
             rewrite(candidate.onnx, [step for region in again for step in region])
             return costs.relative_time_of(model, candidate)
 
-        best, relative = best_subset(dict.fromkeys(by_name, 1.0), relative_time, self.max_trials)
+        try:
+            best, relative = best_subset(dict.fromkeys(by_name, 1.0), relative_time, self.max_trials)
+        except MeasurementError as error:
+            for step in (step for region in regions for step in _convolutions(region)):
+                report.skip(_name(step.node), str(error))
+            return [], ""
         ctx.progress("timing whole models", trials, trials)
         if relative * self.min_gain > 1:
             best = frozenset()

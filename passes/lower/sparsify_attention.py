@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from sparsecc.errors import SpecError, UsageError
+from sparsecc.errors import MeasurementError, SpecError, UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.names import value_names
 from sparsecc.ir.ops_algebra import sparse_attention_node
@@ -108,7 +108,12 @@ class SparsifyAttention(Pass):
         gain = 1.0
         if self.min_gain > 0:
             assert ctx.costs is not None, "checked before"
-            gain = 1 / ctx.costs.relative_time_of(model, candidate)
+            try:
+                gain = 1 / ctx.costs.relative_time_of(model, candidate)
+            except MeasurementError as error:
+                for name, _ in changed:
+                    report.skip(name, str(error))
+                return
             if gain < self.min_gain:
                 for name, match in changed:
                     report.skip(

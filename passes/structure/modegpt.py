@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sparsecc.errors import SpecError
+from sparsecc.errors import MeasurementError, SpecError
 from sparsecc.ir import Model, Site, name_matches
 from sparsecc.ir.axes import AxisGraph, remove
 from sparsecc.ir.names import value_names
@@ -318,7 +318,10 @@ def _slower(model: Model, work: Model, ctx: PassContext) -> str | None:
     """Why the reduced model does not pay, or None."""
     if ctx.costs is None:
         return None
-    relative = ctx.costs.relative_time_of(model, work)
+    try:
+        relative = ctx.costs.relative_time_of(model, work)
+    except MeasurementError as error:
+        return str(error)
     if relative < 1:
         return None
     return f"the whole model takes {relative:.3f} times as long with smaller modules (keep-slower keeps them)"

@@ -38,7 +38,9 @@ _MOST_NOTES = 12
 @click.option(
     "-o", "--output", type=click.Path(), help="File to write; default MODEL.sparse.onnx beside the input."
 )
-@click.option("--target", default="cpu", show_default=True, help="Where it will run: cpu, cuda or arm64.")
+@click.option(
+    "--target", default="cpu", show_default=True, help="Where it will run: cpu (this machine), arm64, cuda."
+)
 @emit_option
 @click.option("--recipe", "-c", type=click.Path(), help="TOML recipe: a pipeline and per-site overrides.")
 @click.option(
@@ -130,7 +132,10 @@ _MOST_NOTES = 12
     help="Lower every site with zeros (to --pattern if given), also where dense is faster.",
 )
 @click.option(
-    "--costs", type=click.Path(), help="Cost table file to use and extend instead of the cached one."
+    "--costs",
+    type=click.Path(),
+    help="Cost table file to use and extend instead of the cached one; to plan for another machine, the one that "
+    "'sparsecc targets profile' made there.",
 )
 @seed_option
 @threads_option
@@ -298,15 +303,23 @@ def _first(notes: Sequence[str]) -> list[str]:
     return [*notes[:_MOST_NOTES], *([f"... and {rest} more (--json lists all)"] if rest > 0 else [])]
 
 
-def _summary(result: OptimizeResult) -> list[str]:
+def _latency_line(result: OptimizeResult) -> str:
+    """What became of the time of one run, and how that is known."""
     latency = result.latency
+    times = f"{latency.before_ms:.4g} ms -> {latency.after_ms:.4g} ms ({latency.speedup:.2f}x"
+    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    if latency.source == "predicted":
+        return f"predicted latency {times}, +-{latency.uncertainty or 0:.0%}, {threads}); not measured"
     loaded = "operator library loaded" if result.library else "no operator library"
+    return f"latency {times}, {threads}, {loaded}, medians of interleaved runs)"
+
+
+def _summary(result: OptimizeResult) -> list[str]:
     verified = "with and without" if result.library else "without"
     lines = [
         f"{result.output}: {format_bytes(result.bytes_before)} -> {format_bytes(result.bytes_after)} "
         f"({result.bytes_before / max(1, result.bytes_after):.2f}x smaller)",
-        f"latency {latency.before_ms:.4g} ms -> {latency.after_ms:.4g} ms ({latency.speedup:.2f}x, "
-        f"{latency.threads} thread{'s' if latency.threads > 1 else ''}, {loaded}, medians of interleaved runs)",
+        _latency_line(result),
         f"verified {verified} the operator library: relative L2 {result.max_rel_l2:.1e}",
         f"relative L2 to the input model: {result.rel_l2_to_input:.1e}",
     ]
@@ -314,7 +327,8 @@ def _summary(result: OptimizeResult) -> list[str]:
         planner, best = result.planned.planner, result.planned.verdict.best
         lines.append(
             f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g}, "
-            f"{len(result.planned.verdict.attempts)} models made and measured"
+            f"{len(result.planned.verdict.attempts)} models made"
+            + (" and measured" if result.latency.source == "measured" else ", judged here")
         )
         lines.append(effort_line(planner.effort))
         missed = ", ".join(result.planned.verdict.misses)

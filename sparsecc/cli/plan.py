@@ -28,13 +28,17 @@ __all__ = ["command"]
 @click.option(
     "-o", "--output", type=click.Path(), metavar="FILE.toml", help="Save the plan, for optimize --recipe."
 )
-@click.option("--target", default="cpu", show_default=True, help="Where it will run.")
+@click.option("--target", default="cpu", show_default=True, help="Where it will run; see optimize.")
 @calibration_option
 @num_samples_option
 @input_shapes_option
 @planning_options
 @click.option("--standard-ops-only", is_flag=True, help="Count on no sparse operators.")
-@click.option("--costs", type=click.Path(), help="Cost table to use and extend.")
+@click.option(
+    "--costs",
+    type=click.Path(),
+    help="Cost table to use and extend; of the target where that is another machine.",
+)
 @seed_option
 @threads_option
 @json_option
@@ -69,7 +73,7 @@ def command(
         raise UsageError(f"{output} is the input; give another file with -o")
     original = ir.Model.load(source)
     wanted = Target.parse(target)
-    threads = plan.usable_threads(threads, wanted)
+    threads = plan.usable_threads(threads, wanted, costs)
     with progress_bar() as progress:
         setting, notes = plan.open_setting(
             original,
@@ -93,7 +97,8 @@ def command(
     if output is not None:
         plan.write_plan(output, found.plan_file(source))
     if as_json:
-        return print_json({"model": source.name, "target": target, **found.to_json()})
+        told = {**found.to_json(), "notes": [*notes, *found.notes]}
+        return print_json({"model": source.name, "target": target, **told})
     print_decisions(found.planner, found.choice)
     click.echo("")
     for line in decision_lines(found.planner, found.choice, found.limits):

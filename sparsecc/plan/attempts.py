@@ -132,6 +132,7 @@ class Attempts:
             "library": setting.library,
             "keep_slower": setting.keep_slower,
             "machine": setting.table.facts,
+            "times": None if setting.elsewhere is None else setting.table.document()["times_ms"],
             "file": self._destination.name,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

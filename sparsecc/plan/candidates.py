@@ -59,7 +59,7 @@ def find_items(
         calibration: inputs of ``model``.
         costs: times of parts.
         inputs: those that ``costs`` times for; their shapes decide the shapes of parts.
-        target: what the model is for; where it is no CPU no sparse operators count.
+        target: what the model is for; on CUDA no sparse operators count.
         custom_ops: whether sparse operators may be used.
         families: names of the passes whose search ranges are tried.
         fine: whether amounts between those of the ranges are tried too.
@@ -76,7 +76,7 @@ def find_items(
         has. Those that another one beats in all resources and the error are in ``dropped``, as are those that were not
         fitted, whose error is NaN.
     """
-    allowed = custom_ops and (target is None or target.name == "cpu")
+    allowed = custom_ops and (target is None or target.name != "cuda")
     kept = results or Results(None)
     pricing = Pricing(costs, resources, allowed, kept, seed)
     work = _Fits(model, calibration, resources, kept, seed)
@@ -222,19 +222,20 @@ def _item(
     """Candidates of a part that computes so many times in a run of the model, without those that others beat."""
     dense_ms, dense_bytes, spread = priced.dense
     dense_ms *= runs
-    dense = Candidate((), 0.0, Estimate(dense_ms, "measured", spread), dense_bytes, note=priced.reason)
+    dense = Candidate((), 0.0, Estimate(dense_ms, priced.source, spread), dense_bytes, note=priced.reason)
     if priced.before is not None:
         ms = dense_ms * priced.before.share("ms")
         dense = replace(
-            dense, time=Estimate(ms, "measured", spread), bytes=priced.before.cost.bytes, custom_ops=True
+            dense, time=Estimate(ms, priced.source, spread), bytes=priced.before.cost.bytes, custom_ops=True
         )
     found: list[Candidate] = []
     dropped = list(priced.dropped)
     for form in priced.forms:
         error = errors.get(form.passes, FormError(None, "not fitted"))
         ms = dense_ms * form.cost.ms / form.cost.dense_ms if form.cost.dense_ms else form.cost.ms
+        time = Estimate(ms, form.cost.source, max(spread, form.cost.spread))
         made = Candidate(
-            form.passes, math.nan if error.error is None else error.error, Estimate(ms, "measured", spread),
+            form.passes, math.nan if error.error is None else error.error, time,
             form.cost.bytes, form.sparse, error.note,
         )  # fmt: skip
         (dropped if error.error is None else found).append(made)

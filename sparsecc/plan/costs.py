@@ -114,6 +114,17 @@ class CostTable:
         """Names of the facts in which the machine of this table differs from ``facts``."""
         return sorted(k for k in {*facts, *self.facts} if facts.get(k) != self.facts.get(k))
 
+    @property
+    def target(self) -> str:
+        """The machine of the table as ``--target`` names it."""
+        return self._target(self.facts)
+
+    @staticmethod
+    def _target(facts: Mapping[str, str]) -> str:
+        name = "arm64" if facts.get("machine") in ("aarch64", "arm64") else "cpu"
+        options = " ".join(f"{key}={facts[key]}" for key in ("isa", "cores") if facts.get(key))
+        return f"{name}{{{options}}}" if options else name
+
     def _read(self, path: Path, *, anywhere: bool = False) -> None:
         try:
             document = json.loads(path.read_text())
@@ -134,7 +145,7 @@ class CostTable:
         elif facts != self.facts:
             raise UsageError(
                 f"{path}: measured on another machine or version (differs in {', '.join(self.differing(facts))}); "
-                "measure again"
+                f"measure again, or plan for that machine with --target '{self._target(facts)}'"
             )
         self._times = entries
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sparsecc import emit
@@ -11,6 +11,8 @@ from sparsecc.ir import Model
 from sparsecc.plan.acceptance import Inputs, Judge, Latency, check_agreement
 from sparsecc.plan.costs import CostTable
 from sparsecc.plan.decisions import SiteDecision, decisions
+from sparsecc.plan.part_costs import has_sparse_ops
+from sparsecc.plan.predicted import PredictedCosts
 from sparsecc.plan.pricing import PartCosts
 from sparsecc.plan.rounds import Outcome, run_where_it_pays
 from sparsecc.plan.snapshots import Snapshots
@@ -33,6 +35,7 @@ class Setting:
         context: of the passes; each run gets a copy.
         keep_slower: results that are slower than ``original`` stand.
         library: whether the operator library is there.
+        elsewhere: predicts times where the target is not this machine; then it is ``costs`` too.
     """
 
     original: Model
@@ -44,6 +47,7 @@ class Setting:
     context: PassContext
     keep_slower: bool
     library: bool
+    elsewhere: PredictedCosts | None = None
 
     def observed(self, instruments: Sequence[Instrument]) -> Setting:
         """The same setting, with these instruments around every pass."""
@@ -75,6 +79,20 @@ class Made:
     notes: tuple[str, ...]
 
 
+def _predictions(costs: PredictedCosts, marked: Model | None) -> Callable[[Model], Latency]:
+    """What predicts the time of a model; with sparse operators it is ``marked``, lowered."""
+
+    def predict(model: Model) -> Latency:
+        lowered = marked if marked is not None and has_sparse_ops(model) else None
+        time = costs.model_ms(model, ()) if lowered is None else costs.model_ms(lowered)
+        before, threads = costs.input_ms, costs.times.threads
+        return Latency(
+            before, time.ms, before / time.ms, threads, source="predicted", uncertainty=time.spread
+        )
+
+    return predict
+
+
 def make(pipeline: Pipeline, setting: Setting) -> Made:
     """Run ``pipeline`` on a copy of the model, replace a result that is slower, and check every promise.
 
@@ -88,8 +106,9 @@ def make(pipeline: Pipeline, setting: Setting) -> Made:
     candidate = outcome.model
     emit.finalize(candidate)
     judge = Judge(
-        setting.original, setting.timed, setting.table, context.threads, setting.keep_slower, setting.library
-    )
+        setting.original, setting.timed, setting.table, context.threads, setting.keep_slower, setting.library,
+        None if setting.elsewhere is None else _predictions(setting.elsewhere, snapshots.before_lowering),
+    )  # fmt: skip
     lossless = all(item.lossless for item in pipeline.passes)
     work, latency = judge.not_slower(candidate, snapshots.before_lowering if lossless else None, notes)
     kept = work is candidate

@@ -129,6 +129,10 @@ def open_planner(
     )
     custom_ops = setting.library and not standard_ops_only
     if asked.analysis is not None:
+        if setting.elsewhere is not None:
+            raise UsageError(
+                "an analysis holds times of this machine: leave out --analysis for another target"
+            )
         found = read_analysis(Path(asked.analysis), tidied(setting), setting.data.fingerprint())
     else:
         with open_executor(asked.executor) as workers:
@@ -158,6 +162,8 @@ def open_planner(
 
 def _time_of_input(setting: Setting) -> float:
     """Median ms of one run of the input model."""
+    if setting.elsewhere is not None:
+        return setting.elsewhere.input_ms
     shapes = json.dumps({name: list(array.shape) for name, array in sorted(setting.timed.items())})
     digest = hashlib.sha256(f"{setting.original.fingerprint()} {shapes}".encode()).hexdigest()[:16]
 

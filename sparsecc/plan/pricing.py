@@ -129,6 +129,7 @@ class Priced:
 
     Attributes:
         dense: milliseconds and bytes of the part as it is, and the spread of the former.
+        source: of its time; see ``Estimate``.
         forms: worth fitting.
         dropped: by passes, why others are not.
         families: all passes, by family, mildest first.
@@ -142,6 +143,7 @@ class Priced:
     families: tuple[tuple[Passes, ...], ...] = ()
     reason: str = ""
     before: PricedForm | None = None
+    source: str = "measured"
 
 
 class Pricing:
@@ -206,10 +208,12 @@ class Pricing:
         dense = [cost.dense_ms for cost in known]
         middle = statistics.median(dense)
         spread = statistics.median(abs(ms - middle) for ms in dense) * 2.44 / middle if middle else 0.0
+        spread = max(spread, min(cost.spread for cost in known))
         return Priced(
             (middle, known[0].dense_bytes, spread), tuple(kept), tuple(dropped),
             tuple(family.specs for family in families),
             before=before if isinstance(before, PricedForm) and before.share("ms") < 1 else None,
+            source="measured" if all(cost.source == "measured" for cost in known) else "interpolated",
         )  # fmt: skip
 
     def _timed(self, alone: Model, key: str, passes: Passes) -> PricedForm | str:
@@ -293,7 +297,7 @@ def _dropped(passes: Passes, found: PricedForm | str, why: str) -> Candidate:
     if isinstance(found, str):
         return Candidate(passes, math.nan, Estimate(math.nan, "measured"), 0, note=why)
     return Candidate(
-        passes, math.nan, Estimate(found.cost.ms, "measured"), found.cost.bytes, found.sparse, note=why
+        passes, math.nan, Estimate(found.cost.ms, found.cost.source), found.cost.bytes, found.sparse, note=why
     )
 
 

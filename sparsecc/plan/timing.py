@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import onnx_ir
 
 from sparsecc import emit, verify
-from sparsecc.calib import value_rounds
 from sparsecc.errors import MeasurementError, SparseccError
 from sparsecc.ir import Model, Site
-from sparsecc.ir.quantized import data_input
-from sparsecc.ir.sparse_ops import DOMAIN
-from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, ChooseLayout, mark, unmark
+from sparsecc.passes.lower.choose_layout import LAYOUT_KEY, mark
 from sparsecc.passes.lower.linear_form import LinearForm, Refusal, borders, linear_form
-from sparsecc.passes.lower.lower_sparse import LowerSparse
 from sparsecc.passes.lower.recurrent import (
     LayoutPair,
     leads,
@@ -26,11 +20,9 @@ from sparsecc.passes.lower.recurrent import (
     recurrent_form,
     weight_pair,
 )
-from sparsecc.passes.lower.restore_dense import marks_of, quantized_where_marked
 from sparsecc.plan.alone import (
     begin_with_bytes,
     constant_bytes,
-    form_ends,
     part_model,
     random_inputs,
     recurrent_model,
@@ -38,83 +30,30 @@ from sparsecc.plan.alone import (
 )
 from sparsecc.plan.copies import rows_of, weight_bytes
 from sparsecc.plan.costs import CostTable
-from sparsecc.pm import PassContext, Requantizer, RewriteCost
+from sparsecc.plan.part_costs import (
+    Inputs,
+    SiteCosts,
+    has_sparse_ops,
+    input_shapes_of_sites,
+    lowered_copy,
+    rewritten_part,
+    runs_of_sites,
+)
+from sparsecc.pm import Requantizer, RewriteCost
 from sparsecc.sparse import INT8_DENSE, Layout
 
-__all__ = ["MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "runs_of_sites"]
-
-Inputs = Mapping[str, npt.NDArray[np.generic]]
+__all__ = ["Inputs", "MeasuredCosts", "input_shapes_of_sites", "lowered_copy", "runs_of_sites"]
 
 #: Most seconds spent on timing one site, and on timing one whole model against dense.
 _SITE_SECONDS = 0.4
 _MODEL_SECONDS = 6.0
 
 
-def lowered_copy(model: Model, sites: Iterable[str], quantization: Requantizer | None = None) -> Model:
-    """A copy of ``model`` in which only the marked sites named in ``sites`` are lowered and ready to run.
-
-    With ``quantization``, which made ``model``, only those of them that are marked as int8 are quantised.
-    """
-    wanted = set(sites)
-    if quantization is None:
-        copy = model.copy()
-        for site in copy.sites():
-            if leads(site) and site.name not in wanted:
-                unmark(site)
-    else:
-        marks = {name: found for name, found in marks_of(model).items() if name in wanted}
-        copy = quantized_where_marked(quantization, marks)
-    LowerSparse().run(copy, PassContext())
-    emit.finalize(copy)
-    return copy
-
-
-def input_shapes_of_sites(model: Model, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    """The concrete shape that each site reads when the model is fed ``inputs``, in bodies of If, Loop and Scan too.
-
-    The model is run once with the shapes of the sites' inputs as extra outputs. Of several nodes with one weight
-    the first that runs counts; left out are sites of which none does, and those in functions.
-    """
-    model = model.copy()
-    # An earlier pass may have made sparse operators, which onnxruntime runs by their functions.
-    emit.finalize(model)
-    readers = _readers(model)
-    shapes = verify.value_shapes(model, [value for values in readers.values() for value in values], inputs)
-    found = {name: [shapes[value] for value in values if value in shapes] for name, values in readers.items()}
-    return {name: known[0] for name, known in found.items() if known}
-
-
-def runs_of_sites(model: Model, inputs: Inputs) -> dict[str, int]:
-    """How often each site in a body of If, Loop or Scan computes when the model is fed ``inputs``.
-
-    Of several nodes with one weight the first that runs counts. Sites of the main graph, which compute once, are left
-    out, as are those that do not run.
-    """
-    inner = {site.name for site in model.sites() if site.scope == "subgraph"}
-    readers = {name: values for name, values in _readers(model).items() if name in inner}
-    if not readers:
-        return {}
-    rounds = value_rounds(model, [value for values in readers.values() for value in values], inputs)
-    counts = {
-        name: [len(rounds[value]) for value in values if value in rounds] for name, values in readers.items()
-    }
-    return {name: next(filter(None, found)) for name, found in counts.items() if any(found)}
-
-
-def _readers(model: Model) -> dict[str, list[onnx_ir.Value]]:
-    """What the nodes of each site read."""
-    return {
-        site.name: [value for node in site.nodes if (value := data_input(node)) is not None]
-        for site in model.sites()
-        if site.scope != "function" and site.input is not None
-    }
-
-
 def _digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-class MeasuredCosts:
+class MeasuredCosts(SiteCosts):
     """Times from interleaved runs on this machine, kept in a cost table.
 
     Args:
@@ -134,9 +73,8 @@ class MeasuredCosts:
         seed: int = 0,
         copies: Callable[[int, int], int] = lambda own, rows: 1,
     ) -> None:
+        super().__init__(inputs)
         self.table = table
-        self._inputs = inputs
-        self._shapes: dict[str, tuple[tuple[int, int], tuple[int, ...] | None]] = {}
         self._threads = threads
         self._seed = seed
         self._copies = copies
@@ -151,7 +89,7 @@ class MeasuredCosts:
         Raises:
             MeasurementError: the shape of the site's input is not known, or it cannot run alone.
         """
-        shape = self._input_shape(model, site)
+        shape = self.input_shape(model, site)
         try:
             form = linear_form(model, site, site.nodes[0])
         except Refusal:
@@ -199,7 +137,7 @@ class MeasuredCosts:
     def recurrent_times_ms(self, model: Model, site: Site, layouts: Sequence[LayoutPair]) -> dict[str, float]:
         """As ``site_times_ms`` for an LSTM or GRU whose W is ``site``: layouts of (W, R), ``W+R`` if they differ."""
         form = recurrent_form(model, weight_pair(model, site), site.nodes[0])
-        shape = self._input_shape(model, site)
+        shape = self.input_shape(model, site)
         names = [pair_text(pair) for pair in layouts]
         copies = self._copies_of(weight_pair(model, site), shape)
         zeros = _digest(*(np.packbits(w != 0).tobytes() for w in (form.input_weight, form.state_weight)))
@@ -216,34 +154,19 @@ class MeasuredCosts:
 
         return self.table.get_or_measure(key, ["dense", *names], measure)
 
-    def rewritten(
-        self, model: Model, site: Site, rewrite: Callable[[Model, Site], None], key: str, *, custom_ops: bool
-    ) -> RewriteCost:
-        """See ``CostSource.rewritten``."""
-        return self.rewritten_together(
-            model, [site], lambda part, own: rewrite(part, own[0]), key, custom_ops=custom_ops
-        )
-
-    def rewritten_together(
+    def _together(
         self,
-        model: Model,
-        sites: Sequence[Site],
+        own: Model,
+        parts: Sequence[tuple[Site, LinearForm]],
+        shape: tuple[int, ...],
         rewrite: Callable[[Model, Sequence[Site]], None],
         key: str,
-        *,
         custom_ops: bool,
     ) -> RewriteCost:
-        """See ``CostSource.rewritten_together``."""
-        shape = self._input_shape(model, sites[0])
-        try:
-            forms = [linear_form(model, site, site.node) for site in sites]
-        except Refusal as refusal:
-            raise MeasurementError(f"not timed: {refusal}") from refusal
-        own = part_model([form_ends(form) for form in forms], shape, model)
-        keys = [self._site_key(site, form, shape, None) for site, form in zip(sites, forms, strict=True)]
-        copies = self._copies_of(sites, shape)
+        copies = self._copies_of([site for site, _ in parts], shape)
+        sites = " + ".join(self._site_key(site, form, shape, None) for site, form in parts)
         row = self.table.get_or_measure(
-            f"{' + '.join(keys)} -> {key} custom-ops={custom_ops:d}{_told(copies)}",
+            f"{sites} -> {key} custom-ops={custom_ops:d}{_told(copies)}",
             ("dense", "ms", "bytes"),
             lambda: self._rewritten(own, rewrite, custom_ops, copies),
         )
@@ -288,14 +211,9 @@ class MeasuredCosts:
         copies: int,
         layout: Layout | None = None,
     ) -> dict[str, float]:
-        candidate = own.copy()
-        rewrite(candidate, candidate.sites())
         inputs = random_inputs(own, self._seed)
-        if custom_ops:
-            inner = MeasuredCosts(self.table, inputs, self._threads, self._seed, lambda size, rows: copies)
-            chosen = ChooseLayout() if layout is None else _forced(layout)
-            chosen.run(candidate, PassContext(costs=inner))
-            candidate = lowered_copy(candidate, [found.name for found in candidate.sites()])
+        inner = MeasuredCosts(self.table, inputs, self._threads, self._seed, lambda size, rows: copies)
+        _, candidate = rewritten_part(own, rewrite, inner if custom_ops else None, layout)
         begin_with_bytes(candidate)
         times = self._time_variants(
             [own, candidate], ["ms"], {**inputs, **random_inputs(candidate, self._seed)}, copies
@@ -303,23 +221,12 @@ class MeasuredCosts:
         return {
             **times,
             "bytes": constant_bytes(candidate),
-            "sparse-ops": float(_has_sparse_ops(candidate)),
+            "sparse-ops": float(has_sparse_ops(candidate)),
         }
 
     def _copies_of(self, sites: Sequence[Site], shape: Sequence[int]) -> int:
         """How many copies of a part with these sites, which reads an input of ``shape``, take turns."""
         return self._copies(weight_bytes(sites), rows_of(sites[0].op, shape))
-
-    def _input_shape(self, model: Model, site: Site) -> tuple[int, ...]:
-        if (
-            self._shapes.get(site.name, (None, None))[0] != site.shape
-        ):  # passes make sites, and others of the same name
-            found = input_shapes_of_sites(model, self._inputs)
-            self._shapes = {item.name: (item.shape, found.get(item.name)) for item in model.sites()}
-        shape = self._shapes[site.name][1]
-        if shape is None:
-            raise MeasurementError("not timed: the inputs given do not reach it (a branch not taken)")
-        return shape
 
     def _site_key(
         self, site: Site, form: LinearForm, shape: tuple[int, ...], plain: LinearForm | None
@@ -344,7 +251,7 @@ class MeasuredCosts:
                 variants,
                 random_inputs(variants[0], self._seed) if inputs is None else inputs,
                 threads=self._threads,
-                library=[_has_sparse_ops(model) for model in variants],  # it takes 25 ms for each session
+                library=[has_sparse_ops(model) for model in variants],  # it takes 25 ms for each session
                 copies=copies,
                 max_seconds=_SITE_SECONDS * len(variants),
             )
@@ -379,7 +286,7 @@ class MeasuredCosts:
         return self._relative_time(f"models {digest}", lambda: ready)
 
     def _input_shapes(self) -> bytes:
-        shapes = {name: list(array.shape) for name, array in sorted(self._inputs.items())}
+        shapes = {name: list(array.shape) for name, array in sorted(self.inputs.items())}
         return json.dumps(shapes).encode()
 
     def _relative_time(self, key: str, variants: Callable[[], Sequence[Model]]) -> float:
@@ -387,7 +294,7 @@ class MeasuredCosts:
 
         def measure() -> dict[str, float]:
             result = verify.benchmark(
-                variants(), self._inputs, threads=self._threads, max_seconds=_MODEL_SECONDS
+                variants(), self.inputs, threads=self._threads, max_seconds=_MODEL_SECONDS
             )
             return {"relative": 1 / result.ratio_to_first[1]}
 
@@ -395,17 +302,9 @@ class MeasuredCosts:
         return self.table.get_or_measure(key, ["relative"], measure)["relative"]
 
 
-def _has_sparse_ops(model: Model) -> bool:
-    return any(node.domain == DOMAIN for graph in model.graphs() for node in graph)
-
-
 def _told(copies: int) -> str:
     """The end of a key: rows of single copies have none."""
     return f" copies={copies}" if copies > 1 else ""
-
-
-def _forced(layout: Layout) -> ChooseLayout:
-    return ChooseLayout(layout=layout.pattern, values="fp32" if layout.values == "int8" else layout.values)
 
 
 def _form_before(base: Model, name: str) -> LinearForm | None:

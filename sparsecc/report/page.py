@@ -117,11 +117,11 @@ def _tiles(document: RunDocument) -> list[dict[str, str]]:
     latency = document.latency
     if latency is not None:
         ratio = latency.speedup or times(latency.before_ms, latency.after_ms)
-        tiles.append(
-            _ratio_tile(
-                ratio, ("faster", "slower"), f"{number(latency.before_ms)} → {number(latency.after_ms)} ms"
-            )
-        )
+        more = f"{number(latency.before_ms)} → {number(latency.after_ms)} ms"
+        words = ("faster", "slower")
+        if latency.source == "predicted":
+            words, more = ("predicted faster", "predicted slower"), f"{more}, not measured"
+        tiles.append(_ratio_tile(ratio, words, more))
     elif document.predicted is not None and document.predicted.ms is not None:
         tiles.append(
             {"value": f"{number(document.predicted.ms)} ms", "name": "predicted", "more": "time of one run"}

@@ -45,7 +45,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Latency:
-    """Median times of the input and the output in ms, the ratio of both, threads; spreads where they are known."""
+    """Median times of the input and the output in ms, the ratio of both, threads; spreads where they are known.
+
+    ``source`` is ``predicted`` where the target was another machine; ``uncertainty`` is that of the output's time then.
+    """
 
     before_ms: float
     after_ms: float
@@ -53,6 +56,8 @@ class Latency:
     threads: int | None = None
     before: Spread | None = None
     after: Spread | None = None
+    source: str = "measured"
+    uncertainty: float | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from sparsecc import emit, verify
-from sparsecc.errors import UsageError
+from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model
 from sparsecc.pm import PassContext, PassReport, Pipeline
 
@@ -86,6 +86,23 @@ def test_encoder(zoo, opset: int) -> None:
     check_same(before, after)
     second = fuse(after)
     assert not second.changed
+
+
+def test_what_cannot_be_timed_is_not_fused(zoo) -> None:
+    class Elsewhere:
+        def relative_time_of(self, model: Model, candidate: Model) -> float:
+            raise MeasurementError("for another machine")
+
+    proto = zoo.build(
+        "minilm_l6", layers=1, hidden=32, heads=4, intermediate=64, vocabulary=50, positions=16, seq=5,
+        pattern="4x1", sparsity=0.5,
+    )  # fmt: skip
+    model = lowered(proto)
+    before = model.fingerprint()
+    report = fuse(model, Elsewhere())
+    assert not report.changed
+    assert any("for another machine" in note for note in report.notes)
+    assert model.fingerprint() == before
 
 
 def test_encoder_with_int8_weights_gives_the_same_integers(zoo) -> None:

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sparsecc import emit, verify
-from sparsecc.errors import UsageError
+from sparsecc.errors import MeasurementError, UsageError
 from sparsecc.ir import Model
 from sparsecc.ir.packed import packed_sites
 from sparsecc.plan.timing import input_shapes_of_sites
@@ -290,6 +290,18 @@ def test_regions_are_measured_and_left_where_they_do_not_pay() -> None:
     assert operators(model)["Conv"] == 0
     with pytest.raises(UsageError, match="keep-slower"):
         run(network().model(), "lower-conv-int8")
+
+
+def test_regions_that_cannot_be_timed_stay_as_they_are() -> None:
+    class Elsewhere:
+        def relative_time_of(self, model: Model, candidate: Model) -> float:
+            raise MeasurementError("for another machine")
+
+    model = network().model()
+    before = model.fingerprint()
+    report = run(model, "lower-conv-int8", Elsewhere())
+    assert {skip.reason for skip in report.skipped[-2:]} == {"for another machine"}
+    assert model.fingerprint() == before
 
 
 def test_dense_regions_and_unmatched_ones_are_not_tried() -> None:
