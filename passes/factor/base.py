@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,9 +20,9 @@ from sparsecc.passes.hybrid.rewriting import Rewriter, refusal
 from sparsecc.passes.prune.gram import (
     Matrix,
     Quadratic,
+    Ridged,
     check_fit,
     correction_for,
-    damped,
     irreducible_error,
     quadratic_error,
     shifted_target,
@@ -396,7 +397,8 @@ class CalibratedFactorPass(FactorPass):
             weight = np.asarray(task.site.numpy(), np.float64)
             bias = biases.get(task.site.name)
             affine = all(name in biases for name in task.names)
-            fitted = self.solved(task, lambda own: self._problem(task.site, own, moments, affine=affine), ctx)
+            problem_of = partial(self._problem, task.site, moments=moments, affine=affine, ctx=ctx)
+            fitted = self.solved(task, problem_of, ctx)
             if isinstance(fitted, str) or bias is None:
                 return fitted
             total = np.asarray(fitted.total, np.float64)
@@ -410,11 +412,14 @@ class CalibratedFactorPass(FactorPass):
                 biases[task.site.name].replace(fitted.bias)
             yield task, fitted
 
-    def _problem(self, site: Site, weight: Matrix, moments: MomentsLike, *, affine: bool) -> Quadratic:
+    def _problem(
+        self, site: Site, weight: Matrix, *, moments: MomentsLike, affine: bool, ctx: PassContext
+    ) -> Quadratic:
         gram, cross, reference = group_moments(moments, 0, 1, None, affine)
         lost, target = None, weight
         if self.sequential and reference is not None:
             lost = irreducible_error(weight, reference, cross, gram, self.damping)
         if self.sequential and (share := correction_for(site.op, self.correction)):
             target = shifted_target(weight, gram, cross, self.damping, share)
-        return Quadratic(target, damped(gram, self.damping)[0], np.maximum(np.diag(gram), 0.0), lost)
+        ridged = Ridged(gram, self.damping)
+        return Quadratic(target, ridged.matrix, ridged.energy, lost, trial=ctx.trial)

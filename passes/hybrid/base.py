@@ -95,7 +95,7 @@ class HybridPass(WalkPass):
 
         def solve(item: Work, moments: MomentsLike) -> Solution | str:
             weight, bias = item.site.numpy(), biases.get(item.site.name)
-            (problem,) = self.problems(item, item.ordered(weight), moments, affine=bias is not None)
+            (problem,) = self.problems(item, item.ordered(weight), moments, ctx, affine=bias is not None)
             solution = self.solve(item, problem, ctx)
             if isinstance(solution, str) or bias is None:
                 return solution

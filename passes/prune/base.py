@@ -203,6 +203,8 @@ class PrunePass(Pass):
 class ScorePass(PrunePass):
     """Base of passes that drop the weights of lowest score and leave the others as they are."""
 
+    by_outputs: ClassVar[bool] = True
+
     @abstractmethod
     def scorer(self, model: Model, sites: Sequence[Site], ctx: PassContext) -> Scorer:
         """Return the score function for these sites; the slow part (statistics) happens here, once."""

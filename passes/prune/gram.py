@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import ModelError, SpecError
+from sparsecc.pm import Trial
 
 __all__ = [
     "Matrix",
     "Quadratic",
+    "Ridged",
     "centred",
     "check_fit",
     "correction_for",
@@ -34,12 +37,32 @@ class Quadratic:
         gram: ``[K, K]``, positive definite, of ``Q``.
         energy: ``[K]``, mean square of each input, without what makes ``gram`` definite.
         irreducible: share of the outputs that no weights could give back (``irreducible_error``); None if unknown.
+        trial: in which other forms of the same weight are tried; None: this one is to be kept.
     """
 
     target: Matrix
     gram: Matrix
     energy: NDArray[np.float64]
     irreducible: float | None
+    trial: Trial | None = field(default=None, kw_only=True)
+
+
+class Ridged:
+    """A Gram matrix made definite, and what follows from it.
+
+    Attributes:
+        matrix: ``[K, K]``, with the ridge.
+        energy: ``[K]``, its diagonal without it.
+    """
+
+    def __init__(self, gram: Matrix, damping: float) -> None:
+        self.matrix, _ = damped(gram, damping)
+        self.energy = np.maximum(np.diag(gram), 0.0)  # centring leaves rounding of either sign
+
+    @cached_property
+    def inverse_factor(self) -> Matrix:
+        """See the function ``inverse_factor``."""
+        return inverse_factor(self.matrix)
 
 
 #: Columns of a matrix that are mixed at a time, and the size up to which a triangle is inverted in one piece.
@@ -110,7 +133,7 @@ def irreducible_error(
     """Return the share of a site's outputs that no weights could give back on the inputs there are now.
 
     That is ``min ||X W^T - Xh V^T||^2 / ||X W^T||^2`` over all ``V``, with the ridge of ``shifted_target``: what
-    the layers in front lost for good. 0 without a difference between ``X`` and ``Xh``.
+    the layers in front lost for good. 0 without a difference between ``X`` and ``Xh``: all three are one array.
 
     Args:
         weight: ``[N, K]``.
@@ -119,6 +142,8 @@ def irreducible_error(
         gram: mean of ``Xh^T Xh``, not damped.
         damping: as for ``damped``.
     """
+    if cross is gram and reference is gram:
+        return 0.0
     best = shifted_target(weight, gram, cross, damping, 1.0)
     total = quadratic_error(weight, reference)
     left = total - 2 * float(np.einsum("ij,ij->", weight @ cross, best)) + quadratic_error(best, gram)
@@ -130,7 +155,8 @@ def shifted_target(weight: Matrix, gram: Matrix, cross: Matrix, damping: float, 
 
     For inputs ``Xh`` with ``gram = Xh^T Xh`` and ``cross = X^T Xh`` that is ``W cross gram^-1``, and
     ``||X W^T - Xh V^T||^2`` is a constant plus ``Q(V - it)``. Both matrices get the same ridge, which pulls the
-    result towards ``weight``: it is ``weight`` without a difference between ``X`` and ``Xh``.
+    result towards ``weight``: it is ``weight`` without a difference between ``X`` and ``Xh``, where ``cross`` is
+    ``gram`` itself.
 
     Args:
         weight: ``[N, K]``.
@@ -140,6 +166,8 @@ def shifted_target(weight: Matrix, gram: Matrix, cross: Matrix, damping: float, 
         correction: share of what separates ``X`` from ``Xh`` to make up for: 0 gives ``weight``, 1 all of it.
             Noise in ``Xh`` makes least squares shrink outputs, more with every layer; less than 1 limits that.
     """
+    if cross is gram:
+        return weight
     matrix, ridge = damped(gram, damping)
     wanted = ridge * weight
     for start in range(0, len(gram), _COLUMNS):

@@ -6,6 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,9 +17,10 @@ from sparsecc.passes.prune.base import PrunePass, Work
 from sparsecc.passes.prune.gram import (
     Matrix,
     Quadratic,
+    Ridged,
     check_fit,
     correction_for,
-    damped,
+    inverse_factor,
     irreducible_error,
     quadratic_error,
     shifted_target,
@@ -43,16 +45,22 @@ class Problem(Quadratic):
     Attributes:
         selection: how much stays, in which pattern.
         protected: entries ``[N, K]`` that stay while there is room; None for none.
+        ridged: what ``gram`` is from.
     """
 
     selection: Selection
     protected: Mask | None
+    ridged: Ridged
 
     def choose(self, squares: NDArray[Any], start: int = 0) -> Mask:
         """Return the mask of the columns from ``start`` on by what dropping each weight costs."""
         if self.protected is not None:
             squares = np.where(self.protected[:, start : start + squares.shape[1]], np.inf, squares)
         return self.selection.part(squares, start, self.target.shape[1])
+
+    def inverse_factor(self) -> Matrix:
+        """Return the upper triangular ``R`` with ``R^T R = gram^-1``; only in a trial it is kept for other problems."""
+        return inverse_factor(self.gram) if self.trial is None else self.ridged.inverse_factor
 
     def wanda_mask(self) -> Mask:
         """Return the best mask if inputs were uncorrelated."""
@@ -80,7 +88,13 @@ class WalkPass(PrunePass):
         check_fit(self.name, self.damping, correction=self.correction)
 
     def problems(
-        self, item: Work, weight: NDArray[Any], moments: MomentsLike, *, affine: bool = False
+        self,
+        item: Work,
+        weight: NDArray[Any],
+        moments: MomentsLike,
+        ctx: PassContext,
+        *,
+        affine: bool = False,
     ) -> Iterator[Problem]:
         """Yield one problem per group of rows, its columns in the order of the pattern.
 
@@ -90,29 +104,47 @@ class WalkPass(PrunePass):
             item: the site.
             weight: ``[N, K]`` in the order of the pattern.
             moments: of what the site reads.
+            ctx: of the run.
             affine: the bias is fitted too (``fitted_bias``): weights need not explain the means.
         """
         groups, share = item.site.groups, correction_for(item.site.op, self.correction)
         stays = [None] * groups if item.protected is None else np.split(item.ordered(item.protected), groups)
         for group, rows in enumerate(np.split(weight, groups)):
-            gram, cross, reference = group_moments(moments, group, groups, item.order, affine)
-            matrix, _ = damped(gram, self.damping)
-            energy = np.maximum(np.diag(gram), 0.0)  # centring leaves rounding of either sign
+            ridged, differing = ctx.once(
+                ("ridged", item.site.name, group, item.order is None, affine, self.damping),
+                partial(self._ridged, moments, group, groups, item.order, affine),
+            )
             for some in _row_parts(rows.shape, item.selection) if self.by_rows else [slice(None)]:
                 target = rows[some].astype(np.float64)
-                lost = None
-                if self.sequential and reference is not None:
-                    lost = irreducible_error(target, reference, cross, gram, self.damping)
-                if self.sequential and share:
-                    target = shifted_target(target, gram, cross, self.damping, share)
+                lost = 0.0 if self.sequential else None
+                if self.sequential and differing is not None:
+                    gram, cross, reference = differing
+                    lost = None
+                    if reference is not None:
+                        lost = irreducible_error(target, reference, cross, gram, self.damping)
+                    if share:
+                        target = shifted_target(target, gram, cross, self.damping, share)
                 stay = stays[group]
                 protected = None if stay is None else stay[some]
-                yield Problem(target, matrix, energy, lost, item.selection, protected)
+                yield Problem(
+                    target, ridged.matrix, ridged.energy, lost, item.selection, protected, ridged,
+                    trial=ctx.trial,
+                )  # fmt: skip
+
+    def _ridged(
+        self, moments: MomentsLike, group: int, groups: int, order: NDArray[np.intp] | None, affine: bool
+    ) -> tuple[Ridged, tuple[Matrix, Matrix, Matrix | None] | None]:
+        """The Gram matrix to fit to; and all of ``group_moments`` where a reference differs, else None."""
+        gram, cross, reference = group_moments(moments, group, groups, order, affine)
+        same = cross is gram and reference is gram
+        return Ridged(gram, self.damping), None if same else (gram, cross, reference)
 
 
 @dataclass(frozen=True)
 class GramPass(WalkPass):
     """Base of passes that drop weights and change the others by the second moments of their inputs."""
+
+    by_outputs: ClassVar[bool] = True
 
     bias: bool = True
     resume: str | None = None
@@ -142,7 +174,7 @@ class GramPass(WalkPass):
                 _store(item, biases.get(item.site.name), kept, report)
 
         def solve(item: Work, moments: MomentsLike) -> Solution:
-            return self._solve(item, biases.get(item.site.name), moments)
+            return self._solve(item, biases.get(item.site.name), moments, ctx)
 
         for item, solution in solutions(
             self.name, model, dense, waiting, solve, ctx, report, sequential=self.sequential
@@ -164,12 +196,12 @@ class GramPass(WalkPass):
         )
         return "|".join([*whole, *sites])
 
-    def _solve(self, item: Work, bias: SiteBias | None, moments: MomentsLike) -> Solution:
+    def _solve(self, item: Work, bias: SiteBias | None, moments: MomentsLike, ctx: PassContext) -> Solution:
         """Return what the site becomes, with its error relative to its outputs."""
         weight = item.ordered(item.site.numpy())
         fitted, scores, lost = [], [], []
         error, total = 0.0, 0.0
-        for problem in self.problems(item, weight, moments, affine=bias is not None):
+        for problem in self.problems(item, weight, moments, ctx, affine=bias is not None):
             values, mask = self.fit(problem)
             fitted.append(np.where(mask, values, 0.0).astype(weight.dtype))
             scores.append(np.abs(problem.target) * np.sqrt(problem.energy))

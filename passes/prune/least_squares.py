@@ -30,7 +30,8 @@ def refit_rows(
         steps: most steps.
 
     Returns:
-        ``[N, K]``, exactly zero outside the mask.
+        ``[N, K]``, exactly zero outside the mask; of the type of ``target``: float32 takes half the time and is good
+        where the error alone is wanted.
     """
     first = np.where(mask, target if start is None else start, 0.0)
     return fit_rows((target - first) @ gram, mask, gram, first, steps)
@@ -51,7 +52,7 @@ def fit_rows(rest: Matrix, mask: Mask, gram: Matrix, start: Matrix, steps: int =
     """
     scale = 1.0 / np.sqrt(np.diag(gram))
     matrix = scale[:, None] * gram * scale
-    keep = mask.astype(np.float64)
+    keep = mask.astype(rest.dtype)
     solution = keep * (start / scale)
     residual = keep * (rest * scale)
     direction = residual.copy()

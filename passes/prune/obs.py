@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsecc.passes.prune.gram import Matrix, inverse_factor
+from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.selection import Mask
 
 __all__ = ["Swept", "sweep"]
@@ -31,20 +31,19 @@ class Swept:
     error: float
 
 
-def sweep(weight: Matrix, gram: Matrix, choose: Choose, choose_every: int, block: int = 128) -> Swept:
+def sweep(weight: Matrix, factor: Matrix, choose: Choose, choose_every: int, block: int = 128) -> Swept:
     """Drop weights from left to right (SparseGPT, Frantar and Alistarh 2023).
 
-    With ``R`` upper triangular and ``R^T R = gram^-1``, a dropped ``w_ij`` costs ``(w_ij / R_jj)**2`` once the
-    columns after ``j`` have made up for it as well as they can, which they do at once.
+    With ``R`` upper triangular and ``R^T R`` the inverse of the Gram matrix of the inputs, a dropped ``w_ij`` costs
+    ``(w_ij / R_jj)**2`` once the columns after ``j`` have made up for it as well as they can, which they do at once.
 
     Args:
         weight: ``[N, K]``, what to come close to.
-        gram: ``[K, K]``, positive definite.
+        factor: ``R``, ``[K, K]``; see ``inverse_factor``.
         choose: the mask of some columns, by the cost of dropping each weight as it is by then.
         choose_every: how many columns are chosen at a time.
         block: columns whose effect on those behind them is gathered before it is applied; it changes no result.
     """
-    factor = inverse_factor(gram)
     diagonal = np.diag(factor)
     columns = weight.shape[1]
     # Columns are chosen when all before them are dealt with: a block is whole choices or a choice whole blocks.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from sparsecc.passes.prune.gram import Matrix
 from sparsecc.passes.prune.gram_pass import GramPass, Problem
@@ -12,6 +14,9 @@ from sparsecc.passes.prune.obs import sweep
 from sparsecc.passes.prune.selection import Mask
 
 __all__ = ["PruneSparseGpt"]
+
+#: Steps of the last fit. After three quarters of them the error is at most three per cent above where it ends.
+_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,14 @@ class PruneSparseGpt(GramPass):
         """Sweep, then fit."""
         unit = problem.selection.unit
         every = unit if problem.selection.pattern.kind == "nm" else max(unit, self.block // unit * unit)
-        swept = sweep(problem.target, problem.gram, problem.choose, every, self.block)
+        swept = sweep(problem.target, problem.inverse_factor(), problem.choose, every, self.block)
         if not self.refit:
             return swept.weight, swept.mask
-        return refit_rows(problem.target, swept.mask, problem.gram, swept.weight), swept.mask
+        if problem.trial is None:
+            return refit_rows(problem.target, swept.mask, problem.gram, swept.weight, _STEPS), swept.mask
+        narrow: list[Any] = [
+            array.astype(np.float32) for array in (problem.target, problem.gram, swept.weight)
+        ]
+        target, gram, start = narrow
+        found = refit_rows(target, swept.mask, gram, start, 3 * _STEPS // 4)
+        return found.astype(np.float64), swept.mask

@@ -104,6 +104,8 @@ def group_moments(
 ) -> tuple[Matrix, Matrix, Matrix | None]:
     """Return Gram matrix, cross moments and those of the reference (None: unknown) of one group of inputs.
 
+    Where there is no reference that differs, all three are one array.
+
     Args:
         moments: of what a site reads.
         group: which one.
@@ -112,12 +114,16 @@ def group_moments(
         affine: the bias is fitted too (``fitted_bias``), so that means need no weights: moments are centred.
     """
     here, there = (part.reshape(groups, -1)[group] for part in (moments.mean, moments.reference_mean))
+    same = moments.reference_mean is moments.mean
     found: list[Matrix | None] = []
     for matrix, left, right in (
         (moments.gram, here, here),
         (moments.cross, there, here),
         (moments.reference_gram, there, there),
     ):
+        if same and found and matrix is moments.gram:
+            found.append(found[0])
+            continue
         own = None if matrix is None else matrix.reshape(groups, len(left), len(right))[group]
         own = centred(own, left, right) if affine and own is not None else own
         found.append(own if own is None or order is None else own[np.ix_(order, order)])

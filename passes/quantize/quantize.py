@@ -94,6 +94,7 @@ class Quantize(Pass):
         Range.of(activations="static"),
     )
     narrows: ClassVar[bool] = True
+    by_outputs: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
 
     weights: Literal["int8"] = "int8"

@@ -45,6 +45,7 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     search: ClassVar[tuple[Range, ...]] = (Range.of(),)
     narrows: ClassVar[bool] = True
+    by_outputs: ClassVar[bool] = True
     lossless: ClassVar[bool] = False
 
     values: Literal["fp16", "bf16"] = "fp16"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from sparsecc.passes.structure.flops import Flops, keep_ratio, ratio_before
 from sparsecc.passes.structure.obs import Consumer, Curve, compensate, removal_curve
 from sparsecc.passes.structure.units import cut_lineage, unit_columns
 from sparsecc.passes.tidy.linear import Linear
-from sparsecc.pm import CalibrationSource, Lineage, MomentsLike, Pass, PassContext, PassReport, Range
+from sparsecc.pm import Lineage, MomentsLike, Pass, PassContext, PassReport, Range
 from sparsecc.pm.sites import refuse_unmatched
 
 __all__ = ["PruneStructured"]
@@ -122,7 +123,7 @@ class PruneStructured(Pass):
         if not orbits:
             report.note("no units of the model can be removed")
             return report
-        classes = list(self._measured(model, axes, orbits, sites, calibration, report))
+        classes = list(self._measured(model, axes, orbits, sites, ctx, report))
         inputs = next(iter(calibration), None)
         flops = Flops(model, axes, list(sites.values()), inputs)
         counts, ratio = self._counts(axes, classes, flops, ratio_before(model))
@@ -222,10 +223,11 @@ class PruneStructured(Pass):
         axes: AxisGraph,
         orbits: Sequence[Orbit],
         sites: dict[onnx_ir.Value, Site],
-        calibration: CalibrationSource,
+        ctx: PassContext,
         report: PassReport,
     ) -> Iterator[_Class]:
         """Curves of all orbits; moments of a layer are dropped when the last orbit that needs them is done."""
+        calibration = ctx.calibration_for(self.name)
         needed = {part.value: sites[part.value] for orbit in orbits for part in orbit.consumers()}
         grams: dict[str, NDArray[np.float64]] = {}
         broken: dict[str, str] = {}
@@ -242,7 +244,11 @@ class PruneStructured(Pass):
                 if any(site.name not in grams for site in readers):
                     continue
                 waiting.remove(orbit)
-                yield self._class(axes, orbit, sites, grams)
+                curve = ctx.once(
+                    (self.name, orbit.name, self.steps, self.damping),
+                    partial(self._curve, axes, orbit, sites, grams),
+                )
+                yield _Class(orbit, curve, self._step(axes, orbit))
             wanted = {sites[part.value].name for orbit in waiting for part in orbit.consumers()}
             grams = {name: gram for name, gram in grams.items() if name in wanted}
         for orbit in waiting:
@@ -251,13 +257,13 @@ class PruneStructured(Pass):
             reason = next((f"{name}: {reasons[name]}" for name in names if name in reasons), None)
             report.skip(orbit.name, f"not measured: {reason or 'calibration does not reach what reads it'}")
 
-    def _class(
+    def _curve(
         self,
         axes: AxisGraph,
         orbit: Orbit,
         sites: dict[onnx_ir.Value, Site],
         grams: dict[str, NDArray[np.float64]],
-    ) -> _Class:
+    ) -> Curve:
         consumers = []
         for part in orbit.consumers():
             site = sites[part.value]
@@ -269,7 +275,7 @@ class PruneStructured(Pass):
                 Consumer(weight, inner, places, 1 / site.groups)
                 for weight, inner in zip(weights, gram, strict=True)
             ]
-        return _Class(orbit, removal_curve(consumers, self.steps, self.damping), self._step(axes, orbit))
+        return removal_curve(consumers, self.steps, self.damping)
 
     def _step(self, axes: AxisGraph, orbit: Orbit) -> int:
         """How many units leave at a time, so that what is left is a multiple."""

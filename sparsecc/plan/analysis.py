@@ -28,7 +28,7 @@ from sparsecc.pm import PassContext, Pipeline
 
 __all__ = ["Analysis", "analyze", "read_analysis", "tidied", "write_analysis"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 _LOG = logging.getLogger(__name__)
 
@@ -245,6 +245,7 @@ def _candidate_json(candidate: Candidate) -> dict[str, Any]:
     return {
         "passes": list(candidate.passes),
         "error": _number(candidate.error),
+        "error_spread": candidate.error_spread,
         "ms": _number(candidate.time.ms),
         "ms_source": candidate.time.source,
         "ms_spread": candidate.time.spread,
@@ -274,4 +275,5 @@ def _candidate(entry: Mapping[str, Any]) -> Candidate:
         int(entry["bytes"]),
         bool(entry["custom_ops"]),
         str(entry["note"]),
+        float(entry["error_spread"]),
     )

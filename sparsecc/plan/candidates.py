@@ -25,7 +25,7 @@ from sparsecc.target import Target
 __all__ = ["FAMILIES", "find_items"]
 
 #: Version of what is kept of earlier runs.
-_FORMAT = 1
+_FORMAT = 2
 #: Rows of what is compared at a time: ranges that are found at run time are those of so many.
 _ROWS = 128
 
@@ -199,12 +199,16 @@ class _Fits:
         content = self._results.get("part", self._key(part))
         known = None if content is None else self._results.get("errors", str(content["content"]))
         return {
-            tuple(passes): FormError(error, note) for passes, error, note in (known or {}).get("forms", [])
+            tuple(passes): FormError(error, note, spread=spread)
+            for passes, error, note, spread in (known or {}).get("forms", [])
         }
 
     def _keep(self, part: Part, task: FormTask, errors: Mapping[Passes, FormError]) -> None:
         made = {passes: found for passes, found in errors.items() if not found.skipped}
-        forms = [[list(passes), found.error, found.note] for passes, found in {**task.known, **made}.items()]
+        forms = [
+            [list(passes), found.error, found.note, found.spread]
+            for passes, found in {**task.known, **made}.items()
+        ]
         self._results.put("part", self._key(part), {"content": task.key})
         self._results.put("errors", task.key, {"forms": forms})
 
@@ -236,7 +240,7 @@ def _item(
         time = Estimate(ms, form.cost.source, max(spread, form.cost.spread))
         made = Candidate(
             form.passes, math.nan if error.error is None else error.error, time,
-            form.cost.bytes, form.sparse, error.note,
+            form.cost.bytes, form.sparse, error.note, error.spread,
         )  # fmt: skip
         (dropped if error.error is None else found).append(made)
     found = _monotone(found, priced.families)

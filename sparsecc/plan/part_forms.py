@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from sparsecc.calib import Session, open_session
 from sparsecc.errors import SparseccError
 from sparsecc.ir import Model
-from sparsecc.plan.part_data import PartCalibration, PartData, batches_of
-from sparsecc.pm import PassContext, Pipeline
+from sparsecc.plan.comparison import Comparison, error_of, estimate
+from sparsecc.plan.part_data import PartCalibration, PartData
+from sparsecc.plan.thinning import thinned
+from sparsecc.pm import Pass, PassContext, Pipeline, Trial, get_pass
 
-__all__ = ["Form", "FormError", "FormTask", "Passes", "explore", "form_errors", "relative_error", "sketched"]
+__all__ = ["Form", "FormError", "FormTask", "Passes", "explore", "form_errors", "sketched"]
 
-#: Operators after which outputs are no affine function of the inputs, or not to rounding.
-_ROUNDING = ("DynamicQuantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger")
-
+#: How far what narrow values add to an error may be off, as a share of it, where it was measured for another form.
+_NARROWED_SPREAD = 0.05
+#: Why forms whose outputs are not numbers have no error.
+_NOT_FINITE = "its outputs are NaN or infinite on the calibration data"
 
 Passes = tuple[str, ...]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,17 @@ class FormError:
     """What fitting a form gave.
 
     Attributes:
-        error: see ``relative_error``; None where it is not known.
+        error: see ``error_of``; None where it is not known.
         note: why not.
         skipped: it was not fitted, because another form takes no more and loses less.
+        spread: half the width of an interval that holds the error in nine of ten cases, as a share of it; 0 where it
+            was not told from some of the outputs, or from other forms.
     """
 
     error: float | None
     note: str = ""
     skipped: bool = False
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -115,33 +121,135 @@ def form_errors(task: FormTask) -> dict[Passes, FormError]:
 
 
 class _Fitting:
-    """Forms of one part while they are fitted."""
+    """Forms of one part while they are fitted.
+
+    Where some outputs tell the error of all, the first form of a pass is fitted to all of them, others to some.
+    """
 
     def __init__(self, task: FormTask) -> None:
         dense = Model.from_proto(onnx.ModelProto.FromString(task.model))
-        affine = not task.nested and all(site.op in ("MatMul", "Gemm") for site in dense.sites())
-        calibration = PartCalibration(task.data, dense)
+        groups = _groups(task.families)
         self._known = task.known
-        self._start = dense, PassContext(seed=task.seed, calibration=calibration, threads=1)
-        self._forms: dict[Passes, tuple[Model, PassContext] | str] = {}
-        self._compare = _Comparison(dense, task.data, affine)
+        trial = Trial()  # of both: what they have in common is of the inputs
+        self._whole = _Side(task, dense, groups, trial)
+        self._thinned = thinned(dense, task.seed)
+        self._some = None if self._thinned is None else _Side(task, self._thinned.model, groups, trial)
+        self._families = {
+            form.passes: number for number, family in enumerate(task.families) for form in family
+        }
+        self._first: dict[type[Pass], Passes] = {}
+        self._narrowing: dict[int, float] = {}
 
     def error(self, passes: Passes) -> FormError:
-        """Fit a form, unless its error is known."""
+        """Fit a form, unless its error is known or follows from others."""
         if passes in self._known:
             return self._known[passes]
-        made = self._made(passes)
-        return FormError(None, made) if isinstance(made, str) else self._compare.error(made[0])
+        if len(passes) > 1 and _pass_type(passes[-1]).narrows:
+            return self._narrowed(passes)
+        return self._fitted(passes)
+
+    def _fitted(self, passes: Passes) -> FormError:
+        """The error of a form that is fitted."""
+        pass_type = _pass_type(passes[0])
+        some, first = self._some, self._first.setdefault(pass_type, passes)
+        by_outputs = all(_pass_type(spec).by_outputs for spec in passes)
+        if some is None or self._thinned is None or not by_outputs or first == passes:
+            return _error(self._whole.changes(passes))
+        known, here, there = self._whole.changes(first), some.changes(first), some.changes(passes)
+        if isinstance(known, str) or isinstance(here, str):
+            return _error(self._whole.changes(passes))
+        if isinstance(there, str):
+            return FormError(None, there)
+        found = estimate(known, here, there, self._thinned.share)
+        if found is None:
+            return _error(self._whole.changes(passes))
+        return (
+            FormError(found[0], spread=found[1]) if math.isfinite(found[0]) else FormError(None, _NOT_FINITE)
+        )
+
+    def _narrowed(self, passes: Passes) -> FormError:
+        """The error of narrow values comes to that of the form, as squares; measured for one form of a family."""
+        before, family = self._fitted(passes[:-1]), self._families[passes]
+        if before.error is None:
+            return before
+        if family not in self._narrowing:
+            by_outputs = all(_pass_type(spec).by_outputs for spec in passes)
+            side = self._some if self._some is not None and by_outputs else self._whole
+            found, plain = _error(side.changes(passes)), _error(side.changes(passes[:-1]))
+            if found.error is None or plain.error is None:
+                return found
+            if side is self._whole or not plain.error > 0:
+                self._narrowing[family] = math.sqrt(max(0.0, found.error**2 - plain.error**2))
+                return found
+            error = before.error * found.error / plain.error
+            self._narrowing[family] = math.sqrt(max(0.0, error**2 - before.error**2))
+            return FormError(error, spread=math.hypot(before.spread, _NARROWED_SPREAD))
+        error = math.hypot(before.error, self._narrowing[family])
+        return FormError(error, spread=math.hypot(before.spread, _NARROWED_SPREAD))
+
+
+def _error(changes: list[Array] | str) -> FormError:
+    if isinstance(changes, str):
+        return FormError(None, changes)
+    error = error_of(changes)
+    return FormError(error) if math.isfinite(error) else FormError(None, _NOT_FINITE)
+
+
+class _Side:
+    """A part by itself, or what is looked at of it, and its forms."""
+
+    def __init__(self, task: FormTask, dense: Model, groups: Mapping[str, int], trial: Trial) -> None:
+        affine = not task.nested and all(site.op in ("MatMul", "Gemm") for site in dense.sites())
+        calibration = PartCalibration(task.data, dense)
+        self._start = dense, PassContext(seed=task.seed, calibration=calibration, threads=1)
+        self._groups = groups
+        self._group = -1
+        self._trial = trial
+        self._forms: dict[Passes, tuple[Model, PassContext] | str] = {}
+        self._changes: dict[Passes, list[Array] | str] = {}
+        self._compare = Comparison(dense, task.data, affine)
+
+    def changes(self, passes: Passes) -> list[Array] | str:
+        """What a form changes of the outputs, see ``Comparison``, or why there is none."""
+        if passes not in self._changes:
+            made = self._made(passes)
+            self._changes[passes] = made if isinstance(made, str) else self._compare.changes(made[0])
+        return self._changes[passes]
 
     def _made(self, passes: Passes) -> tuple[Model, PassContext] | str:
         if not passes:
             return self._start
         if passes not in self._forms:
-            name = passes[0].partition("{")[0]
-            for other in [item for item in self._forms if item[0].partition("{")[0] != name]:
-                del self._forms[other]  # families of one pass come one after another: it does not come again
-            self._forms[passes] = _fitted(self._made(passes[:-1]), passes[-1])
+            self._forget(passes[0])
+            before = self._made(passes[:-1])
+            trial = self._trial if len(passes) == 1 else None
+            self._forms[passes] = _fitted(before, passes[-1], trial)
         return self._forms[passes]
+
+    def _forget(self, spec: str) -> None:
+        """Let go of forms that begin otherwise: those that begin alike come one after another."""
+        if self._groups[spec] == self._group:
+            return
+        if not any(_pass_type(spec) is _pass_type(other[0]) for other in self._forms):
+            self._trial.forget()
+        self._forms.clear()
+        self._group = self._groups[spec]
+
+
+def _pass_type(spec: str) -> type[Pass]:
+    return get_pass(spec.partition("{")[0])
+
+
+def _groups(families: Sequence[Sequence[Form]]) -> dict[str, int]:
+    """By spec that forms begin with a number, the same for families one after another that begin with the same."""
+    found: dict[str, int] = {}
+    last = -1
+    for family in families:
+        begin = {form.passes[0] for form in family}
+        if not any(found.get(spec) == last for spec in begin):
+            last += 1
+        found.update(dict.fromkeys(begin, last))
+    return found
 
 
 def sketched(model: Model, spec: Sequence[str], ctx: PassContext) -> str | None:
@@ -154,12 +262,14 @@ def sketched(model: Model, spec: Sequence[str], ctx: PassContext) -> str | None:
     return None
 
 
-def _fitted(before: tuple[Model, PassContext] | str, text: str) -> tuple[Model, PassContext] | str:
+def _fitted(
+    before: tuple[Model, PassContext] | str, text: str, trial: Trial | None
+) -> tuple[Model, PassContext] | str:
     """The next form, or why there is none."""
     if isinstance(before, str):
         return before
     model, ctx = before[0].copy(), before[1]
-    own = PassContext(seed=ctx.seed, calibration=ctx.calibration, threads=ctx.threads)
+    own = PassContext(seed=ctx.seed, calibration=ctx.calibration, threads=ctx.threads, trial=trial)
     (pass_,) = Pipeline.parse(text).passes
     try:
         report = pass_.run(model, own)
@@ -168,75 +278,3 @@ def _fitted(before: tuple[Model, PassContext] | str, text: str) -> tuple[Model, 
     if not report.changed:
         return report.skipped[0].reason if report.skipped else "nothing of it changes"
     return model, own
-
-
-def relative_error(before: Sequence[NDArray[Any]], after: Sequence[NDArray[Any]]) -> float:
-    """Return the norm of what changed over the norm, root of the mean of squares over the arrays.
-
-    An array of zeros that stays so has error 0, one that does not has error 1.
-    """
-    squares = []
-    for old, new in zip(before, after, strict=True):
-        wide = old.astype(np.float64)
-        changed, energy = float(np.square(new - wide).sum()), float(np.square(wide).sum())
-        squares.append(changed / energy if energy else float(changed > 0))
-    return float(np.sqrt(np.mean(squares))) if squares else 0.0
-
-
-class _Comparison:
-    """Errors of forms against the dense part: exact on the moments where all is affine, else on the sample."""
-
-    def __init__(self, dense: Model, data: PartData, affine: bool) -> None:
-        self._data = data
-        self._affine = affine
-        self._batches = batches_of(data.sample, dense)
-        self._outputs = self._run(open_session(dense))
-        self._maps = self._map(dense) if affine else []
-
-    def error(self, form: Model) -> FormError:
-        """By how much the outputs of ``form`` differ."""
-        operators = {node.op_type for node in form.onnx.graph}
-        if self._affine and operators.isdisjoint(_ROUNDING):
-            error = self._by_moments(form)
-        else:
-            error = relative_error(self._outputs, self._run(open_session(form)))
-        if not np.isfinite(error):
-            return FormError(None, "its outputs are NaN or infinite on the calibration data")
-        return FormError(error)
-
-    def _run(self, session: Session) -> list[NDArray[Any]]:
-        """Outputs for the sample."""
-        return [
-            np.stack(found)
-            for found in zip(*(session.run(item).values() for item in self._batches), strict=True)
-        ]
-
-    def _map(self, model: Model) -> list[NDArray[np.float64]]:
-        """Weights and bias of each output, ``[K + 1, N]``: what the rows of the identity give, and one of zeros."""
-        names, first = list(self._batches[0]), next(iter(self._batches[0].values()))
-        width, length = first.shape[-1], first.shape[-2]  # sessions are made for as many rows
-        probes = np.zeros((-(-(width + 1) // length) * length, width), first.dtype)
-        probes[np.arange(width), np.arange(width)] = 1
-        session = open_session(model)
-        pieces = [
-            list(session.run(dict.fromkeys(names, probes[at : at + length].reshape(first.shape))).values())
-            for at in range(0, len(probes), length)
-        ]
-        whole = [
-            np.concatenate([piece[number].reshape(length, -1) for piece in pieces]).astype(np.float64)[
-                : width + 1
-            ]
-            for number in range(len(pieces[0]))
-        ]
-        return [np.concatenate([item[:width] - item[width], item[width:]]) for item in whole]
-
-    def _by_moments(self, form: Model) -> float:
-        moments = next(iter(self._data.moments.values()))
-        last = np.append(moments.mean, 1.0)
-        gram = np.concatenate([np.concatenate([moments.gram, moments.mean[None]]), last[:, None]], axis=1)
-        squares = []
-        for old, new in zip(self._maps, self._map(form), strict=True):
-            energy = float(np.einsum("in,ij,jn->", old, gram, old, optimize=True))
-            changed = float(np.einsum("in,ij,jn->", new - old, gram, new - old, optimize=True))
-            squares.append(max(changed, 0.0) / energy if energy > 0 else float(changed > 0))
-        return float(np.sqrt(np.mean(squares)))

@@ -29,6 +29,7 @@ from sparsecc.pm.registry import PassInfo, get_pass, list_passes, pass_names
 from sparsecc.pm.report import Change, Number, PassReport, Skip
 from sparsecc.pm.search import Range, search_families, search_specs
 from sparsecc.pm.sites import select_sites
+from sparsecc.pm.trial import Trial
 
 __all__ = [
     "CalibrationSource",
@@ -56,6 +57,7 @@ __all__ = [
     "Skip",
     "StopAfterInstrument",
     "TimingInstrument",
+    "Trial",
     "VerifyEachInstrument",
     "get_pass",
     "list_passes",

@@ -52,6 +52,8 @@ class Pass(ABC):
         recovers: fits a model around what was pruned of it, which can take long and cannot be undone site by site.
         search: option values that are worth trying where something is to be chosen for each site.
         narrows: only makes the type of values narrower, so that it may follow any other pass at a site.
+        by_outputs: what an output of a site becomes hardly depends on the others, so that some of them, in whole blocks
+            of 16, tell the error of all.
     """
 
     name: ClassVar[str] = ""
@@ -60,6 +62,7 @@ class Pass(ABC):
     recovers: ClassVar[bool] = False
     search: ClassVar[tuple[Range, ...]] = ()
     narrows: ClassVar[bool] = False
+    by_outputs: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecc.errors import SpecError, UsageError
 from sparsecc.pm.lineage import Lineage
+from sparsecc.pm.trial import Trial
 from sparsecc.sparse import Layout, Pattern
 from sparsecc.target import Target
 
@@ -33,6 +34,9 @@ __all__ = [
     "SiteSettings",
     "no_progress",
 ]
+
+
+Found = TypeVar("Found")
 
 
 class Progress(Protocol):
@@ -297,6 +301,7 @@ class PassContext:
         lineage: what is left of the model of which parts were removed in this run; those who remove keep it.
         recovered: a recovery pass has fitted the model around what was pruned; the pass says so.
         unpaid: sites that their zeros do not make faster, and whether ``restore-dense`` gave them their weights back.
+        trial: what this run has in common with others that it is compared with; None: its result is to be kept.
     """
 
     seed: int = 0
@@ -314,6 +319,11 @@ class PassContext:
     lineage: Lineage | None = None
     recovered: bool = False
     unpaid: dict[str, bool] = field(default_factory=dict)
+    trial: Trial | None = None
+
+    def once(self, key: Hashable, make: Callable[[], Found]) -> Found:
+        """Return what ``make`` gives; in a trial it is called once for all runs, see ``Trial.once``."""
+        return make() if self.trial is None else self.trial.once(key, make)
 
     @property
     def dense(self) -> Model | None:

@@ -51,7 +51,7 @@ def wanda(weight, gram, chosen: Selection):
 
 
 def swept(weight, gram, chosen: Selection, every: int = 8, block: int = 8):
-    return sweep(weight, gram, lambda squares, at: chosen.part(squares, at, K), every, block)
+    return sweep(weight, inverse_factor(gram), lambda squares, at: chosen.part(squares, at, K), every, block)
 
 
 def refit_exact(target, mask, gram) -> NDArray[np.float64]:
@@ -137,8 +137,8 @@ def test_a_fixed_mask_gives_the_same_sweep_in_any_blocks(every, block):
     weight, gram = problem(5)
     mask = wanda(weight, gram, selection("unstructured", 0.5))
     fixed = lambda squares, at: mask[:, at : at + squares.shape[1]]  # noqa: E731
-    expected = sweep(weight, gram, fixed, 16, 16)
-    result = sweep(weight, gram, fixed, every, block)
+    expected = sweep(weight, inverse_factor(gram), fixed, 16, 16)
+    result = sweep(weight, inverse_factor(gram), fixed, every, block)
     np.testing.assert_allclose(result.weight, expected.weight, rtol=1e-9, atol=1e-12)
 
 

@@ -14,7 +14,7 @@ from sparsecc.calib import Calibration
 from sparsecc.ir import Model
 from sparsecc.passes.prune.admm import alternate
 from sparsecc.passes.prune.exact_obs import inverse_of, kept, removal_curves, without
-from sparsecc.passes.prune.gram import damped, quadratic_error
+from sparsecc.passes.prune.gram import damped, inverse_factor, quadratic_error
 from sparsecc.passes.prune.least_squares import refit_rows
 from sparsecc.passes.prune.obs import sweep
 from sparsecc.passes.prune.selection import Cap, Selection
@@ -81,7 +81,9 @@ def selection(pattern: str, sparsity: float = 0.5, scope: str = "row") -> Select
 def swept(layer: Layer, chosen: Selection):
     columns = layer.weight.shape[1]
     every = 4 if chosen.pattern.kind == "nm" else 128
-    return sweep(layer.weight, layer.gram, lambda squares, at: chosen.part(squares, at, columns), every)
+    return sweep(
+        layer.weight, inverse_factor(layer.gram), lambda squares, at: chosen.part(squares, at, columns), every
+    )
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])

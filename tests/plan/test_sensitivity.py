@@ -177,6 +177,8 @@ def test_the_verb_saves_what_planning_reads(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "analysis.json"
     done = CliRunner().invoke(cli, [*arguments, "--json", "-o", str(path)], catch_exceptions=False)
     document = json.loads(done.stdout)
+    assert document.pop("effort")["planning_seconds"] > 0
+    assert document.pop("name") == "m.onnx"
     assert document == json.loads(path.read_text())
     assert document["metric"]["name"] == "eval"
     assert [entry["name"] for entry in document["items"]] == ["a", "b"]
