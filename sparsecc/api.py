@@ -13,6 +13,7 @@ import sparsecc
 from sparsecc import emit, ir, plan, planning, verify
 from sparsecc.errors import BudgetError, UnsupportedModelError, UsageError
 from sparsecc.ir.files import file_bytes, file_sha256, model_files
+from sparsecc.ir.outputs import check_output
 from sparsecc.pm import (
     DumpInstrument,
     Instrument,
@@ -130,8 +131,7 @@ def resize(
     source = Path(model)
     destination = source if output is None else Path(output)
     if output is not None:
-        _check_paths(destination)
-        _refuse_to_overwrite(destination, model_files(source))
+        check_output(destination, model_files(source))
     whole = ir.Model.load(source)
     planes = ir.Planes.of(whole)
     if planes is None:
@@ -279,7 +279,7 @@ def optimize(
     """
     source = Path(model)
     destination = Path(output) if output is not None else default_output(source)
-    _check_paths(destination)
+    check_output(destination)
     wanted = Target.parse(target) if isinstance(target, str) else target
     threads = plan.usable_threads(threads, wanted, costs)
     library = plan.library_found(needed=keep_slower and not standard_ops_only)
@@ -322,7 +322,7 @@ def optimize(
     original = ir.Model.load(source)
     aim = None if reference is None else plan.load_reference(Path(reference), original, chosen)
     theirs = [] if reference is None else model_files(reference)
-    _refuse_to_overwrite(
+    check_output(
         destination,
         [
             *model_files(source),
@@ -332,6 +332,7 @@ def optimize(
             costs,
             fisher,
             None if asked is None else asked.analysis,
+            None if asked is None else asked.metric,
         ],
     )
     setting, notes = plan.open_setting(
@@ -399,27 +400,6 @@ def _refuse_contradiction(
         raise UsageError(
             f"{', '.join((given + preset)[:-1])} and {(given + preset)[-1]} contradict; give one of them"
         )
-
-
-def _check_paths(destination: Path) -> None:
-    if destination.is_dir():
-        raise UsageError(f"{destination} is a folder; give a file name with -o")
-    if destination.exists() and not destination.is_file():
-        raise UsageError(f"{destination} is no regular file and is not replaced; give another name with -o")
-    if not destination.resolve().parent.is_dir():
-        raise UsageError(f"the folder of {destination} does not exist; create it first")
-
-
-def _refuse_to_overwrite(destination: Path, inputs: Sequence[str | os.PathLike[str] | None]) -> None:
-    """Raise ``UsageError`` if the output, or the data file that may go with it, is a file this run reads."""
-    written = (destination, destination.with_name(f"{destination.name}.data"))
-    for source in inputs:
-        path = None if source is None else Path(source)
-        if path is None or not path.exists():
-            continue
-        for target in written:
-            if target.exists() and target.samefile(path):
-                raise UsageError(f"{target} is the input {path.name}; give another file with -o")
 
 
 def _instruments(

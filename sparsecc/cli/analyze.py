@@ -82,10 +82,14 @@ def command(
     """
     from sparsecc import ir, plan
     from sparsecc.exec import open_executor
+    from sparsecc.ir.files import model_files
+    from sparsecc.ir.outputs import check_output
     from sparsecc.plan import analysis
     from sparsecc.target import Target
 
     original = ir.Model.load(model)
+    if output is not None:
+        check_output(output, [*model_files(model), metric, costs, calibration_data])
     target = Target.parse("cpu")
     library = plan.library_found(needed=False)
     with progress_bar() as progress, open_executor(executor) as workers:

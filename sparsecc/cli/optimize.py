@@ -22,6 +22,7 @@ from sparsecc.cli.depfile import depfile_option, write_depfile
 from sparsecc.cli.emit import emission, emit_option
 from sparsecc.cli.output import format_bytes, json_option, print_json, print_table, progress_bar
 from sparsecc.cli.planning import asked_of, effort_line, planning_options
+from sparsecc.errors import UsageError
 
 if TYPE_CHECKING:
     from sparsecc.api import OptimizeResult
@@ -205,6 +206,16 @@ def command(
 
     level = planning.pop("level")
     asked = asked_of(needed=False, level=level, **planning)
+    if report is not None:
+        from sparsecc.report import check_report
+
+        goes_to = api.default_output(Path(model)) if output is None else Path(output)
+        if Path(report).resolve() == goes_to.resolve():
+            raise UsageError(
+                f"the model and the report would both be {report}: give another file with --report"
+            )
+        read = (planning["analysis"], planning["metric"], reference, fisher, recipe, costs, calibration_data)
+        check_report(Path(report), [model, *read])
     shapes = parse_input_shapes(input_shapes)
     with emission(emit, model, output, target) as made, progress_bar() as progress:
         result = api.optimize(
@@ -247,7 +258,13 @@ def command(
         if report is not None:
             from sparsecc.report import write_report
 
-            write_report(_document(result, Path(model), target, seed), Path(report))
+            try:
+                write_report(_document(result, Path(model), target, seed), Path(report))
+            except OSError as error:
+                why = error.strerror or error
+                raise UsageError(
+                    f"the report cannot be written to {report}: {why}; the model is in {result.output}"
+                ) from error
         result = made.finish(result, shapes)
     if depfile is not None:
         named = (recipe, reference, fisher, costs, calibration_data, planning["metric"], planning["analysis"])

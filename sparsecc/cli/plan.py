@@ -18,7 +18,6 @@ from sparsecc.cli.arguments import (
 )
 from sparsecc.cli.output import json_option, print_json, progress_bar
 from sparsecc.cli.planning import asked_of, decision_lines, effort_line, planning_options, print_decisions
-from sparsecc.errors import UsageError
 
 __all__ = ["command"]
 
@@ -63,15 +62,18 @@ def command(
     Example: sparsecc plan model.onnx --max-drop 1% --eval accuracy --calibration-data inputs.npz -o plan.toml
     """
     from sparsecc import ir, plan, planning
+    from sparsecc.ir.files import model_files
+    from sparsecc.ir.outputs import check_output
     from sparsecc.plan.outlook import duration
     from sparsecc.target import Target
 
     asked = asked_of(needed=True, **options)
     assert asked is not None, "needed"
     source = Path(model)
-    if output is not None and Path(output).exists() and source.exists() and Path(output).samefile(source):
-        raise UsageError(f"{output} is the input; give another file with -o")
     original = ir.Model.load(source)
+    if output is not None:
+        read = (asked.analysis, asked.metric, costs, calibration_data)
+        check_output(output, [*model_files(source), *read])
     wanted = Target.parse(target)
     threads = plan.usable_threads(threads, wanted, costs)
     with progress_bar() as progress:

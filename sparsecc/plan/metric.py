@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -270,13 +271,15 @@ class UserMetric(Metric):
             raise UsageError(
                 f"{self.where} failed: {type(error).__name__}: {text}; run it by itself to see why"
             ) from error
-        if (
-            isinstance(found, bool)
-            or not isinstance(found, int | float | np.number)
-            or not np.isfinite(found)
-        ):
-            raise UsageError(f"{self.where} returned {found!r}; return one finite number")
-        return float(found)
+        if isinstance(found, bool | np.complexfloating) or not isinstance(found, int | float | np.number):
+            raise UsageError(f"{self.where} returned {_shown(found)}; return one finite number")
+        try:
+            score = float(found)
+        except OverflowError:
+            score = math.inf
+        if not math.isfinite(score):
+            raise UsageError(f"{self.where} returned {_shown(found)}; return one finite number")
+        return score
 
     def damage(self, reference: float, other: float) -> float:
         """How much worse, in the direction that the function says."""
@@ -353,6 +356,15 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any] | None:
         return None
     arrays = read_arrays(Path(path))
     return next((arrays[name] for name in LABELS if name in arrays), None)
+
+
+def _shown(found: object) -> str:
+    """What a function returned, in a few characters of one line."""
+    try:
+        text = " ".join(repr(found).split())
+    except Exception:  # code of the user, and whole numbers of too many digits
+        text = f"something of type {type(found).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _dealt(labels: NDArray[Any] | None, batches: Sequence[Batch]) -> list[NDArray[Any]]:

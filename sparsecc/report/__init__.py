@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from sparsecc.report.reading import parse_document, read_document
-from sparsecc.report.render import render, write_report
+from sparsecc.report.render import check_report, render, write_report
 from sparsecc.report.schema import RunDocument
 
-__all__ = ["RunDocument", "parse_document", "read_document", "render", "write_report"]
+__all__ = ["RunDocument", "check_report", "parse_document", "read_document", "render", "write_report"]

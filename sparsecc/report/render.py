@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparsecc.report.reading import parse_document
 from sparsecc.report.schema import RunDocument
 from sparsecc.report.svg import Html, breakable
 
-__all__ = ["render", "write_report"]
+__all__ = ["check_report", "render", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -30,10 +31,7 @@ def render(document: RunDocument | Mapping[str, Any]) -> str:
         MissingExtraError: Jinja2 is not installed.
     """
     read = document if isinstance(document, RunDocument) else parse_document(document)
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingExtraError("reports need Jinja2: pip install 'sparsecc[report]'") from error
+    jinja2 = _jinja2()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -47,6 +45,27 @@ def render(document: RunDocument | Mapping[str, Any]) -> str:
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'"
     page = environment.get_template("page.html.j2")
     return str(page.render(**view(read), style=style, script=script, policy=policy))
+
+
+def check_report(path: Path, inputs: Sequence[str | os.PathLike[str] | None] = ()) -> None:
+    """Raise now what ``write_report`` would raise at the end of a long run.
+
+    Raises:
+        MissingExtraError: Jinja2 is not installed.
+        UsageError: nothing can be written to ``path``, or it is one of ``inputs``.
+    """
+    from sparsecc.ir.outputs import check_output  # imports onnx, which help texts do without
+
+    _jinja2()
+    check_output(path, inputs)
+
+
+def _jinja2() -> Any:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("reports need Jinja2: pip install 'sparsecc[report]'") from error
+    return jinja2
 
 
 def write_report(document: RunDocument | Mapping[str, Any], path: Path) -> None:

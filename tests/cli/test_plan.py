@@ -165,3 +165,30 @@ def test_level_two_plans_and_holds(sparsecc: Run, wide: Path, data: Path, tmp_pa
     document = json.loads(done.out)
     assert document["metric"]["max_drop"] == pytest.approx(0.01)
     assert loss(wide, out, data) <= 0.01
+
+
+@pytest.mark.parametrize(
+    ("verb", "target", "text"),
+    [
+        (("plan", "--max-drop", "1%"), "inputs.npz", "is the input"),
+        (("plan", "--max-drop", "1%"), "wide.onnx", "is the input"),
+        (("plan", "--max-drop", "1%", "--eval", "judge.py:evaluate"), "judge.py", "is the input"),
+        (("plan", "--max-drop", "1%"), "no/plan.toml", "does not exist"),
+        (("analyze",), "inputs.npz", "is the input"),
+        (("analyze",), "wide.onnx", "is the input"),
+        (("optimize", "--max-drop", "1%", "-o", "new.onnx", "--report"), "new.onnx", "would both be"),
+        (("optimize", "--max-drop", "1%", "-o", "new.onnx", "--report"), "inputs.npz", "is the input"),
+    ],
+)
+def test_what_is_read_is_never_replaced(
+    sparsecc: Run, wide: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    verb: tuple[str, ...], target: str, text: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("judge.py").write_text("def evaluate(run):\n    return 1.0\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    option = () if "--report" in verb else ("-o",)
+    done = sparsecc(*verb, *option, target, wide, "--calibration-data", data)
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert text in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

@@ -128,3 +128,22 @@ def test_labels_may_stand_beside_the_inputs(tmp_path: Path) -> None:
     data = Calibration.from_path(str(tmp_path / "data.npz"), linear(WEIGHT))
     assert sum(len(batch["x"]) for batch in data) == 40
     assert read_labels(tmp_path / "data.py") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("float('nan')", "nan"), ("np.array([0.5])", "array"), ("None", "None"), ("True", "True"),
+        ("np.complex64(1)", "complex64"), ("10**400", "1000"), ("10**5000", "something of type int"),
+        ("np.zeros((50, 50))", "..."), ("float('-inf')", "-inf"),
+    ],
+)  # fmt: skip
+def test_only_one_finite_number_is_a_score(tmp_path: Path, value: str, shown: str) -> None:
+    file = tmp_path / "judge.py"
+    file.write_text(f"import numpy as np\ndef evaluate(run):\n    return {value}\n")
+    model = linear(WEIGHT)
+    with pytest.raises(UsageError, match="return one finite number") as caught:
+        open_metric(str(file), model, BATCHES).score(model)
+    assert shown in str(caught.value)
+    assert len(str(caught.value)) < 150
+    assert "\n" not in str(caught.value)
