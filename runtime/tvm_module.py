@@ -18,6 +18,9 @@ __all__ = ["TvmModule", "is_tvm_module", "shapes_for"]
 
 _THREADS = "TVM_NUM_THREADS"
 
+#: What was loaded: inode, time and size of each file.
+_loaded: dict[Path, tuple[int, int, int]] = {}
+
 
 def is_tvm_module(path: object) -> bool:
     """Whether ``path`` names a shared library, which an ONNX model never is."""
@@ -64,9 +67,11 @@ class TvmModule:
         Raises:
             MissingExtraError: TVM is not installed.
             ModelError: the file is no module, not one of ``--emit tvm``, or one for another machine.
+            UsageError: this process has loaded another file of that name before.
         """
         tvm = _load_tvm()
         self.name = str(path)
+        _refuse_changed(Path(path).resolve())
         try:
             with _told(threads):
                 loaded = tvm.runtime.load_module(str(Path(path).resolve()))
@@ -124,6 +129,19 @@ class TvmModule:
         except Exception as error:  # TVM raises several kinds
             raise ModelError(f"{self.name}: fails while it runs: {_one_line(error)}") from error
         return [result] if isinstance(result, self._tvm.runtime.Tensor) else list(result)
+
+
+def _refuse_changed(path: Path) -> None:
+    """Libraries are known by their names: of a file that was replaced the system would give the old one again."""
+    try:
+        found = path.stat()
+    except OSError:
+        return  # loading says so
+    state = (found.st_ino, found.st_mtime_ns, found.st_size)
+    if _loaded.setdefault(path, state) != state:
+        raise UsageError(
+            f"{path} has changed since this process loaded it: load it in a new process, or rename it"
+        )
 
 
 @contextmanager

@@ -65,6 +65,42 @@ def test_outputs_agree(compiled, perceptron):
     assert (compiled.kernels, compiled.shapes, compiled.weights) == (2, {"x": (3, 48)}, None)
 
 
+def test_a_file_that_was_replaced_is_not_taken_for_the_old_one(compiled, tmp_path):
+    path = tmp_path / "m.so"
+    shutil.copy(compiled.path, path)
+    TvmModule(path)
+    path.unlink()
+    path.write_bytes(compiled.path.read_bytes() + b"more")
+    with pytest.raises(UsageError, match="has changed since this process loaded it"):
+        TvmModule(path)
+
+
+def test_loops_are_ordered_for_vectors():
+    """Rows of a product beside columns in a vector, and what follows a convolution row by row."""
+    pytest.importorskip("tvm", reason=_REASON)
+    from sparsecc.tvm import schedule
+    from sparsecc.tvm.importer import import_model
+
+    text = """m (float[1, 2, 8, 16] a, float[1, 2, 16, 8] b) => (float[1, 2, 8, 8] y) {
+        p = MatMul (a, b)  r = Relu (p)  y = Conv <pads = [1, 1, 1, 1], group = 2> (r, w)
+    }"""
+    module = import_model(prepare(_model(text, w=(2, 1, 3, 3))))
+    import tvm
+    from tvm.relax.backend.cpu_generic import pipeline
+
+    target = tvm.target.Target("llvm")
+    with target:
+        module = tvm.transform.Sequential(pipeline.legalize_passes(target))(module)
+    ordered = {
+        name.name_hint: schedule._ordered(function).script()
+        for name, function in module.functions.items()
+        if isinstance(function, tvm.tirx.PrimFunc)
+    }
+    assert all("T.vectorized(T.int64(8))" in script for script in ordered.values()), ordered
+    assert any("conv" in name for name in ordered)
+    assert any("matmul" in name for name in ordered)
+
+
 def test_another_shape_is_refused(compiled):
     with pytest.raises(UsageError, match=r"compiled for float32 \[3, 48\]"):
         TvmModule(compiled.path).run({"x": np.zeros((4, 48), np.float32)})
@@ -97,7 +133,8 @@ def test_weights_beside_the_module(perceptron, tmp_path, monkeypatch):
             """m (float[1, 8, 9, 9] x) => (float[1, 5] y) {
                 c = Conv <pads = [1, 1, 1, 1]> (x, w1, b1)  r = Relu (c)
                 d = Conv <pads = [1, 1, 1, 1], group = 16> (r, w2)  k = HardSwish (d)
-                s = Add (k, r)  p = GlobalAveragePool (s)  f = Flatten (p)  y = MatMul (f, w3)
+                t = Transpose <perm = [0, 1, 3, 2]> (r)  m = MatMul (k, t)  n = Erf (m)
+                s = Add (n, r)  p = GlobalAveragePool (s)  f = Flatten (p)  y = MatMul (f, w3)
             }""",
             {"w1": (16, 8, 3, 3), "b1": (16,), "w2": (16, 1, 3, 3), "w3": (16, 5)},
         ),
