@@ -6,6 +6,7 @@ Twice: as usual, and built without a compiler (``-Cwheel.cmake=false``), which m
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,22 @@ def check(kind: str, *build_options: str) -> None:
         python = work / "env" / "bin" / "python"
         run(python, "-m", "pip", "install", "--quiet", wheel, cwd=work)
         run(python, "-c", CHECK, MODEL, kind, cwd=work)
-        run(work / "env" / "bin" / "sparsecc", "inspect", "out.onnx", cwd=work)
+        command = work / "env" / "bin" / "sparsecc"
+        run(command, "inspect", "out.onnx", cwd=work)
+        if kind == "native":
+            run(
+                command,
+                "bundle",
+                "out.onnx",
+                "--target",
+                f"{platform.machine()}-linux",
+                "-o",
+                "device",
+                cwd=work,
+            )
+            run(python, "device/examples/run_model.py", cwd=work)
+            run(work / "device" / "bin" / "sparsecc-run", "--version", cwd=work)
+            run(command, "ops", "path", "--cmake", cwd=work)
 
 
 if __name__ == "__main__":
