@@ -383,7 +383,7 @@ def optimize(
         rel_l2_to_input=verify.worst_rel_l2(
             verify.compare(original, work, setting.inputs, library=(False, library))
         ),
-        notes=notes,
+        notes=list(dict.fromkeys(notes)),
         not_sites=[item for item in made.dense.unsupported_sites() if not item[0].startswith(parts)],
         library=library,
         planned=planned,

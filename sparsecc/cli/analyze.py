@@ -133,7 +133,7 @@ def command(
         return print_json({"name": Path(model).name, **found.to_json(), "effort": found.effort.to_json()})
     print_parts(found)
     click.echo(effort_line(found.effort))
-    for note in (*notes, *found.notes):
+    for note in dict.fromkeys((*notes, *found.notes)):
         click.echo(f"note: {note}")
     if output is not None:
         click.echo(f"saved to {output}")

@@ -110,7 +110,7 @@ def command(
     if own is not None:
         most, each = asked.attempts or plan.ATTEMPTS, duration(own.model_seconds)
         click.echo(f"optimize goes on from here: up to {most} models, about {each} each")
-    for note in (*notes, *found.notes):
+    for note in dict.fromkeys((*notes, *found.notes)):
         click.echo(f"note: {note}")
     if output is not None:
         click.echo(f"saved to {output}: sparsecc optimize {source.name} --recipe {Path(output).name}")

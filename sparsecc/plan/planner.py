@@ -58,6 +58,7 @@ class Planner:
         notes: what the user should know of the items.
         results: where what is measured of models is kept; None: in memory.
         effort: what it took to find the items.
+        score: of the input model; None: it is judged when it is needed.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Planner:
         notes: Sequence[str] = (),
         results: Results | None = None,
         effort: Effort | None = None,
+        score: float | None = None,
     ) -> None:
         self.setting = setting
         self.items = tuple(items)
@@ -82,6 +84,7 @@ class Planner:
         self.options = dict(options)
         self.notes = tuple(notes)
         self.effort = effort or Effort()
+        self._score = score
         self._results = results or Results(None)
         self._attempts = Attempts(
             setting,
@@ -97,7 +100,7 @@ class Planner:
     @cached_property
     def score_before(self) -> float:
         """Score of the input model."""
-        return self.metric.score(self.setting.original)
+        return self.metric.score(self.setting.original) if self._score is None else self._score
 
     @cached_property
     def as_it_is(self) -> Choice:

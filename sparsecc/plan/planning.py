@@ -157,6 +157,7 @@ def open_planner(
         notes=found.notes,
         results=results,
         effort=found.effort,
+        score=found.score if asked.analysis is None else None,
     )
 
 
