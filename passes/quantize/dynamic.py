@@ -17,6 +17,7 @@ import onnx_ir
 
 from sparsecc.ir import Model, Site
 from sparsecc.ir.names import free_name, value_names
+from sparsecc.ir.slots import all_graphs
 from sparsecc.passes.quantize.weights import Int8Weights, name_of
 from sparsecc.passes.tidy.graph import add_constant, float_attribute
 
@@ -41,7 +42,7 @@ def dynamic_refusal(model: Model, site: Site) -> str | None:
 
 @dataclass
 class DynamicWriter:
-    """Rewrites sites of one model; sites that read the same value share its quantisation."""
+    """Rewrites sites of one model; sites that read the same value share its quantisation, also with earlier ones."""
 
     model: onnx_ir.Model
     _taken: set[str] = field(init=False)
@@ -49,6 +50,10 @@ class DynamicWriter:
 
     def __post_init__(self) -> None:
         self._taken = value_names(self.model)
+        for graph in all_graphs(self.model):
+            for node in graph:
+                if node.op_type == "DynamicQuantizeLinear" and node.inputs[0] is not None:
+                    self._quantized[graph, node.inputs[0]] = node
 
     def write(self, site: Site, weights: Int8Weights) -> None:
         """Replace all nodes of ``site``."""

@@ -125,6 +125,16 @@ def test_siblings_share_one_quantisation_and_onnxruntime_fuses_it(tmp_path) -> N
     assert "MatMulInteger" not in fused
 
 
+def test_siblings_quantised_one_after_the_other_share_one_quantisation_too() -> None:
+    whole, steps = build(), build()
+    run(whole, "quantize")
+    run(steps, ",".join(f"quantize{{match={site.name}}}" for site in steps.sites()))
+    assert sorted(operators(steps)) == sorted(operators(whole))
+    assert distance(whole, steps) == 0
+    names = [node.name for node in steps.onnx.graph if node.name]
+    assert len(set(names)) == len(names)
+
+
 def test_what_cannot_be_quantised_has_a_reason() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[B, 4, 8, 8] x) => (float[B, 4, 8, 8] y, float[N, 32] z) {
