@@ -20,7 +20,7 @@ from sparsecc.plan.metric import Metric, OutputError
 from sparsecc.plan.outlook import Effort, Pace
 from sparsecc.plan.plan_file import pipeline_of
 from sparsecc.plan.results import Results
-from sparsecc.plan.space import Space
+from sparsecc.plan.space import Space, with_regions
 from sparsecc.plan.whole_model import ModelFit, predict_model, sum_of
 
 __all__ = ["ATTEMPTS", "Budget", "Planner"]
@@ -77,7 +77,7 @@ class Planner:
         score: float | None = None,
     ) -> None:
         self.setting = setting
-        self.items = tuple(items)
+        self.items = with_regions(items)
         self.metric = metric
         self.ms_before = ms
         self.bytes_before = nbytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,10 +11,12 @@ from functools import cached_property
 from sparsecc.plan.choose import back_off, choice_of, front
 from sparsecc.plan.items import Candidate, Choice, Item
 
-__all__ = ["Space"]
+__all__ = ["Space", "with_regions"]
 
-#: How the spec of the pass begins whose results are slow beside float neighbours: both sides are converted.
-_REGIONS = "quantize{activations=static"
+#: The pass whose results are slow beside float neighbours: both sides are converted.
+_REGION = "quantize{activations=static}"
+#: Error that int8 is taken to have where none was measured.
+_ERROR = 0.02
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,18 @@ class Space:
 
     @classmethod
     def regions(cls, items: Sequence[Item]) -> Space | None:
-        """Only candidates with int8 and fixed ranges, for items that have any; None if none has.
+        """Only candidates with int8 and fixed ranges; None where there is an item without one.
 
         Times of parts by themselves do not tell what it takes to change between int8 and float32 from one part to the
         next, so that the front of all choices may miss the model that is int8 throughout.
         """
         kept = {}
         for item in items:
-            quantised = tuple(at for at, own in enumerate(item.candidates) if _is_quantised(own))
-            kept[item.name] = quantised or tuple(range(len(item.candidates)))
-        found = cls(tuple(items), kept)
-        return found if any(_is_quantised(item.candidates[kept[item.name][0]]) for item in items) else None
+            quantised = tuple(at for at, own in enumerate(item.candidates) if _REGION in own.passes)
+            if not quantised:
+                return None
+            kept[item.name] = quantised
+        return cls(tuple(items), kept) if kept else None
 
     @cached_property
     def points(self) -> list[Choice]:
@@ -75,5 +80,26 @@ def _safest(item: Item) -> int:
     return min(range(len(item.candidates)), key=lambda at: item.candidates[at].error)
 
 
-def _is_quantised(candidate: Candidate) -> bool:
-    return any(spec.startswith(_REGIONS) for spec in candidate.passes)
+def with_regions(items: Sequence[Item]) -> tuple[Item, ...]:
+    """Return ``items``, each with int8 and fixed ranges as a candidate if that was tried for any of them.
+
+    A part that gains nothing by it alone, such as a depthwise convolution, may still cost less than changing to
+    float32 and back between neighbours that do gain. Its error is taken to be that of the others.
+    """
+    tried = [own for item in items for own in (*item.candidates, *item.dropped) if own.passes == (_REGION,)]
+    if not tried:
+        return tuple(items)
+    errors = [own.error for own in tried if math.isfinite(own.error)]
+    error = statistics.median(errors) if errors else _ERROR
+    return tuple(_with_region(item, error) for item in items)
+
+
+def _with_region(item: Item, error: float) -> Item:
+    if any(own.passes == (_REGION,) for own in item.candidates):
+        return item
+    dense = item.candidates[0]
+    known = next((own for own in item.dropped if own.passes == (_REGION,)), None)
+    nbytes = dense.bytes if known is None else known.bytes
+    own = Candidate((_REGION,), error, dense.time, nbytes, note="beside others that are int8")
+    dropped = tuple(other for other in item.dropped if other is not known)
+    return replace(item, candidates=(*item.candidates, own), dropped=dropped)

@@ -11,7 +11,7 @@ import pytest
 
 from sparsecc.plan import Candidate, Estimate, Item, Planner
 from sparsecc.plan.guard import Attempt, Limits
-from sparsecc.plan.space import Space
+from sparsecc.plan.space import Space, with_regions
 
 INT8 = "quantize{activations=static}"
 
@@ -37,10 +37,14 @@ def items() -> list[Item]:
 
 
 def test_a_region_holds_int8_wherever_there_is_any() -> None:
-    space = Space.regions(items())
+    own = with_regions(items())
+    added = own[3].candidates[2]
+    assert (added.passes, added.error, added.time.ms) == ((INT8,), 0.1, 10.0)
+    assert own[:3] == tuple(items())[:3]
+    space = Space.regions(own)
     assert space is not None
-    assert space.points[0].chosen == {"i0": 1, "i1": 2, "i2": 1, "i3": 0}
-    assert space.points[-1].chosen == {"i0": 2, "i1": 2, "i2": 2, "i3": 1}
+    assert space.points[0].chosen == {"i0": 1, "i1": 2, "i2": 1, "i3": 2}
+    assert space.points[-1].chosen == {"i0": 2, "i1": 2, "i2": 2, "i3": 2}
     assert [point.ms for point in space.points] == sorted((p.ms for p in space.points), reverse=True)
     seen = [space.points[-1]]
     while (choice := space.safer(seen[-1])) is not None:
@@ -50,7 +54,10 @@ def test_a_region_holds_int8_wherever_there_is_any() -> None:
 
 
 def test_ranges_found_at_run_time_make_no_regions() -> None:
-    assert Space.regions([item(0, ("quantize", 5.0, 0.1))]) is None
+    dynamic = [item(0, ("quantize", 5.0, 0.1))]
+    assert with_regions(dynamic) == tuple(dynamic)
+    assert Space.regions(dynamic) is None
+    assert Space.regions([]) is None
     whole = Space.whole(items())
     assert whole.points[0].chosen == dict.fromkeys(("i0", "i1", "i2", "i3"), 0)
 
@@ -81,7 +88,7 @@ def test_int8_throughout_beats_what_parts_by_themselves_say(monkeypatch: pytest.
     assert not verdict.misses
     assert verdict.best.choice.chosen["i1"] == 2
     held = [attempt.ms for attempt in verdict.attempts if attempt.drop <= 0.01]
-    assert verdict.best.ms == min(held) == 21.0
+    assert verdict.best.ms == min(held) == 23.0
     assert len(verdict.attempts) <= 6
 
 
