@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sparsecc.plan.items import Choice
 
-__all__ = ["Attempt", "Limits", "Verdict", "fastest_within", "verdict", "within_budget"]
+__all__ = ["Attempt", "Limits", "Verdict", "fastest_within", "taken_back", "verdict", "within_budget"]
 
 #: Share by which a measured time or size may exceed its budget: noise of the clock.
 _TOLERANCE = 0.02
@@ -85,6 +85,7 @@ def fastest_within(
     predicted: Callable[[Choice], float],
     limits: Limits,
     most: int,
+    known: Sequence[Attempt] = (),
 ) -> Verdict:
     """Find the fastest of ``points`` whose model loses no more than the limits allow.
 
@@ -100,12 +101,13 @@ def fastest_within(
         predicted: drop of the metric with a choice.
         limits: of the drop, and of the size if any.
         most: attempts, that of the safest point not counted; at least 1.
+        known: attempts that were made before and count.
     """
     drop = math.inf if limits.drop is None else limits.drop
-    search = _Bisection(assemble, predicted, limits, drop, most)
+    search = _Bisection(assemble, predicted, limits, drop, most, known)
     floor, failed = search.run(points)
     if failed is not None:
-        search.run([floor, *reversed(_taken_back(failed, floor, safer)), failed])
+        search.run([floor, *reversed(taken_back(failed, floor, safer)), failed])
     if all(limits.misses(attempt) for attempt in search.attempts):
         search.attempts.append(assemble(points[0]))
     return verdict(search.attempts, limits)
@@ -125,14 +127,17 @@ class _Bisection:
         limits: Limits,
         drop: float,
         most: int,
+        known: Sequence[Attempt],
     ) -> None:
-        self.attempts: list[Attempt] = []
+        self.attempts = list(known)
         self._assemble = assemble
         self._predicted = predicted
         self._limits = limits
         self._drop = drop
         self._most = most
         self._scale = 1.0
+        for attempt in known:
+            self._learn(attempt)
 
     def run(self, points: Sequence[Choice]) -> tuple[Choice, Choice | None]:
         """The last of ``points`` that is known to hold, as the first is, and the first known not to, if any."""
@@ -149,9 +154,14 @@ class _Bisection:
                 high = at
             else:
                 low = at
-            if attempt.drop > 0 and self._predicted(points[at]) > 0:
-                self._scale = attempt.drop / self._predicted(points[at])
+            self._learn(attempt)
         return points[low], points[high] if high < len(points) else None
+
+    def _learn(self, attempt: Attempt) -> None:
+        """What is measured of a model corrects the prediction for the others."""
+        predicted = self._predicted(attempt.choice)
+        if attempt.drop > 0 and predicted > 0:
+            self._scale = attempt.drop / predicted
 
     @staticmethod
     def _key(choice: Choice) -> tuple[int, ...]:
@@ -203,8 +213,8 @@ def within_budget(
     return verdict(attempts, limits) if attempts else None
 
 
-def _taken_back(failed: Choice, floor: Choice, safer: Callable[[Choice], Choice | None]) -> list[Choice]:
-    """The choices from ``failed`` back to the damage of ``floor``, item by item, both left out."""
+def taken_back(failed: Choice, floor: Choice, safer: Callable[[Choice], Choice | None]) -> list[Choice]:
+    """Return the choices from ``failed`` back to the damage of ``floor``, item by item, both left out."""
     found: list[Choice] = []
     choice = safer(failed)
     while choice is not None and choice.damage > floor.damage:

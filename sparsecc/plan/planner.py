@@ -13,7 +13,7 @@ from typing import Any
 from sparsecc.plan.attempts import Attempts
 from sparsecc.plan.budget import Amount
 from sparsecc.plan.choose import Quantity, choice_of, choose, front
-from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, verdict, within_budget
+from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, taken_back, verdict, within_budget
 from sparsecc.plan.items import Choice, Item
 from sparsecc.plan.making import Made, Setting
 from sparsecc.plan.metric import Metric, OutputError
@@ -222,15 +222,21 @@ class Planner:
         return Space.regions(self.items)
 
     def _fastest(self, assemble: Callable[[Choice], Attempt], limits: Limits, most: int) -> Verdict:
-        """Where the model holds in int8 throughout, the fastest of those that stay so; else the fastest of all."""
-        space, known = self._whole, list[Attempt]()
+        """The fastest choice that holds.
+
+        Where the model is faster in int8 throughout, it is looked for among those that stay so; if that loses too much,
+        among those between it and the model as it is.
+        """
+        space, points, known = self._whole, self.points, list[Attempt]()
         if self._regions is not None:
-            known.append(assemble(self._regions.points[0]))
+            int8 = self._regions.points[0]
+            known.append(assemble(int8))
             if known[0].ms < self.ms_before and not limits.misses(known[0]):
-                space = self._regions
-        left = max(1, most - len(known))
-        found = fastest_within(space.points, assemble, space.safer, self.predicted_drop, limits, left)
-        return verdict([*known, *(one for one in found.attempts if one not in known)], limits)
+                space, points = self._regions, self._regions.points
+            elif known[0].ms < self.ms_before:
+                points = [self.as_it_is, *reversed(taken_back(int8, self.as_it_is, space.safer)), int8]
+        most = max(most, len(known) + 1)
+        return fastest_within(points, assemble, space.safer, self.predicted_drop, limits, most, known)
 
     def _cheapest(self, ms: float | None, size: float | None) -> Choice | None:
         """The choice of least damage within a predicted time and size of the model."""

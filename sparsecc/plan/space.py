@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sparsecc.plan.choose import back_off, choice_of, front
-from sparsecc.plan.items import Candidate, Choice, Item
+from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 
 __all__ = ["Space", "with_regions"]
 
@@ -84,22 +84,31 @@ def with_regions(items: Sequence[Item]) -> tuple[Item, ...]:
     """Return ``items``, each with int8 and fixed ranges as a candidate if that was tried for any of them.
 
     A part that gains nothing by it alone, such as a depthwise convolution, may still cost less than changing to
-    float32 and back between neighbours that do gain. Its error is taken to be that of the others.
+    float32 and back between neighbours that do gain. Its error and its share of the time are taken to be those of the
+    others.
     """
     tried = [own for item in items for own in (*item.candidates, *item.dropped) if own.passes == (_REGION,)]
     if not tried:
         return tuple(items)
     errors = [own.error for own in tried if math.isfinite(own.error)]
     error = statistics.median(errors) if errors else _ERROR
-    return tuple(_with_region(item, error) for item in items)
+    shares = [
+        own.time.ms / item.candidates[0].time.ms
+        for item in items
+        for own in item.candidates
+        if own.passes == (_REGION,) and item.candidates[0].time.ms
+    ]
+    share = statistics.median(shares) if shares else 1.0
+    return tuple(_with_region(item, error, share) for item in items)
 
 
-def _with_region(item: Item, error: float) -> Item:
+def _with_region(item: Item, error: float, share: float) -> Item:
     if any(own.passes == (_REGION,) for own in item.candidates):
         return item
     dense = item.candidates[0]
     known = next((own for own in item.dropped if own.passes == (_REGION,)), None)
     nbytes = dense.bytes if known is None else known.bytes
-    own = Candidate((_REGION,), error, dense.time, nbytes, note="beside others that are int8")
+    time = Estimate(share * dense.time.ms, "interpolated", 1 - share)
+    own = Candidate((_REGION,), error, time, nbytes, note="beside others that are int8")
     dropped = tuple(other for other in item.dropped if other is not known)
     return replace(item, candidates=(*item.candidates, own), dropped=dropped)
