@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparsecc.errors import MissingExtraError, ModelError, UsageError
+from sparsecc.errors import MissingExtraError, ModelError, RuntimeMissingError, UsageError
 
 __all__ = ["TvmModule", "is_tvm_module", "shapes_for"]
 
@@ -67,6 +67,7 @@ class TvmModule:
         Raises:
             MissingExtraError: TVM is not installed.
             ModelError: the file is no module, not one of ``--emit tvm``, or one for another machine.
+            RuntimeMissingError: it is for a device that is not here.
             UsageError: this process has loaded another file of that name before.
         """
         tvm = _load_tvm()
@@ -75,9 +76,16 @@ class TvmModule:
         try:
             with _told(threads):
                 loaded = tvm.runtime.load_module(str(Path(path).resolve()))
-                self._machine = tvm.relax.VirtualMachine(loaded, tvm.cpu())
                 signature = json.loads(str(loaded.get_function("sparsecc_signature", query_imports=True)()))
+                self._device = tvm.device(signature["device"])
+                if not self._device.exist:
+                    raise RuntimeMissingError(
+                        f"{self.name} is for {signature['device']}, of which there is none here"
+                    )
+                self._machine = tvm.relax.VirtualMachine(loaded, self._device)
                 loaded.get_function("sparsecc_prepare", query_imports=True)()
+        except RuntimeMissingError:
+            raise
         except Exception as error:  # TVM raises several kinds
             raise ModelError(
                 f"{self.name}: TVM cannot load it: {_one_line(error)} (made for another machine or by another "
@@ -121,7 +129,7 @@ class TvmModule:
                 f"{self.name}: input '{name}' is {array.dtype.name} {list(array.shape)}; the module was compiled for "
                 f"{wanted['dtype']} {wanted['shape']} (--input-shape at `optimize --emit tvm` sets it)"
             )
-        return self._tvm.runtime.tensor(array)
+        return self._tvm.runtime.tensor(array, self._device)
 
     def _called(self, tensors: list[Any]) -> list[Any]:
         try:

@@ -24,7 +24,7 @@ emit_option = click.option(
     type=click.Choice(["onnx", "tvm"]),
     default="onnx",
     show_default=True,
-    help="Write an ONNX file, or a shared library that needs only TVM's runtime (for --target cpu or arm64).",
+    help="Write an ONNX file, or a shared library that needs only TVM's runtime.",
 )
 
 

@@ -19,6 +19,7 @@ from sparsecc.tvm.link import INLINE_LIMIT, Toolchain, linker, toolchain
 from sparsecc.tvm.prepare import Prepared, prepare
 from sparsecc.tvm.record import write_record
 from sparsecc.tvm.schedule import schedule
+from sparsecc.tvm.standard import prepare_standard
 from sparsecc.verify import compare_arrays, make_inputs, runner, worst_rel_l2
 
 __all__ = ["Compiled", "check_target", "compile_model"]
@@ -61,7 +62,8 @@ def compile_model(
     Args:
         model: as ``optimize`` wrote it, or any other.
         output: file to write, ``.so``.
-        target: ``cpu``, this kind of machine, or ``arm64``, 64-bit ARM with Linux.
+        target: ``cpu``, this kind of machine, ``arm64``, 64-bit ARM with Linux, or ``cuda``, where standard operators
+            stand for ours and zeros gain nothing.
         input_shapes: of inputs with symbolic dimensions; see ``calib.resolve_shapes`` for what is taken else.
         inline_limit: bytes of weights above which they go to ``<output>.weights``.
         seed: of the inputs on which it is compared with onnxruntime.
@@ -74,18 +76,16 @@ def compile_model(
     """
     path = Path(output)
     tools = check_target(target, path)
-    prepared = prepare(model, input_shapes)
+    prepared = (prepare_standard if target == "cuda" else prepare)(model, input_shapes)
     module = import_model(prepared)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sparsecc") as folder:
-            record = Path(folder) / "record"
-            with record.open("wb") as file:
-                write_record(_signature(prepared), [item.record for item in prepared.kernels], file)
+            record = _record(prepared, _device(target), Path(folder) / "record")
             beside = f"{path.name}.weights" if record.stat().st_size > inline_limit else ""
-            made = _export(module, tools, record, beside, Path(folder) / "module.so")
-            here = made
+            made = here = _export(module, tools, record, beside, Path(folder) / "module.so")
             if target != "cpu":
-                here = _export(module, check_target("cpu", path), record, beside, Path(folder) / "here.so")
+                own = record if _device(target) == "cpu" else _record(prepared, "cpu", Path(folder) / "own")
+                here = _export(module, check_target("cpu", path), own, beside, Path(folder) / "here.so")
             if beside:
                 record = record.rename(Path(folder) / beside)
             distance = _distance(model, here, prepared, seed)
@@ -127,13 +127,23 @@ def _distance(model: Model, path: Path, prepared: Prepared, seed: int) -> float:
     return distance
 
 
-def _signature(prepared: Prepared) -> str:
+def _device(target: str) -> str:
+    return "cuda" if target == "cuda" else "cpu"
+
+
+def _record(prepared: Prepared, device: str, path: Path) -> Path:
+    """Write the record of a module: its signature and the nodes that run on our kernels."""
     inputs = [
         {"name": spec.name, "dtype": spec.dtype, "shape": list(prepared.shapes[spec.name])}
         for spec in prepared.model.input_specs()
     ]
     outputs = [spec.name for spec in prepared.model.output_specs()]
-    return json.dumps({"inputs": inputs, "outputs": outputs}, ensure_ascii=False)
+    signature = {"device": device, "inputs": inputs, "outputs": outputs}
+    with path.open("wb") as file:
+        write_record(
+            json.dumps(signature, ensure_ascii=False), [item.record for item in prepared.kernels], file
+        )
+    return path
 
 
 def _built(module: Any, target: Mapping[str, Any]) -> Any:

@@ -19,6 +19,15 @@ __all__ = ["INLINE_LIMIT", "Toolchain", "linker", "toolchain"]
 #: Bytes of packed weights above which they go to a file beside the module: code reaches 2 GB of constants.
 INLINE_LIMIT = 1_000_000_000
 
+#: Any GPU since Ampere: nothing is measured here, so nothing finer is chosen.
+_CUDA = {
+    "kind": "cuda",
+    "arch": "sm_80",
+    "max_threads_per_block": 1024,
+    "max_shared_memory_per_block": 49152,
+    "thread_warp_size": 32,
+}
+
 #: The module's own part: the record, and our functions under the names by which TVM finds them.
 _PART = """\
 #include <stdint.h>
@@ -59,7 +68,7 @@ class Toolchain:
 
 
 def toolchain(target: str, processor: dict[str, Any]) -> Toolchain:
-    """Return the tools for a target, ``cpu`` or ``arm64``.
+    """Return the tools for a target, ``cpu``, ``arm64`` or ``cuda``.
 
     Args:
         target: which.
@@ -74,15 +83,21 @@ def toolchain(target: str, processor: dict[str, Any]) -> Toolchain:
     elif target == "arm64":
         compiler = "aarch64-linux-gnu-g++"
         wanted = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]}
+    elif target == "cuda":
+        compiler, wanted = os.environ.get("CXX", "c++"), {**_CUDA, "host": processor}
+        if shutil.which("nvcc") is None:
+            raise RuntimeMissingError(
+                "--emit tvm --target cuda compiles with nvcc, which is not installed: install CUDA"
+            )
     else:
-        raise UsageError(f"--emit tvm has no target '{target}': known are cpu, arm64")
+        raise UsageError(f"--emit tvm has no target '{target}': known are cpu, arm64, cuda")
     found = shutil.which(compiler)
     if found is None:
         raise RuntimeMissingError(
             f"--emit tvm links with {compiler}, which is not installed: apt-get install "
-            + ("g++" if target == "cpu" else "g++-aarch64-linux-gnu")
+            + ("g++-aarch64-linux-gnu" if target == "arm64" else "g++")
         )
-    return Toolchain(found, get_static_library(target), wanted)
+    return Toolchain(found, get_static_library("arm64" if target == "arm64" else "cpu"), wanted)
 
 
 def linker(tools: Toolchain, record: Path, beside: str) -> Callable[..., None]:

@@ -24,7 +24,7 @@ from sparsecc.pm import PassContext
 from sparsecc.sparse import Layout, Pattern
 from sparsecc.tvm.record import NodeRecord
 
-__all__ = ["NODE", "NUMBER", "KernelNode", "Prepared", "prepare"]
+__all__ = ["NODE", "NUMBER", "KernelNode", "Prepared", "prepare", "raised", "settle"]
 
 #: Name of the operator that stands for a node of ours, and its attribute: which.
 NODE = "SparseccKernel"
@@ -76,8 +76,8 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
         ModelError: a node of ours is none of this release.
     """
     settled = resolve_shapes(model, shapes)
-    model = _raised(model)
-    _settle(model, settled)
+    model = raised(model)
+    settle(model, settled)
     context = PassContext()
     Tidy().run(model, context)
     infer_more_shapes(model.onnx)
@@ -96,7 +96,7 @@ def prepare(model: Model, shapes: Mapping[str, Sequence[int]] | None = None) -> 
     return Prepared(model, tuple(kernels), settled)
 
 
-def _raised(model: Model) -> Model:
+def raised(model: Model) -> Model:
     """A copy, of a version of ONNX in which sites can be lowered where onnx can convert it."""
     if model.opset >= MIN_OPSET or model.onnx.functions:
         return model.copy()
@@ -106,7 +106,7 @@ def _raised(model: Model) -> Model:
         return model.copy()
 
 
-def _settle(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def settle(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Give the inputs their shapes; what was known of others by symbols is found out again."""
     for value in model.onnx.graph.inputs:
         if value.name is not None and value.name in shapes:

@@ -24,9 +24,15 @@ _MOST_UNROLLED = 49
 
 
 def schedule(target: Any) -> Any:
-    """Return the passes for a target of TVM's: operators become loops, neighbours are fused, memory is planned."""
+    """Return the passes for a target of TVM's: operators become loops, neighbours are fused, memory is planned.
+
+    For GPUs they are TVM's own, with its schedules.
+    """
     import tvm
     from tvm.relax.backend.cpu_generic import pipeline
+
+    if target.kind.name == "cuda":
+        return tvm.relax.get_default_pipeline(target)
 
     @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def loops(module: Any, _: Any) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 import machine
 import numpy as np
 import onnxruntime
+from modules import run_modules
 
 import sparsecc
 from sparsecc import bundle, runtime
@@ -167,6 +168,7 @@ def main() -> int:
         passed &= run_models(library, Path(folder))
         passed &= run_bundle(Path(folder))
         passed &= run_static(Path(folder))
+        passed &= run_modules(Path(folder), library)
     print(f"ARM: {'passed' if passed else 'FAILED'} after {time.monotonic() - begin:.0f} s")
     return 0 if passed else 1
 

@@ -16,7 +16,16 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["MissingError", "build_library", "build_static_program", "prepare", "program", "python", "tools"]
+__all__ = [
+    "MissingError",
+    "build_library",
+    "build_static_program",
+    "more_wheels",
+    "prepare",
+    "program",
+    "python",
+    "tools",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "arm64"
@@ -130,13 +139,13 @@ def _unpack_debian(folder: Path) -> None:
         _run("dpkg-deb", "--extract", archive, folder)
 
 
-def _unpack_wheels(version: str, folder: Path) -> None:
+def _unpack_wheels(version: str, folder: Path, names: Sequence[str] = WHEELS) -> None:
     """Put the wheels for that version of Python into ``folder``."""
-    cache = WORK / "wheels"
+    cache = WORK / "wheels" / folder.name
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     _run(
         sys.executable, "-m", "pip", "download", "--quiet", "--dest", cache, "--only-binary=:all:",
-        "--python-version", version, *platforms, *WHEELS,
+        "--python-version", version, *platforms, *names,
     )  # fmt: skip
     for wheel in sorted(cache.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
@@ -156,11 +165,28 @@ def prepare() -> None:
     for name in ("root", "site", "apt", "wheels"):
         shutil.rmtree(WORK / name, ignore_errors=True)
     _unpack_debian(WORK / "root")
+    _unpack_wheels(_version(), WORK / "site")
+    stamp.write_text(wanted)
+
+
+def _version() -> str:
+    """The version of Python on the machine, such as 3.11."""
     found = re.fullmatch(r"python(\d+\.\d+)", (WORK / "root/usr/bin/python3").readlink().name)
     if found is None:
         raise MissingError("Debian's python3 is not a link to a version of it")
-    _unpack_wheels(found[1], WORK / "site")
-    stamp.write_text(wanted)
+    return found[1]
+
+
+def more_wheels(name: str, version: str) -> Path:
+    """A folder with the wheels of one more package, of just that version, and what it needs.
+
+    Raises:
+        MissingError: they cannot be had.
+    """
+    folder = WORK / f"{name}-{version}"
+    if not folder.exists():
+        _unpack_wheels(_version(), folder, [f"{name}=={version}"])
+    return folder
 
 
 def python(
