@@ -75,6 +75,7 @@ class PredictedCosts(SiteCosts):
         self._activations = dict(activations or {})
         self._input: _Input | None = None
         self._runs: dict[str, int] = {}
+        self._rewritten: dict[tuple[str, str, bool], tuple[RewriteCost, bool]] = {}
 
     def open_model(self, original: Model) -> float:
         """Take ``original`` as the input model and return its time there in ms.
@@ -211,13 +212,10 @@ class PredictedCosts(SiteCosts):
         Raises:
             MeasurementError: it has no times of these products, or of other operators that do their work.
         """
-        inner = PredictedCosts(
-            self.times, random_inputs(part, self._seed), self._seed, self._activations_of(part)
-        )
-        marked, ready = rewritten_part(
-            part, lambda own, _: rewrite(own), inner if custom_ops else None, layout
-        )
-        return inner._compared(part, marked, ready), has_sparse_ops(ready)
+        known = (key, str(layout), custom_ops)
+        if known not in self._rewritten:  # parts of one shape are asked about again and again
+            self._rewritten[known] = self._priced(part, lambda own, _: rewrite(own), custom_ops, layout)
+        return self._rewritten[known]
 
     def _together(
         self,
@@ -228,9 +226,20 @@ class PredictedCosts(SiteCosts):
         key: str,
         custom_ops: bool,
     ) -> RewriteCost:
-        return self.part_rewritten(own, lambda part: rewrite(part, part.sites()), key, custom_ops=custom_ops)[
-            0
-        ]
+        return self._priced(own, rewrite, custom_ops, None)[0]
+
+    def _priced(
+        self,
+        part: Model,
+        rewrite: Callable[[Model, Sequence[Site]], None],
+        custom_ops: bool,
+        layout: Layout | None,
+    ) -> tuple[RewriteCost, bool]:
+        inner = PredictedCosts(
+            self.times, random_inputs(part, self._seed), self._seed, self._activations_of(part)
+        )
+        marked, ready = rewritten_part(part, rewrite, inner if custom_ops else None, layout)
+        return inner._compared(part, marked, ready), has_sparse_ops(ready)
 
     def _compared(self, part: Model, marked: Model, ready: Model) -> RewriteCost:
         """What a part and a rewritten one take."""
@@ -239,6 +248,8 @@ class PredictedCosts(SiteCosts):
             raise MeasurementError(f"no times of {others[0][0]} on the target: {others[0][1]}")
         before = [timed.time for timed in self._timed_sites(part, (), None, part).values()]
         after = [timed.time for timed in self._timed_sites(marked, None, None, part).values()]
+        if not before or not after:
+            raise MeasurementError("no times on the target: it computes with other operators than products")
         source = "measured" if {time.source for time in (*before, *after)} == {"measured"} else "interpolated"
         dense_ms, ms = (math.fsum(time.ms for time in times) for times in (before, after))
         unsure = [

@@ -213,7 +213,7 @@ class Pricing:
             (middle, known[0].dense_bytes, spread), tuple(kept), tuple(dropped),
             tuple(family.specs for family in families),
             before=before if isinstance(before, PricedForm) and before.share("ms") < 1 else None,
-            source="measured" if all(cost.source == "measured" for cost in known) else "interpolated",
+            source="measured" if any(cost.source == "measured" for cost in known) else "interpolated",
         )  # fmt: skip
 
     def _timed(self, alone: Model, key: str, passes: Passes) -> PricedForm | str:

@@ -16,7 +16,9 @@ import sparsecc
 from sparsecc import ir, plan, verify
 from sparsecc.cli.main import run
 from sparsecc.errors import MeasurementError, RuntimeMissingError, UsageError
+from sparsecc.passes.lower.linear_form import linear_form
 from sparsecc.plan import CostTable, profile
+from sparsecc.plan.alone import form_ends, part_model
 from sparsecc.plan.cost_model import CostModel
 from sparsecc.plan.part_data import PartCalibration
 from sparsecc.plan.part_forms import sketched
@@ -137,6 +139,14 @@ def test_parts_take_what_their_products_take(source: Path) -> None:
     assert cost.ms == pytest.approx(EACH * 0.25, rel=0.03)
     assert cost.bytes < cost.dense_bytes
     assert costs.rewritten(model, site, prune, "blocks", custom_ops=False).ms == EACH
+    asked: list[str] = []
+    alone = part_model([form_ends(linear_form(model, site, site.node))], (1, 16, 64), model)
+    for name in ("one", "one", "two"):  # parts of one shape are priced once
+        found, sparse = costs.part_rewritten(
+            alone, lambda _, name=name: asked.append(name), name, custom_ops=False
+        )
+        assert (found.dense_ms, found.ms, sparse) == (EACH, EACH, False)
+    assert asked == ["one", "two"]
 
     def other(part: ir.Model, own: ir.Site) -> None:
         noise = PassContext(calibration=PartCalibration.of_noise(part))
