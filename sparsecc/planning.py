@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsecc.errors import BudgetError, VerificationError
-from sparsecc.ir.files import file_sha256
+from sparsecc.ir.files import file_sha256, model_files
+from sparsecc.ir.outputs import check_output
 from sparsecc.plan import (
     Asked,
     Choice,
@@ -140,7 +141,11 @@ def plan_and_make(
     Raises:
         BudgetError: it cannot be, in time or size.
         VerificationError: it cannot be, in the metric; the best model is beside the output.
+        UsageError: the input lies where that would go.
     """
+    aside = destination.with_name(f"{destination.stem}.rejected{destination.suffix}")
+    if asked.budget().drop is not None:
+        check_output(aside, model_files(source))
     planner = open_planner(
         setting,
         asked,
@@ -155,7 +160,6 @@ def plan_and_make(
         raise BudgetError(f"{_wanted(limits)} cannot be reached: {_least(planner)}; ask for more")
     best, made = verdict.best, planner.made(verdict)
     if "drop" in verdict.misses:
-        aside = destination.with_name(f"{destination.stem}.rejected{destination.suffix}")
         made.model.save(aside)
         raise VerificationError(
             f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g} loses more than {limits.drop:.3g} "

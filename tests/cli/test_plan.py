@@ -192,3 +192,13 @@ def test_what_is_read_is_never_replaced(
     assert (done.code, done.err.count("\n")) == (2, 1), done.err
     assert text in done.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_rejected_model_does_not_replace_the_input(sparsecc: Run, wide: Path, data: Path) -> None:
+    again = wide.rename(wide.with_name("small.rejected.onnx"))
+    before = again.read_bytes()
+    done = sparsecc("optimize", again, "-o", again.with_name("small.onnx"), "--calibration-data", data,
+                    "--budget-size", "0.5x", "--max-drop", "0", *FAMILIES)  # fmt: skip
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "small.rejected.onnx is the input" in done.err
+    assert again.read_bytes() == before
