@@ -124,7 +124,8 @@ def centred(moment: Matrix, left: NDArray[np.float64], right: NDArray[np.float64
     With a bias that is fitted too, this is all that weights have to explain: a fit on centred moments, with the
     bias that makes the means agree, is the best of weights and bias together.
     """
-    return moment - np.outer(left, right)
+    product = np.outer(left, right)
+    return np.asarray(np.subtract(moment, product, out=product))  # one matrix less in memory
 
 
 def irreducible_error(

@@ -12,6 +12,9 @@ from sparsecc.passes.prune.gram import damped
 
 __all__ = ["Consumer", "Curve", "compensate", "removal_curve"]
 
+#: Rows of an inverse that are brought up to date at a time.
+_ROWS = 512
+
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
@@ -105,7 +108,9 @@ class _State:
         gone = self._columns[units].ravel()
         pivot = np.linalg.solve(self._inverse[np.ix_(gone, gone)], self._inverse[gone])
         self._weight -= self._weight[:, gone] @ pivot
-        self._inverse -= self._inverse[:, gone] @ pivot
+        for start in range(0, len(self._inverse), _ROWS):  # the product is as large as the inverse
+            some = slice(start, start + _ROWS)
+            self._inverse[some] -= self._inverse[some][:, gone] @ pivot
         self._weight[:, gone] = 0
         # Rows of removed columns are rounding now; a unit diagonal keeps later blocks regular.
         self._inverse[gone, :] = 0

@@ -234,7 +234,8 @@ class PruneStructured(Pass):
         waiting = list(orbits)
         for step in calibration.walk(model, list(needed.values())):
             for name, moments in step.items():
-                gram = moments.gram - moments.mean[..., :, None] * moments.mean[..., None, :]
+                gram = moments.mean[..., :, None] * moments.mean[..., None, :]
+                np.subtract(moments.gram, gram, out=gram)
                 if np.isfinite(gram).all():
                     grams[name] = gram
                 else:

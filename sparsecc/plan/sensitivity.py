@@ -16,15 +16,17 @@ from sparsecc.plan.metric import Batch, Metric, OutputError
 from sparsecc.plan.part_data import PartCalibration, collect_parts
 from sparsecc.plan.parts import Part, find_parts
 from sparsecc.plan.results import Results
-from sparsecc.pm import CalibrationSource, PassContext, Pipeline, Progress, no_progress
+from sparsecc.pm import CalibrationSource, PassContext, Pipeline, Progress, Trial, no_progress
 from sparsecc.pm.choices import ITEMS, SiteChoice, expanded
 
 __all__ = ["Sensitivity", "measure_sensitivity", "replaced"]
 
 #: Version of what is kept of earlier runs.
-_FORMAT = 1
-#: Samples that outputs are compared on.
+_FORMAT = 2
+#: Samples that outputs are compared on: so many, or fewer once they hold enough numbers (tokens of a text).
 _SAMPLES = 32
+_FEWEST_SAMPLES = 16
+_NUMBERS = 2048
 #: Error that a replacement should have: large enough to show, small enough for its square to tell.
 _ERROR = 0.15
 #: The same where all parts are replaced at once.
@@ -133,8 +135,9 @@ def _floored(per_error: Mapping[str, float]) -> dict[str, float]:
 def _few(calibration: CalibrationSource) -> list[Batch]:
     """The first batches, as many as hold enough samples; the last is cut."""
     found: list[Batch] = []
-    left = _SAMPLES
-    for batch in calibration:
+    left = 0
+    for number, batch in enumerate(calibration):
+        left = left if number else _wanted(batch)
         sizes = {array.shape[0] if array.ndim else 0 for array in batch.values()}
         size = sizes.pop() if len(sizes) == 1 else 0
         cut = size > left
@@ -143,6 +146,12 @@ def _few(calibration: CalibrationSource) -> list[Batch]:
         if left <= 0:
             break
     return found
+
+
+def _wanted(batch: Batch) -> int:
+    """How many samples are enough, where others are as large as those of this batch."""
+    numbers = max((array[:1].size for array in batch.values() if array.ndim), default=1)
+    return min(_SAMPLES, max(_FEWEST_SAMPLES, -(-_NUMBERS // max(1, numbers))))
 
 
 class _Replacing:
@@ -198,11 +207,12 @@ class _Replacing:
         both = self._model
         for done, (name, data) in enumerate(self._calibrations(names, progress)):
             progress("replacing parts", done, len(names))
+            trial = Trial()  # of both replacements, which begin with the same weights
             try:
                 if name not in lost:
-                    lost[name] = self._outputs.score(self._with(self._model, name, data, self.alone))
+                    lost[name] = self._outputs.score(self._with(self._model, name, data, self.alone, trial))
                     self._results.put("damage", keys[name], {"lost": lost[name]})
-                both = self._with(both, name, data, self.mild) if joint is None else both
+                both = self._with(both, name, data, self.mild, trial) if joint is None else both
             except SparseccError as error:
                 self.notes.append(f"{name}: its sensitivity is not known: {error}")
         progress("replacing parts", len(names), len(names))
@@ -229,10 +239,11 @@ class _Replacing:
         name: str,
         calibration: CalibrationSource | str,
         chosen: Mapping[str, Candidate],
+        trial: Trial,
     ) -> Model:
         if isinstance(calibration, str):
             raise MeasurementError(calibration)
-        context = PassContext(seed=self._seed, calibration=calibration, threads=self._threads)
+        context = PassContext(seed=self._seed, calibration=calibration, threads=self._threads, trial=trial)
         return replaced(model, self._sites[name], chosen[name].passes, context)
 
     def _judged(self, other: Model) -> dict[str, float]:

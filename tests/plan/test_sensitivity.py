@@ -198,3 +198,9 @@ def test_the_verb_saves_what_planning_reads(tmp_path: Path, monkeypatch: pytest.
     assert "64x64" in table
     assert "eval" in table
     assert "sensitivity" in table
+
+
+@pytest.mark.parametrize(("tokens", "wanted"), [(16, 32), (64, 32), (100, 21), (128, 16), (4096, 16)])
+def test_outputs_are_compared_on_fewer_long_samples(tokens: int, wanted: int) -> None:
+    batches = [{"x": np.zeros((5, tokens), np.float32)} for _ in range(8)]
+    assert [len(batch["x"]) for batch in sensitivity._few(batches)] == [5] * (wanted // 5) + [wanted % 5]
