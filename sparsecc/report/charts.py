@@ -47,7 +47,9 @@ def _axes(
     return drawn
 
 
-def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: str) -> Html | None:
+def front(
+    points: Sequence[FrontPoint], by: str, limit: float | None, metric: str, allowed: float | None = None
+) -> Html | None:
     """Predicted damage against time or bytes, the chosen point, the input, the budget.
 
     The line joins the points that no other beats in both; a front by time may hold others that are larger for it.
@@ -57,6 +59,7 @@ def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: st
         by: ``ms`` or ``bytes``.
         limit: the budget in that unit.
         metric: what is damaged.
+        allowed: most that it may lose.
 
     Returns:
         Nothing if fewer than two points have both numbers.
@@ -84,6 +87,11 @@ def front(points: Sequence[FrontPoint], by: str, limit: float | None, metric: st
         drawn += [
             _line(x(limit), y.start, x(limit), y.end, "limit"),
             _label(x(limit) - 5, y.end + 10, "budget", "end"),
+        ]
+    if allowed is not None and 0 < allowed <= most:
+        drawn += [
+            _line(x.start, y(allowed), x.end, y(allowed), "limit"),
+            _label(x.start + 3, y(allowed) - 5, "allowed", "start"),
         ]
     least = itertools.accumulate((place[1] for place in places), min, initial=math.inf)
     best = [place for place, before in zip(places, least, strict=False) if place[1] < before]

@@ -191,7 +191,9 @@ def _asked(item: Any) -> str:
 def _fronts(document: RunDocument, metric: str) -> list[Html]:
     limits = {item.kind: item.limit for item in document.budgets}
     fronts = {"ms": document.front, "bytes": document.front_bytes or document.front}
-    drawn = [charts.front(points, by, limits.get(by), metric) for by, points in fronts.items()]
+    drawn = [
+        charts.front(points, by, limits.get(by), metric, limits.get("drop")) for by, points in fronts.items()
+    ]
     return [chart for chart in drawn if chart is not None]
 
 

@@ -24,3 +24,9 @@ def test_the_line_leaves_out_what_another_beats() -> None:
         assert line is not None
         joined[by] = len(re.findall("[ML]", line[1]))
     assert joined == {"ms": 4, "bytes": 3}
+
+
+def test_what_may_be_lost_is_a_line_where_it_is_within_the_chart() -> None:
+    points = [FrontPoint(ms=2.0, damage=0.0, input=True), FrontPoint(ms=1.0, damage=0.3, chosen=True)]
+    for allowed, drawn in ((0.1, True), (0.3, True), (0.5, False), (0.0, False), (None, False)):
+        assert (">allowed<" in str(charts.front(points, "ms", None, "accuracy", allowed))) == drawn
