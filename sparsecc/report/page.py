@@ -47,6 +47,7 @@ def view(document: RunDocument) -> dict[str, Any]:
         "balance_long": len(document.partition) > _LONG,
         "metric": document.metric,
         "steps": _steps(document.metric),
+        "elsewhere": _is_predicted(document.latency),
         "passes": _passes(document),
         "not_sites": document.not_sites,
         "provenance": _provenance(document),
@@ -54,6 +55,10 @@ def view(document: RunDocument) -> dict[str, Any]:
     }
     parts["sections"] = _sections(parts)
     return parts
+
+
+def _is_predicted(latency: Latency | None) -> bool:
+    return latency is not None and latency.source == "predicted"
 
 
 def _sections(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -119,7 +124,7 @@ def _tiles(document: RunDocument) -> list[dict[str, str]]:
         ratio = latency.speedup or times(latency.before_ms, latency.after_ms)
         more = f"{number(latency.before_ms)} → {number(latency.after_ms)} ms"
         words = ("faster", "slower")
-        if latency.source == "predicted":
+        if _is_predicted(latency):
             words, more = ("predicted faster", "predicted slower"), f"{more}, not measured"
         tiles.append(_ratio_tile(ratio, words, more))
     elif document.predicted is not None and document.predicted.ms is not None:

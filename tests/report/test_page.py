@@ -64,6 +64,18 @@ def test_every_part_has_its_section(document: Document) -> None:
         assert text in re.sub(r"\s+", " ", page.text), text
 
 
+def test_times_of_another_machine_are_not_called_measured(document: Document) -> None:
+    whole = document()
+    here = Reader(render(whole)).text
+    assert "made and measured" in here
+    assert "predicted faster" not in here
+    latency = {"before_ms": 10.0, "after_ms": 5.0, "speedup": 2.0, "threads": 1, "source": "predicted"}
+    there = re.sub(r"\s+", " ", Reader(render({**whole, "latency": latency})).text)
+    for text in ("predicted faster", "ms, not measured", "times are predicted for another machine"):
+        assert text in there
+    assert "made and measured" not in there
+
+
 def test_parts_that_are_missing_are_left_out(document: Document) -> None:
     whole = document()
     parts = {
