@@ -73,9 +73,10 @@ class QuantizeEmbedding(Pass):
             codes, scales = row_codes(before)
             _rewrite(model, table, codes, scales)
             error = float(np.linalg.norm(codes * scales - before) / np.linalg.norm(before))
+            detail = f"int8 with a scale for each of {len(codes)} rows"
+            report.note(f"{table.name}: {detail}")  # which no site tells
             report.change(
-                table.name, f"int8 with a scale for each of {len(codes)} rows", density_before=density(before),
-                density_after=density(codes), relative_error=error,
+                table.name, detail, density_before=density(before), density_after=density(codes), relative_error=error,
             )  # fmt: skip
         if report.changed:
             model.infer_shapes()
