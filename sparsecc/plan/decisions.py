@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecc.ir import Model
+from sparsecc.ir import Model, Site
 from sparsecc.ir.packed import packed_sites
 from sparsecc.passes.hybrid.rewriting import PART_KEY
 from sparsecc.plan.rounds import Outcome
@@ -51,7 +51,9 @@ class SiteDecision:
         return asdict(self)
 
 
-def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> list[SiteDecision]:
+def decisions(
+    dense: Model, result: Model, outcome: Outcome, *, kept: bool, original: Model | None = None
+) -> list[SiteDecision]:
     """Return one line per site of the dense model: the layout it got in ``result`` and the last reason given for it.
 
     Sites that were factorised are one line, and one for each part of them that became sparse or narrow.
@@ -61,6 +63,7 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
         result: the model that is written.
         outcome: the run of the pipeline that made it.
         kept: whether ``result`` is what that run made, not what stands in for it because it was slower.
+        original: the input model, if sites that read less than in it shall say so.
     """
     lowered = {
         name: packed.layout for packed in packed_sites(result) for name in packed.members or (packed.name,)
@@ -75,6 +78,7 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
     }
     reasons |= {name: f"not used, the model was slower with it: {reasons[name]}" for name in told}
     found: list[SiteDecision] = []
+    inputs = {} if original is None else {site.name: _inputs(site) for site in original.sites()}
     rewritten = _with_zeros(_rewritten(outcome.reports), dense, lowered)
     for site in dense.sites():
         layout = lowered.get(site.name, "dense" if site.quantization is None else str(INT8_DENSE))
@@ -83,6 +87,8 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
             found.append(whole)
         if whole is None or layout != "dense":  # dense parts of a rewritten site are told by what it became
             reason = reasons.get(site.name, "no pass chose otherwise")
+            if _inputs(site) < inputs.get(site.name, 0):
+                reason = f"{inputs[site.name]} -> {_inputs(site)} inputs; {reason}"
             found.append(SiteDecision(site.name, site.op, site.shape, density(site.numpy()), layout, reason))
     if kept:  # what a session unpacks is no site any more
         found += [whole for whole in rewritten.values() if whole not in found]
@@ -97,6 +103,11 @@ def decisions(dense: Model, result: Model, outcome: Outcome, *, kept: bool) -> l
         )
         for packed in packed_sites(dense)
     ]
+
+
+def _inputs(site: Site) -> int:
+    """How many channels or numbers a site reads."""
+    return site.shape[1] // site.kernel_size
 
 
 def _rewritten(reports: Sequence[PassReport]) -> dict[str, SiteDecision]:

@@ -117,5 +117,5 @@ def make(pipeline: Pipeline, setting: Setting) -> Made:
         check_agreement(before, after, setting.inputs, setting.library) for before, after in promises
     )
     dense = snapshots.before_lowering if kept and snapshots.before_lowering is not None else work
-    sites = decisions(dense, work, outcome, kept=kept)
+    sites = decisions(dense, work, outcome, kept=kept, original=setting.original)
     return Made(work, outcome, kept, dense, sites, latency, distance, tuple(notes))

@@ -14,13 +14,13 @@ from sparsecc.pm import PassContext, PassReport, Pipeline
 PIPELINE = "factor-svd{param-ratio=0.5 min-elements=1},choose-layout"
 
 
-def two_layers() -> Model:
+def two_layers(units: int = 32) -> Model:
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 17]>
         g (float[4,32] x) => (float[4,9] y) { [first] h = MatMul(x, a) [second] y = MatMul(h, b) }"""
     )
     rng = np.random.default_rng(0)
-    for name, shape in (("a", (32, 32)), ("b", (32, 9))):
+    for name, shape in (("a", (32, units)), ("b", (units, 9))):
         array = rng.standard_normal(shape).astype(np.float32)
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return Model.from_proto(proto)
@@ -48,6 +48,18 @@ def test_what_became_of_a_module_is_told_beside_the_choice_of_layout():
     layout.skip("first", "too few zeros")
     (first, _) = decisions(model, model, Outcome(model, [smaller, layout], {}), kept=True)
     assert first.reason == "32 -> 24 neurons; too few zeros"
+
+
+def test_a_site_that_reads_fewer_units_says_so_although_its_own_were_kept():
+    model, report = two_layers(24), PassReport("prune-structured")
+    report.change("first", "32 -> 24 units")
+    report.skip("second", "it is the output 'y'")
+    outcome = Outcome(model, [report], {})
+    first, second = decisions(model, model, outcome, kept=True, original=two_layers())
+    assert (first.reason, second.reason) == (
+        "32 -> 24 units",
+        "32 -> 24 inputs; not pruned: it is the output 'y'",
+    )
 
 
 def test_zeros_of_a_sparse_part_that_is_stored_dense_count():
