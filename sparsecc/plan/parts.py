@@ -216,8 +216,22 @@ def _unite(
     """Make ``names`` one group if what it grows to can be taken out of the model."""
     roots = {together[name] for name in names}
     grown = [suited[name] for name in suited if together[name] in roots]
-    if len(grown) <= _MOST_COUPLED and _ends(model, grown) is not None:
+    if (
+        len(grown) <= _MOST_COUPLED
+        and (ends := _ends(model, grown)) is not None
+        and _takes_any_batch(ends[1])
+    ):
         together.union(*names)
+
+
+def _takes_any_batch(ends: Sequence[Borders]) -> bool:
+    """Whether what lies between these borders runs on many samples at once, as fits do."""
+    nodes: set[onnx_ir.Node] = set().union(*(_behind(end.output, end.source) or () for end in ends))
+    shapes = [
+        node.inputs[1].const_value for node in nodes
+        if node.op_type == "Reshape" and len(node.inputs) > 1 and node.inputs[1] is not None
+    ]  # fmt: skip
+    return not any(shape is not None and shape.size > 1 and int(shape.numpy()[0]) > 0 for shape in shapes)
 
 
 def _coupled(model: Model, suited: Mapping[str, Site]) -> Iterable[list[str]]:

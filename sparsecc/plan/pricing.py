@@ -302,9 +302,9 @@ def _dropped(passes: Passes, found: PricedForm | str, why: str) -> Candidate:
 
 
 def _shape_key(alone: Model) -> str:
-    """All that the time of a part depends on: operators, attributes, shapes; zeros where there are many."""
+    """What forms and times of a part depend on: opset, operators, attributes, shapes; zeros where there are many."""
     graph = alone.onnx.graph
-    lines = [f"{value.shape} {value.type}" for value in graph.inputs]
+    lines = [f"opset {alone.opset}", *(f"{value.shape} {value.type}" for value in graph.inputs)]
     numbers = {value: number for number, value in enumerate(graph.inputs)}
     for node in graph:
         names = []

@@ -18,6 +18,7 @@ from sparsecc.errors import RuntimeMissingError
 from sparsecc.exec import Threads
 from sparsecc.ir import Model
 from sparsecc.plan import candidates as module
+from sparsecc.plan import pricing
 from sparsecc.plan.alone import constant_bytes
 from sparsecc.plan.candidates import find_items
 from sparsecc.plan.items import Item
@@ -356,3 +357,28 @@ def test_forms_are_the_same_wherever_they_are_fitted_and_a_run_goes_on(
     again = Elsewhere()
     search(build(), executor=again, results=Results(tmp_path / "empty"))
     assert whole.done == again.done - 1  # what the first run finished stays
+
+
+def test_refusals_of_an_older_opset_do_not_count_for_a_converted_model() -> None:
+    """int8 needs a newer one: what is kept of the same layers in an older version says nothing of them."""
+    old, new = build(), build()
+    old.onnx.opset_imports[""] = 10
+    assert pricing._shape_key(old) != pricing._shape_key(new) == pricing._shape_key(build())
+
+
+def test_parts_whose_batch_is_fixed_between_their_layers_are_not_coupled() -> None:
+    """Forms are fitted to all samples at once, which a Reshape to one sample refuses."""
+    names = {}
+    for batch in (0, 1):
+        proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+            g (float[N,8,4,4] x) => (float[N,10] y) <int64[2] shape = {{{batch}, 256}}> {{
+                [first] h = Conv<pads = [1, 1, 1, 1]>(x, w)
+                r = Relu(h)
+                f = Reshape(r, shape)
+                [second] y = MatMul(f, v)
+            }}""")
+        for name, shape in {"w": (16, 8, 3, 3), "v": (256, 10)}.items():
+            array = np.ones(shape, np.float32)
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        names[batch] = [part.names for part in find_parts(Model.from_proto(proto))]
+    assert names == {0: [("first", "second")], 1: [("first",), ("second",)]}

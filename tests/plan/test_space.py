@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from sparsecc.plan import Candidate, Estimate, Item, Planner
+from sparsecc.plan import Candidate, Choice, Estimate, Item, Planner
 from sparsecc.plan.guard import Attempt, Limits
 from sparsecc.plan.space import Space, with_regions
 
@@ -101,3 +102,24 @@ def test_where_int8_loses_too_much_all_choices_count(monkeypatch: pytest.MonkeyP
         "i1": 1,
         "i2": 0,
     }
+
+
+def test_int8_that_gains_nothing_does_not_hold_the_search_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = planner(monkeypatch, 0.0)
+    measured = own._attempts.get
+    int8 = Space.regions(own.items)
+    assert int8 is not None
+
+    def slow(choice: Choice) -> Attempt:
+        found = measured(choice)
+        return replace(found, ms=39.9) if choice == int8.points[0] else found
+
+    monkeypatch.setattr(own._attempts, "get", slow)
+    verdict = own.search(Limits(drop=0.01), 6)
+    assert verdict is not None
+    assert verdict.best.ms < 39.0
+    assert any(INT8 not in form.passes for form in chosen_forms(own, verdict.best.choice))
+
+
+def chosen_forms(own: Planner, choice: Choice) -> list[Candidate]:
+    return [item.candidates[choice.chosen[item.name]] for item in own.items]
