@@ -19,9 +19,9 @@ __all__ = ["Effort", "Outlook", "Pace", "duration", "outlook_of", "peak_bytes"]
 
 #: Seconds that timing one form of one shape takes, most of them for the clock; of many it is found that they need none.
 _FORM_SECONDS = 0.3
-#: Seconds per multiplication of fitting a form, and share of the forms that are fitted.
+#: Seconds per multiplication of fitting a form, and share of that which a form takes where all are fitted in a trial.
 _FIT_SECONDS = 3e-10
-_FITTED = 0.3
+_FITTED = 0.1
 #: Seconds per part beside that: it is cut out, fed, and replaced in the model.
 _PART_SECONDS = 1.0
 #: Seconds for timing a model that was made, and checking it.
