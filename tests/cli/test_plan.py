@@ -184,6 +184,8 @@ def test_what_is_read_is_never_replaced(
     sparsecc: Run, wide: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     verb: tuple[str, ...], target: str, text: str,
 ) -> None:  # fmt: skip
+    if "--report" in verb:
+        pytest.importorskip("jinja2", reason="reports need Jinja2: pip install 'sparsecc[report]'")
     monkeypatch.chdir(tmp_path)
     Path("judge.py").write_text("def evaluate(run):\n    return 1.0\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
