@@ -12,7 +12,7 @@ from typing import Any
 
 from sparsecc.plan.attempts import Attempts
 from sparsecc.plan.budget import Amount
-from sparsecc.plan.choose import Quantity, choice_of, choose, front
+from sparsecc.plan.choose import choice_of, front
 from sparsecc.plan.guard import Attempt, Limits, Verdict, fastest_within, taken_back, verdict, within_budget
 from sparsecc.plan.items import Choice, Item
 from sparsecc.plan.making import Made, Setting
@@ -163,7 +163,7 @@ class Planner:
             int8 = regions is not None and self.predicted_drop(regions.points[0]) <= drop
             points = regions.points if regions is not None and int8 else self.points
             return [point for point in points if self.predicted_drop(point) <= drop][-1]
-        return self._cheapest(limits.ms, limits.bytes)
+        return self._cheapest(self._whole, limits.ms, limits.bytes)
 
     def search(self, limits: Limits, most: int | None = None) -> Verdict | None:
         """Make choices real until one keeps all limits; see ``sparsecc.plan.guard``.
@@ -214,7 +214,22 @@ class Planner:
 
         if limits.ms is None and limits.bytes is None:
             return self._fastest(assemble, limits, most)
-        return within_budget(self._cheapest, assemble, limits, self.predicted_ms, self.predicted_bytes, most)
+        found = self._within(self._whole, assemble, limits, most)
+        if found is not None and found.misses == ("drop",) and self._regions is not None:
+            # what parts by themselves lose may mislead, and int8 throughout may lose less
+            other = self._within(self._regions, assemble, limits, most - len(found.attempts))
+            found = verdict([*found.attempts, *(other.attempts if other else ())], limits)
+        return found
+
+    def _within(
+        self, space: Space, assemble: Callable[[Choice], Attempt], limits: Limits, most: int
+    ) -> Verdict | None:
+        """The choice of least damage in ``space`` that keeps the limits on time and size."""
+
+        def cheapest(ms: float | None, size: float | None) -> Choice | None:
+            return self._cheapest(space, ms, size)
+
+        return within_budget(cheapest, assemble, limits, self.predicted_ms, self.predicted_bytes, most)
 
     @cached_property
     def _whole(self) -> Space:
@@ -242,18 +257,15 @@ class Planner:
         most = max(most, len(known) + 1)
         return fastest_within(points, assemble, space.safer, self.predicted_drop, limits, most, known)
 
-    def _cheapest(self, ms: float | None, size: float | None) -> Choice | None:
-        """The choice of least damage within a predicted time and size of the model."""
+    def _cheapest(self, space: Space, ms: float | None, size: float | None) -> Choice | None:
+        """The choice of least damage in ``space`` within a predicted time and size of the model."""
         left = None if size is None else size - self.predicted_bytes(self.as_it_is) + self.as_it_is.bytes
         if ms is None:
             most = math.inf if left is None else left
-            return choose(self.items, limit="bytes", budget=most, minimise="damage") if most >= 0 else None
+            return space.cheapest("bytes", most) if most >= 0 else None
         fit = self._fit()
         sites = (ms - fit.rest) / fit.share if fit.share else math.inf
-        also: tuple[Quantity, float] | None = None if left is None else ("bytes", left)
-        return (
-            choose(self.items, limit="ms", budget=sites, minimise="damage", also=also) if sites >= 0 else None
-        )
+        return space.cheapest("ms", sites, None if left is None else ("bytes", left)) if sites >= 0 else None
 
     def _fit(self) -> ModelFit:
         """The time of models from those of their sites, from all that were measured."""

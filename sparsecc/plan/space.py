@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from sparsecc.plan.choose import back_off, choice_of, front
+from sparsecc.plan.choose import Quantity, back_off, choice_of, choose, front
 from sparsecc.plan.items import Candidate, Choice, Estimate, Item
 
 __all__ = ["Space", "with_regions"]
@@ -62,6 +62,13 @@ class Space:
         """The next safer choice; see ``back_off``."""
         own = {name: self.kept[name].index(number) for name, number in choice.chosen.items()}
         found = back_off(self._items, choice_of(self._items, own))
+        return None if found is None else self._whole(found)
+
+    def cheapest(
+        self, limit: Quantity, budget: float, also: tuple[Quantity, float] | None = None
+    ) -> Choice | None:
+        """The choice of least damage within a budget; see ``sparsecc.plan.choose``."""
+        found = choose(self._items, limit=limit, budget=budget, minimise="damage", also=also)
         return None if found is None else self._whole(found)
 
     @cached_property

@@ -121,5 +121,24 @@ def test_int8_that_gains_nothing_does_not_hold_the_search_back(monkeypatch: pyte
     assert any(INT8 not in form.passes for form in chosen_forms(own, verdict.best.choice))
 
 
+def test_within_a_budget_int8_throughout_is_tried_where_the_safest_choice_loses_too_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = planner(monkeypatch, 0.0)
+    measured = own._attempts.get
+
+    def lossy(choice: Choice) -> Attempt:
+        found = measured(choice)
+        float_forms = any(form.passes == ("factor-rrr",) for form in chosen_forms(own, choice))
+        return replace(found, drop=0.5) if float_forms else found
+
+    monkeypatch.setattr(own._attempts, "get", lossy)
+    verdict = own.search(Limits(bytes=2500, drop=0.05), 6)
+    assert verdict is not None
+    assert not verdict.misses
+    assert verdict.attempts[0].drop == 0.5
+    assert all(INT8 in form.passes for form in chosen_forms(own, verdict.best.choice)[:3])
+
+
 def chosen_forms(own: Planner, choice: Choice) -> list[Candidate]:
     return [item.candidates[choice.chosen[item.name]] for item in own.items]
