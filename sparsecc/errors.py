@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "PassError",
     "RuntimeMissingError",
+    "ScoreError",
     "SparseccError",
     "SpecError",
     "UnsafeModelError",
@@ -37,6 +38,10 @@ class UsageError(SparseccError):
     """An argument, option or input file other than the model is wrong."""
 
     exit_code = 2
+
+
+class ScoreError(UsageError):
+    """The metric of a model is no finite number."""
 
 
 class SpecError(UsageError):

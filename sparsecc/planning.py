@@ -161,8 +161,9 @@ def plan_and_make(
     best, made = verdict.best, planner.made(verdict)
     if "drop" in verdict.misses:
         made.model.save(aside)
+        lost = "is no score" if limits.drop is None else f"loses more than {limits.drop:.3g}"
         raise VerificationError(
-            f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g} loses more than {limits.drop:.3g} "
+            f"{planner.metric.name} {planner.score_before:.6g} -> {best.score:.6g} {lost} "
             f"({len(verdict.attempts)} models made); the best is {aside.name} ({best.ms:.4g} ms): allow more with "
             "--max-drop, or a larger budget"
         )

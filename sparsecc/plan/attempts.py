@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sparsecc
+from sparsecc.errors import ScoreError
 from sparsecc.plan.guard import Attempt
 from sparsecc.plan.items import Choice
 from sparsecc.plan.making import Made, Setting, make
@@ -75,7 +76,7 @@ class Attempts:
         """Make the model of ``choice`` in any case, and measure it."""
         key = self._key(choice)
         made = make(self._pipeline_of(choice), self._setting)
-        score = self._metric.score(made.model) if made.kept else self._score()
+        score = self._scored(made) if made.kept else self._score()
         attempt = Attempt(
             choice,
             self._ms * made.latency.after_ms / made.latency.before_ms,  # both measured in turns
@@ -86,8 +87,16 @@ class Attempts:
         self._made[key], self._found[key] = made, attempt
         self.count += 1
         figures = {"ms": attempt.ms, "score": attempt.score, "drop": attempt.drop, "bytes": attempt.bytes}
-        self._results.put("attempt", key, figures)
+        if math.isfinite(score):
+            self._results.put("attempt", key, figures)
         return attempt
+
+    def _scored(self, made: Made) -> float:
+        """Score of a model; NaN, which keeps no limit, where the metric has no finite number for it."""
+        try:
+            return self._metric.score(made.model)
+        except ScoreError:
+            return math.nan
 
     def made(self, choice: Choice) -> Made | None:
         """The model of ``choice``; None where this run has not made it, or has let go of it."""

@@ -25,7 +25,7 @@ class Attempt:
         choice: what was chosen.
         ms: measured time of the model.
         score: of the model, in the unit of the metric.
-        drop: what the metric lost against the input model; below 0 where it gained.
+        drop: what the metric lost against the input model; below 0 where it gained, NaN where it is no number.
         bytes: of the model's file.
     """
 
@@ -57,7 +57,7 @@ class Limits:
             found.append("ms")
         if self.bytes is not None and attempt.bytes > self.bytes:
             found.append("bytes")
-        if self.drop is not None and not attempt.drop <= self.drop:
+        if math.isnan(attempt.drop) or (self.drop is not None and not attempt.drop <= self.drop):
             found.append("drop")
         return tuple(found)
 
@@ -229,5 +229,8 @@ def verdict(attempts: Sequence[Attempt], limits: Limits) -> Verdict:
     if holding:
         best = min(holding, key=lambda attempt: (attempt.ms, attempt.bytes))
     else:
-        best = min(attempts, key=lambda attempt: (len(limits.misses(attempt)), attempt.drop))
+        best = min(
+            attempts,
+            key=lambda attempt: (len(limits.misses(attempt)), math.isnan(attempt.drop), attempt.drop),
+        )
     return Verdict(best, limits.misses(best), tuple(attempts))

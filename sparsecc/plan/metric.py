@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sparsecc import emit, verify
 from sparsecc.calib.source import LABELS, load_function, read_arrays
-from sparsecc.errors import UsageError
+from sparsecc.errors import ScoreError, UsageError
 from sparsecc.ir import Model
 
 __all__ = ["METRICS", "Metric", "OutputError", "UserMetric", "open_metric", "read_labels"]
@@ -49,12 +49,13 @@ class Metric(ABC):
         """Run ``model`` on all batches and judge what it gives.
 
         Raises:
+            ScoreError: the score is no finite number.
             UsageError: its outputs do not suit the metric.
             ModelError: onnxruntime refuses it.
         """
         score = self.judge(self.outputs(model))
         if not np.isfinite(score):
-            raise UsageError(
+            raise ScoreError(
                 f"the metric {self.name} of this model is {score}: look at its outputs and the data"
             )
         return score
@@ -261,7 +262,8 @@ class UserMetric(Metric):
         """Call the function.
 
         Raises:
-            UsageError: it fails, or returns no finite number.
+            ScoreError: it returns a number that is not finite.
+            UsageError: it fails, or returns no number.
         """
         run = self.runner(model)
         try:
@@ -278,7 +280,7 @@ class UserMetric(Metric):
         except OverflowError:
             score = math.inf
         if not math.isfinite(score):
-            raise UsageError(f"{self.where} returned {_shown(found)}; return one finite number")
+            raise ScoreError(f"{self.where} returned {_shown(found)}; return one finite number")
         return score
 
     def damage(self, reference: float, other: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import sparsecc
-from sparsecc.errors import MeasurementError, SparseccError
+from sparsecc.errors import MeasurementError, ScoreError, SparseccError
 from sparsecc.ir import Model
 from sparsecc.plan.items import Candidate, Item
 from sparsecc.plan.metric import Batch, Metric, OutputError
@@ -106,9 +107,8 @@ def measure_sensitivity(
     scale = joint.get("damage", 0.0) / joint["lost"] ** 2 if joint.get("lost") else 0.0
     notes = list(work.notes)
     if metric is not None and not scale > 0:
-        notes.append(
-            f"the metric {metric.name} did not suffer from all replacements at once: errors of outputs count"
-        )
+        said = "has no number for" if joint and "damage" not in joint else "did not suffer from"
+        notes.append(f"the metric {metric.name} {said} all replacements at once: errors of outputs count")
     scale = scale if scale > 0 else 1.0
     predicted = sum(value * work.mild[name].error ** 2 for name, value in per_error.items())
     return Sensitivity(
@@ -249,7 +249,9 @@ class _Replacing:
     def _judged(self, other: Model) -> dict[str, float]:
         found = {"lost": self._outputs.score(other)}
         if self._metric is not None:
-            found["damage"] = self._metric.damage(self._metric.score(self._model), self._metric.score(other))
+            before = self._metric.score(self._model)
+            with contextlib.suppress(ScoreError):  # the caller says so
+                found["damage"] = self._metric.damage(before, self._metric.score(other))
         return found
 
     def _joint_key(self) -> str:

@@ -198,7 +198,7 @@ def guard_steps(items: Sequence[Item], attempts: Sequence[Attempt], limits: Limi
                 "change": _changed(items, before, attempt.choice),
                 "ms": attempt.ms,
                 "bytes": attempt.bytes,
-                "value": attempt.score,
+                "value": attempt.score if math.isfinite(attempt.score) else None,
                 "held": not limits.misses(attempt),
             }
         )

@@ -158,6 +158,31 @@ def test_levels_that_lose_nothing(sparsecc: Run, wide: Path, tmp_path: Path, lev
     assert "nothing to plan" in done.err
 
 
+def test_a_model_without_a_score_is_taken_back(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
+    judge, out = tmp_path / "judge.py", tmp_path / "out.onnx"
+    judge.write_text(
+        "import numpy as np\nfirst = []\n"
+        "def evaluate(run, data):\n"
+        "    y = np.concatenate([run(batch)['y'] for batch in data])\n"
+        "    first.append(y)\n"
+        "    return 1.0 if np.allclose(y, first[0], rtol=1e-3, atol=1e-4) else float('nan')\n"
+    )
+    ask = ("--calibration-data", data, "--eval", judge, "--no-resume", *FAMILIES)
+    done = sparsecc("optimize", wide, "-o", out, "--max-drop", "0.5", *ask, "--json")
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    steps = document["metric"]["steps"]
+    assert steps[0]["value"] is None
+    assert not steps[0]["held"]
+    assert document["metric"]["after"] == 1.0
+    assert loss(wide, out, data) < 1e-3
+    small = tmp_path / "small.onnx"
+    done = sparsecc("optimize", wide, "-o", small, "--budget-size", "0.6x", *ask)
+    assert (done.code, done.err.count("\n")) == (4, 1), done.err
+    assert "nan is no score" in done.err
+    assert not small.exists()
+
+
 def test_level_two_plans_and_holds(sparsecc: Run, wide: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.onnx"
     done = sparsecc("optimize", wide, "-o", out, "-O2", "--calibration-data", data, *FAMILIES, "--json")

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.plan.guard import Attempt, Limits, fastest_within, within_budget
+from sparsecc.plan.guard import Attempt, Limits, fastest_within, verdict, within_budget
 from sparsecc.plan.items import Choice
 
 ITEMS = 8
@@ -89,6 +89,16 @@ def test_nan_is_a_miss() -> None:
     verdict = fastest_within(front(), assemble, safer, lambda choice: choice.damage, Limits(drop=1.0), 4)
     assert verdict.best.choice == front()[0]
     assert not verdict.misses
+
+
+def test_a_score_that_is_no_number_keeps_no_budget_and_is_never_the_closest() -> None:
+    choice = front()[-1]
+    unknown = Attempt(choice, 1.0, float("nan"), float("nan"), 10)
+    known = Attempt(choice, 1.0, 0.0, 5.0, 10)
+    assert Limits(bytes=100).misses(unknown) == ("drop",)
+    assert Limits(bytes=100).misses(known) == ()
+    assert verdict([unknown, known], Limits(drop=1.0)).best is known
+    assert verdict([known, unknown], Limits(drop=1.0)).best is known
 
 
 def test_items_are_taken_back_one_by_one() -> None:
